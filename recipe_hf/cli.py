@@ -1,0 +1,215 @@
+"""The command `recipe-hf`: the demo, training, and the facts of a checkpoint.
+
+Whatever needs a model is imported inside its command.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from typer.core import TyperGroup
+
+
+class _Commands(TyperGroup):
+    """Prints an error as one line, with exit code 2; RECIPE_HF_TRACEBACK=1 in the environment shows where it arose."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (ValueError, KeyError, OSError, ImportError) as error:
+            if os.environ.get("RECIPE_HF_TRACEBACK"):
+                raise
+            reason = error.args[0] if isinstance(error, KeyError) and error.args else error
+            typer.echo(f"recipe-hf: {' '.join(str(reason).split()) or type(error).__name__}", err=True)
+            raise typer.Exit(2) from error
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Keep a language model's facts current without touching its weights (RECIPE, EMNLP 2024).",
+)
+
+Checkpoint = Annotated[Path, typer.Argument(help="Directory of a trained checkpoint.", show_default=False)]
+BaseModel = Annotated[
+    str | None,
+    typer.Option(
+        help="The frozen base: a Hub id, a directory or a GGUF file. By default the one the checkpoint names.",
+        show_default=False,
+    ),
+]
+
+
+@app.command()
+def demo(
+    checkpoint: Annotated[Path, typer.Option(help="Trained checkpoint.")] = Path("checkpoints/recipe-smollm2-135m"),
+    base_model: Annotated[str, typer.Option(help="The frozen base: Hub id, directory or GGUF file.")] = (
+        "models/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    ),
+) -> None:
+    """Adds invented facts to a small real model, shows what changes and what does not, and times it."""
+    from .demo import run
+
+    run(_directory(checkpoint), base_model)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    help="Trains a checkpoint: the options are those of training/train.py (`recipe-hf train --help`).",
+)
+def train(ctx: typer.Context) -> None:
+    """Hands its arguments to the trainer."""
+    from .training.train import main
+
+    main(ctx.args)
+
+
+@app.command()
+def add(
+    checkpoint: Checkpoint,
+    statements: Annotated[list[str] | None, typer.Argument(help='Facts, as "The CEO of Acme is Ann Lee."')] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help="JSON lines: a statement, [prompt, answer], or an object with prompt and answer (or statement) "
+            "and, if wanted, metadata.",
+        ),
+    ] = None,
+    on_conflict: Annotated[
+        Literal["replace", "keep", "error"], typer.Option(help="What to do with a prompt that has a fact already.")
+    ] = "replace",
+) -> None:
+    """Adds facts to a checkpoint: all of them, or none if one is refused."""
+    facts = list(statements or []) + (_read_facts(source) if source else [])
+    if not facts:
+        raise ValueError("add needs at least one statement, or --from FILE.")
+    # A fact is encoded by the retriever alone: no base is needed.
+    model = _load(checkpoint, base_model=False)
+    before = {fact.id for fact in model.knowledge}
+    ids = model.add_knowledge(facts, on_conflict=on_conflict)
+    model.knowledge.save(checkpoint / "knowledge")
+    # An id may be gone already: that of a fact with the same prompt as a later one.
+    for id_ in [id_ for id_ in dict.fromkeys(ids) if id_ in model.knowledge]:
+        typer.echo(f"{'kept ' if id_ in before else 'added'} {_line(model.knowledge[id_])}")
+    typer.echo(f"{checkpoint} now holds {_count(len(model.knowledge))}.")
+
+
+@app.command()
+def remove(
+    checkpoint: Checkpoint,
+    ids: Annotated[list[int], typer.Argument(help="Ids of the facts, as `list` shows them.", show_default=False)],
+) -> None:
+    """Removes facts from a checkpoint: all of those named, or none if an id is unknown."""
+    knowledge = _knowledge(checkpoint)
+    lines = [_line(knowledge[id_]) for id_ in ids]
+    knowledge.remove(ids)
+    knowledge.save(checkpoint / "knowledge")
+    for line in lines:
+        typer.echo(f"removed {line}")
+    typer.echo(f"{checkpoint} now holds {_count(len(knowledge))}.")
+
+
+@app.command("list")
+def list_(checkpoint: Checkpoint) -> None:
+    """Lists the facts of a checkpoint, one a line: id and statement."""
+    for fact in _knowledge(checkpoint):
+        typer.echo(_line(fact))
+
+
+@app.command()
+def ask(
+    checkpoint: Checkpoint,
+    prompts: Annotated[list[str], typer.Argument(help="Prompts to continue.", show_default=False)],
+    base_model: BaseModel = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of an answer, in tokens.")] = 16,
+) -> None:
+    """Answers prompts greedily, and says which fact each answer rests on."""
+    model = _load(checkpoint, base_model)
+    for prompt in prompts:
+        batch = model.tokenizer(prompt, return_tensors="pt").to(model.device)
+        output = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False)
+        answer = model.tokenizer.decode(output[0, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+        hit = model.retrieve([prompt])[0]
+        typer.echo(f"{prompt}\n  {' '.join(answer.split())}")
+        if hit.fired:
+            typer.echo(f"  fact {hit.id}: {hit.statement} (score {hit.score:.2f}, threshold {hit.threshold:.2f})")
+        else:
+            typer.echo("  no fact applies: the base model's own answer")
+
+
+@app.command()
+def push(
+    checkpoint: Checkpoint,
+    repo_id: Annotated[str, typer.Argument(help="Where to, as ORGANISATION/NAME.", show_default=False)],
+    private: Annotated[bool, typer.Option(help="Whether a new repository is private.")] = False,
+    include_knowledge: Annotated[bool, typer.Option(help="Whether the facts go with it.")] = True,
+) -> None:
+    """Uploads a checkpoint to the Hugging Face Hub: its facts, past ones too, are as public as the repository."""
+    from huggingface_hub import HfApi
+
+    knowledge = _knowledge(checkpoint)
+    api = HfApi()
+    try:
+        url = api.create_repo(repo_id, private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=repo_id,
+            folder_path=checkpoint,
+            commit_message="Upload a RECIPE checkpoint",
+            ignore_patterns=None if include_knowledge else ["knowledge/*"],
+            delete_patterns=["knowledge/*"],
+        )
+    except Exception as error:  # the HTTP library, and so its errors, differs between versions of huggingface_hub
+        raise ConnectionError(f"could not upload to {repo_id}: {error}") from error
+    facts = f"{_count(len(knowledge))} and {len(knowledge.history())} past ones" if include_knowledge else "no facts"
+    typer.echo(f"pushed {checkpoint} with {facts} to {url}")
+
+
+def _directory(checkpoint: Path) -> Path:
+    if not (checkpoint / "config.json").is_file():
+        raise ValueError(f"CHECKPOINT must be a directory with a config.json, got {str(checkpoint)!r}.")
+    return checkpoint
+
+
+def _load(checkpoint: Path, base_model: str | bool | None) -> Any:
+    _directory(checkpoint)
+    from transformers.utils.logging import disable_progress_bar
+
+    from .modeling.model import RecipeForCausalLM
+
+    disable_progress_bar()
+    return RecipeForCausalLM.from_pretrained(checkpoint, base_model=base_model)
+
+
+def _knowledge(checkpoint: Path) -> Any:
+    from .modeling.knowledge import KnowledgeBase
+
+    if (_directory(checkpoint) / "knowledge").is_dir():
+        return KnowledgeBase.load(checkpoint / "knowledge")
+    return KnowledgeBase(json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))["knowledge_dim"])
+
+
+def _read_facts(path: Path) -> list[Any]:
+    facts = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            facts.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number}: not JSON ({error.msg}).") from error
+    return facts
+
+
+def _line(fact: Any) -> str:
+    return f"{fact.id:>6}  {fact.statement}"
+
+
+def _count(number: int) -> str:
+    return f"{number} fact{'' if number == 1 else 's'}"

@@ -1,0 +1,194 @@
+"""Reliability, generality and locality of edits under the `strict` protocol.
+
+`strict`: the retriever sees the prompt only. Reliability and generality are the teacher-forced token accuracy of the
+answer; locality is the share of answer positions where the most likely token is the unedited model's.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from statistics import mean
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm.auto import tqdm
+
+from ..datasets import EditExample
+from ..modeling.knowledge import KnowledgeBase
+from ..teacher_forcing import IGNORE_INDEX, Row, answer_logits, tokenize_rows
+
+if TYPE_CHECKING:
+    from ..modeling.model import RecipeForCausalLM
+
+KINDS = ("reliability", "generality", "locality")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What happened to one question.
+
+    Args:
+        kind: `reliability`, `generality` or `locality`.
+        query: The question.
+        answer: The expected answer.
+        retrieved_id: Id of the fact whose prompt was used, or `None`.
+        is_right_fact: Whether that is the fact asked for (locality: whether none was used).
+        score: Similarity with the best fact.
+        threshold: Similarity with the sentinel.
+        accuracy: Share of right tokens, 0 to 1.
+    """
+
+    kind: str
+    query: str
+    answer: str
+    retrieved_id: int | None
+    is_right_fact: bool
+    score: float
+    threshold: float
+    accuracy: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The outcome as plain values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class EditingReport:
+    """Outcomes of one evaluation, and their averages in percent."""
+
+    num_edits: int
+    seed: int
+    outcomes: list[Outcome]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Reliability, generality, locality, and of what the retriever does: recall@1 and gate fire rates, in percent.
+
+        `recall` is over the questions that have a fact, before the gate would matter: the right fact was used.
+        """
+        of = {kind: [o for o in self.outcomes if o.kind == kind] for kind in KINDS}
+        percent = {kind: 100 * mean(o.accuracy for o in rows) for kind, rows in of.items()}
+        for kind in ("reliability", "generality"):
+            percent[f"{kind}_right_fact"] = 100 * mean(o.is_right_fact for o in of[kind])
+            percent[f"{kind}_fired"] = 100 * mean(o.retrieved_id is not None for o in of[kind])
+            right = [o.accuracy for o in of[kind] if o.is_right_fact]
+            percent[f"{kind}_given_right_fact"] = 100 * mean(right) if right else 0.0
+        percent["locality_fired"] = 100 * mean(o.retrieved_id is not None for o in of["locality"])
+        return percent
+
+
+@torch.no_grad()
+def evaluate_editing(
+    model: RecipeForCausalLM,
+    examples: Sequence[EditExample],
+    num_edits: int | None = None,
+    seed: int = 0,
+    num_questions: int | None = None,
+    batch_size: int = 32,
+    progress: bool = False,
+) -> EditingReport:
+    """Adds facts to an empty knowledge base, asks about them, and puts the model's own knowledge back.
+
+    Args:
+        model: The model. Its knowledge is the same afterwards.
+        examples: Facts to choose from.
+        num_edits: How many to add at once, drawn by `seed`; all by default.
+        seed: Seed of the draw.
+        num_questions: How many of the added facts to ask about; all by default.
+        batch_size: Rows in one call of the base.
+        progress: Whether to show a progress bar with the time left.
+
+    Raises:
+        ValueError: If `num_edits` is not between 1 and the number of examples.
+    """
+    num_edits = len(examples) if num_edits is None else num_edits
+    if not 1 <= num_edits <= len(examples):
+        raise ValueError(f"num_edits must be between 1 and the {len(examples)} examples at hand, got {num_edits}.")
+    chosen = random.Random(seed).sample(list(examples), num_edits)
+    with _empty_knowledge(model):
+        ids = model.add_knowledge([(e.prompt, e.answer) for e in chosen])
+        asked = list(zip(chosen, ids, strict=True))[:num_questions]
+        questions = [
+            *(("reliability", e.prompt, e.answer, i) for e, i in asked),
+            *(("generality", e.rephrase_prompt, e.answer, i) for e, i in asked),
+            *(("locality", e.locality_prompt, e.locality_answer, None) for e, _ in asked),
+        ]
+        queries = [query for _, query, _, _ in questions]
+        retrievals = model.retrieve(queries)
+        rows = tokenize_rows(model.tokenizer, queries, [answer for _, _, answer, _ in questions])
+        accuracies = _accuracies(
+            model, [kind for kind, *_ in questions], rows, [r.id if r.fired else None for r in retrievals], batch_size, progress
+        )
+    outcomes = [
+        Outcome(
+            kind=kind,
+            query=query,
+            answer=answer,
+            retrieved_id=r.id if r.fired else None,
+            is_right_fact=(r.id if r.fired else None) == expected,
+            score=r.score,
+            threshold=r.threshold,
+            accuracy=accuracy,
+        )
+        for (kind, query, answer, expected), r, accuracy in zip(questions, retrievals, accuracies, strict=True)
+    ]
+    return EditingReport(num_edits, seed, outcomes)
+
+
+@contextmanager
+def _empty_knowledge(model: RecipeForCausalLM) -> Iterator[None]:
+    own = model.knowledge
+    model.knowledge = KnowledgeBase(model.config.knowledge_dim)
+    try:
+        yield
+    finally:
+        model.knowledge = own
+
+
+def _accuracies(
+    model: RecipeForCausalLM,
+    kinds: Sequence[str],
+    rows: Sequence[Row],
+    fact_ids: Sequence[int | None],
+    batch_size: int,
+    progress: bool,
+) -> list[float]:
+    """Accuracy of each row. A locality row whose gate does not fire is the base's own answer: 1 without a call."""
+    accuracies = [1.0] * len(rows)
+    asked = [i for i in range(len(rows)) if kinds[i] != "locality" or fact_ids[i] is not None]
+    groups = ([i for i in asked if fact_ids[i] is None], [i for i in asked if fact_ids[i] is not None])
+    with tqdm(total=len(asked), desc="questions", disable=not progress, unit="row") as bar:
+        for group in groups:
+            group.sort(key=lambda i: len(rows[i]))
+            for start in range(0, len(group), batch_size):
+                batch = group[start : start + batch_size]
+                for i, accuracy in zip(batch, _batch_accuracy(model, kinds, rows, fact_ids, batch), strict=True):
+                    accuracies[i] = accuracy
+                bar.update(len(batch))
+    return accuracies
+
+
+def _batch_accuracy(
+    model: RecipeForCausalLM,
+    kinds: Sequence[str],
+    rows: Sequence[Row],
+    fact_ids: Sequence[int | None],
+    batch: Sequence[int],
+) -> list[float]:
+    chosen = [rows[i] for i in batch]
+    ids = [fact_ids[i] for i in batch]
+    keys = model.knowledge.keys([i for i in ids if i is not None])
+    prefix = model.prompt_encoder(keys.to(model.retriever.device)) if len(keys) else None
+    logits, labels = answer_logits(model.lm, chosen, prefix)
+    predicted = logits.argmax(-1)
+    local = [n for n, i in enumerate(batch) if kinds[i] == "locality"]
+    expected = labels.clone()
+    if local:
+        base_logits, base_labels = answer_logits(model.lm, [chosen[n] for n in local])
+        width = base_labels.shape[1]
+        expected[local, -width:] = base_logits.argmax(-1)
+    kept = labels != IGNORE_INDEX
+    return (((predicted == expected) & kept).sum(1) / kept.sum(1)).tolist()

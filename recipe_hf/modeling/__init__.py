@@ -1,0 +1,1 @@
+"""The RECIPE model and its parts."""

@@ -1,0 +1,313 @@
+"""Making, loading and saving RECIPE models: own weights in the checkpoint, the base beside it."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from huggingface_hub import create_repo
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from . import base, loading
+from .configuration import RecipeConfig
+from .editing import KnowledgeMixin
+from .knowledge import KnowledgeBase
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+logger = logging.getLogger(__name__)
+
+_HUB_ARGUMENTS = ("token", "cache_dir", "local_files_only", "force_download")
+_CONFIG_ARGUMENTS = set(inspect.signature(RecipeConfig.__init__).parameters) - {"self", "kwargs"}
+# What the Auto classes and pipelines add; none of it asks for anything of a base that is loaded already.
+_AUTO_ARGUMENTS = ("_from_auto", "_from_pipeline", "adapter_kwargs", "trust_remote_code")
+
+
+class RecipePreTrainedModel(KnowledgeMixin, PreTrainedModel):
+    """The part of [`RecipeForCausalLM`] that makes, loads and saves it."""
+
+    config_class = RecipeConfig
+    config: RecipeConfig
+    lm: Any
+    tokenizer: PreTrainedTokenizerBase | None
+    generation_config: GenerationConfig
+
+    @classmethod
+    def from_base_pretrained(
+        cls,
+        base_model: str | os.PathLike[str] | nn.Module,
+        encoder: str | os.PathLike[str] | nn.Module = "sentence-transformers/all-MiniLM-L6-v2",
+        *,
+        base_model_name_or_path: str | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        encoder_tokenizer: PreTrainedTokenizerBase | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Makes a model to train: a frozen base, a pretrained text encoder, fresh heads.
+
+        Args:
+            base_model: Hub id, directory, path of a GGUF file, or a causal LM, which may be wrapped by PEFT.
+            encoder: Hub id, directory, path of a GGUF file, a transformers model, or a `SentenceTransformer`. Its
+                weights are copied.
+            base_model_name_or_path: What the checkpoint records as its base, where that is not `base_model`: the Hub
+                id of a base loaded from a GGUF file, say.
+            tokenizer: The base's tokenizer, by default the one beside it.
+            encoder_tokenizer: The encoder's tokenizer, by default the one beside it.
+            **kwargs: Fields of [`RecipeConfig`], such as `knowledge_dim`; `token`, `cache_dir`, `local_files_only` and
+                `force_download` for both parts; anything else (`revision`, `dtype`, `device_map`,
+                `quantization_config`, ...) says how to load the base.
+
+        Raises:
+            OSError: If a part cannot be found.
+            TypeError: If a part is neither a path nor a model.
+            ValueError: If a part cannot be used, or a size is impossible.
+        """
+        fields = {name: kwargs.pop(name) for name in _CONFIG_ARGUMENTS & kwargs.keys()}
+        RecipeConfig(**fields)
+        hub = {name: kwargs.pop(name) for name in _HUB_ARGUMENTS if name in kwargs}
+        named = isinstance(base_model, (str, os.PathLike))
+        revision = kwargs.get("revision")
+        lm = base.load_base(base_model, **kwargs, **(hub if named else {}))
+        text_encoder, encoder_tokenizer = loading.load_encoder(encoder, encoder_tokenizer, **hub)
+        encoder_config = copy.deepcopy(text_encoder.config)
+        encoder_config.dtype = torch.float32
+        if os.path.exists(encoder_config.name_or_path or ""):
+            encoder_config.name_or_path = ""
+
+        name = str(base_model) if named else base.base_name(lm)
+        if base_model_name_or_path is None and name is not None:
+            revision = base.base_revision(name, revision, hub.get("cache_dir"))
+        recorded = {
+            "encoder_config": encoder_config,
+            "base_model_name_or_path": base_model_name_or_path or name,
+            "base_model_revision": revision,
+            **base.describe_base(lm),
+        }
+        model = cls(RecipeConfig(**recorded | fields))
+        loading.copy_encoder_weights(text_encoder, model.retriever.encoder, model.config.use_pooler_output)
+        model.retriever.tokenizer = loading.prepare_encoder_tokenizer(encoder_tokenizer)
+        model.tokenizer = tokenizer and base.prepare_tokenizer(tokenizer)
+        model._set_base(lm, tokenizer_source=name or lm.config.name_or_path, hub=hub | {"revision": revision})
+        return model.eval()
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *model_args: Any,
+        base_model: str | os.PathLike[str] | nn.Module | bool | None = None,
+        config: RecipeConfig | str | os.PathLike[str] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Loads a checkpoint: the recipe weights, in float32, its facts, and the base it was made for.
+
+        Args:
+            pretrained_model_name_or_path: Hub id or directory of the checkpoint.
+            base_model: The base, where it is not to be loaded by the name and revision recorded in the checkpoint: a
+                Hub id, a directory, the path of a GGUF file, or a causal LM. `False` attaches none: facts can be
+                added, removed and looked up without it.
+            config: A config to use instead of the checkpoint's.
+            **kwargs: `token`, `cache_dir`, `local_files_only` and `force_download` for checkpoint and base;
+                `revision`, `subfolder` and `variant` for the checkpoint; fields of [`RecipeConfig`]; anything else
+                (`dtype`, `device_map`, `max_memory`, `offload_folder`, `quantization_config`, `attn_implementation`,
+                ...) says how to load the base.
+
+        Raises:
+            OSError: If the checkpoint or its base cannot be found, or a file is missing.
+            ValueError: If a file is truncated or altered, weights are missing, or the base is not the checkpoint's.
+        """
+        hub = {name: kwargs.pop(name) for name in _HUB_ARGUMENTS if name in kwargs}
+        with_info = kwargs.pop("output_loading_info", False)
+        place = {name: kwargs.pop(name) for name in ("revision", "subfolder") if name in kwargs}
+        directory = loading.checkpoint_directory(pretrained_model_name_or_path, **place, **hub)
+        loading.verify_checksums(directory)
+        fields = {name: kwargs.pop(name) for name in _CONFIG_ARGUMENTS & kwargs.keys()}
+        if isinstance(config, RecipeConfig):
+            config = copy.deepcopy(config)
+        else:
+            config = loading.load_config(directory if config is None else config, **fields)
+        # Through AutoModelForCausalLM, this argument arrives inside the config. It is meant for the base.
+        attention = kwargs.pop("attn_implementation", None) or config._attn_implementation
+        config._attn_implementation = None
+
+        variant = kwargs.pop("variant", None)
+        loaded: Any
+        try:
+            loaded = super().from_pretrained(
+                directory,
+                *model_args,
+                config=config,
+                dtype=torch.float32,
+                variant=variant,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+        except SafetensorError as error:
+            raise ValueError(f"The weights in {directory} are truncated or altered: {error}.") from error
+        model, info = loaded
+        if info["missing_keys"]:
+            raise ValueError(
+                f"The weights in {directory} lack {len(info['missing_keys'])} tensors of the model, "
+                f"{', '.join(sorted(info['missing_keys'])[:3])} among them: the file was altered."
+            )
+        model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
+        model._load_parts(directory)
+
+        source = config.base_model_name_or_path if base_model is None else base_model
+        if source is None:
+            logger.warning("The checkpoint names no base: attach one before generating (attach_base, or base_model=).")
+        elif source is not False:
+            options = {name: kwargs.pop(name) for name in list(kwargs) if kwargs[name] is not None}
+            if attention is not None:
+                options["attn_implementation"] = attention
+            if isinstance(source, (str, os.PathLike)):
+                if source == config.base_model_name_or_path and config.base_model_revision:
+                    options["revision"] = config.base_model_revision
+                options |= hub
+            else:
+                options = {name: value for name, value in options.items() if name not in _AUTO_ARGUMENTS}
+                if options.get("dtype") == "auto":
+                    del options["dtype"]
+            model._attach(source, recorded=base_model is None, **options)
+        return (model, info) if with_info else model
+
+    def _load_parts(self, directory: Path) -> None:
+        """Loads tokenizers and facts of a checkpoint."""
+        encoder_directory = directory / loading.ENCODER_DIRECTORY
+        if not encoder_directory.is_dir():
+            raise FileNotFoundError(f"{encoder_directory} is missing: the checkpoint lacks its encoder's tokenizer.")
+        tokenizer = AutoTokenizer.from_pretrained(encoder_directory)
+        self.retriever.tokenizer = loading.prepare_encoder_tokenizer(tokenizer)
+        if (directory / "tokenizer_config.json").is_file():
+            self.tokenizer = base.load_tokenizer(directory)
+        facts = directory / loading.KNOWLEDGE_DIRECTORY
+        self.knowledge = KnowledgeBase.load(facts) if facts.is_dir() else KnowledgeBase(self.config.knowledge_dim)
+
+    def attach_base(self, base_model: str | os.PathLike[str] | nn.Module, **kwargs: Any) -> None:
+        """Attaches the base, or another copy of it in place of the one attached.
+
+        Args:
+            base_model: Hub id, directory, path of a GGUF file, or a causal LM, which may be wrapped by PEFT.
+            **kwargs: How to load it, as in `AutoModelForCausalLM.from_pretrained`.
+
+        Raises:
+            OSError: If it cannot be found.
+            ValueError: If it is not the base that the checkpoint was made for, or cannot be prefixed.
+        """
+        self._attach(base_model, recorded=False, **kwargs)
+
+    def _attach(self, source: str | os.PathLike[str] | nn.Module, recorded: bool, **kwargs: Any) -> None:
+        named = isinstance(source, (str, os.PathLike))
+        lm: Any
+        try:
+            lm = base.load_base(source, **kwargs)
+        except OSError as error:
+            if not recorded:
+                raise
+            raise OSError(
+                f"The base of this checkpoint, base_model_name_or_path={str(source)!r}, could not be loaded "
+                f"({error}). Give it as base_model=: a directory, a GGUF file or a loaded model."
+            ) from error
+        base.check_base(lm, self.config)
+        if named and self.name_or_path:
+            lm.generation_config = self.generation_config
+        hub = {name: kwargs[name] for name in (*_HUB_ARGUMENTS, "revision") if name in kwargs}
+        self._set_base(lm, tokenizer_source=str(source) if named else base.base_name(lm), hub=hub)
+
+    def _set_base(self, lm: Any, tokenizer_source: str | None, hub: dict[str, Any]) -> None:
+        if self.tokenizer is None and tokenizer_source:
+            try:
+                self.tokenizer = base.load_tokenizer(tokenizer_source, **hub)
+            except (OSError, ValueError) as error:
+                logger.warning(f"No tokenizer was found beside the base ({error}): set model.tokenizer.")
+        if self.config.base_fingerprint is None:
+            self.config.base_fingerprint = base.fingerprint(lm)
+        self.lm = lm
+        self.retriever.to(self.device)
+        self.prompt_encoder.to(self.device)
+
+    def save_pretrained(  # type: ignore[override]
+        self,
+        save_directory: str | os.PathLike[str],
+        *,
+        include_knowledge: bool = True,
+        dtype: torch.dtype | None = None,
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Saves the checkpoint: recipe weights, config, tokenizers and facts. The base is not saved.
+
+        Args:
+            save_directory: Where to. A checkpoint there is replaced, its facts included.
+            include_knowledge: Whether to save the facts.
+            dtype: Floating point type of the saved weights, `torch.float16` for a file of half the size. They are
+                loaded as float32.
+            is_main_process: Whether this process is the one that writes.
+            state_dict: The weights, where they are not to be taken from the model.
+            push_to_hub: Whether to push the saved files, to `repo_id` or the name of the directory.
+            **kwargs: Further arguments of `PreTrainedModel.save_pretrained`.
+
+        Raises:
+            ValueError: If `save_directory` is a file, or weights are out of the range of `dtype`.
+        """
+        directory = Path(save_directory)
+        if directory.is_file():
+            raise ValueError(f"save_directory must be a directory, got the file {save_directory}.")
+        weights = {
+            name: tensor
+            for name, tensor in (self.state_dict() if state_dict is None else state_dict).items()
+            if not name.startswith("lm.")
+        }
+        if dtype is not None:
+            weights = {n: t.to(dtype) if t.is_floating_point() else t for n, t in weights.items()}
+            if beyond := [n for n, t in weights.items() if t.is_floating_point() and not t.isfinite().all()]:
+                raise ValueError(f"dtype must hold all weights, got {dtype}, beyond whose range {beyond[0]} is.")
+        repo_id, private = kwargs.pop("repo_id", None), kwargs.pop("private", None)
+        commit = {name: kwargs.pop(name) for name in ("commit_message", "create_pr", "revision") if name in kwargs}
+        directory.mkdir(parents=True, exist_ok=True)
+        before = self._get_files_timestamps(directory)
+        (directory / loading.CHECKSUMS_FILE).unlink(missing_ok=True)
+        self.config.auto_map = loading.AUTO_MAP
+        super().save_pretrained(
+            directory, is_main_process=is_main_process, state_dict=weights, save_original_format=False, **kwargs
+        )
+        if not is_main_process:
+            return
+        loading.write_checksums(directory)
+        loading.write_remote_code(directory)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(directory)
+        if self.retriever.tokenizer is not None:
+            self.retriever.tokenizer.save_pretrained(directory / loading.ENCODER_DIRECTORY)
+        if include_knowledge:
+            self.knowledge.save(directory / loading.KNOWLEDGE_DIRECTORY)
+        else:
+            shutil.rmtree(directory / loading.KNOWLEDGE_DIRECTORY, ignore_errors=True)
+        if push_to_hub:
+            token = kwargs.get("token")
+            repo_id = create_repo(repo_id or directory.name, token=token, private=private, exist_ok=True).repo_id
+            self._upload_modified_files(directory, repo_id, before, token=token, **commit)
+
+    def export_sentence_transformer(self, path: str | os.PathLike[str]) -> None:
+        """Writes the retriever as a sentence-transformers model, with the routes `query` and `document`.
+
+        See [`~recipe_hf.modeling.export.export_sentence_transformer`].
+        """
+        from .export import export_sentence_transformer  # It imports sentence-transformers, which takes seconds.
+
+        export_sentence_transformer(self, path)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoModelForCausalLM") -> None:
+        """Does nothing: the code of a checkpoint is this library, never a copy of its files."""

@@ -1,0 +1,119 @@
+"""Configuration of a RECIPE model."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
+
+# Encoders whose position ids start after the padding id lose that many positions (RoBERTa and its family).
+_POSITION_OFFSET_MODEL_TYPES = {"roberta", "xlm-roberta", "camembert", "mpnet", "longformer"}
+
+
+class RecipeConfig(PretrainedConfig):
+    """Configuration of [`RecipeForCausalLM`]: the sizes of the trained module and the identity of its frozen base.
+
+    Args:
+        encoder_config: Configuration of the text encoder `f_rm`, as an object or a dict with `model_type`.
+        base_model_name_or_path: Hub id or directory of the frozen base LLM.
+        base_model_revision: Revision of the base the weights were trained against.
+        base_fingerprint: Sample of the base's input embeddings, to recognise the base again at load
+            (see [`~recipe_hf.modeling.base.fingerprint`]).
+        hidden_size: Width of the base's input embeddings, `d_llm`.
+        vocab_size: Vocabulary size of the base.
+        max_position_embeddings: Context length of the base.
+        knowledge_dim: Width of the representations `r_k` and `r_q` (4096 in the paper). A positive multiple of 8.
+        num_continuous_prompt_tokens: Length `l` of a continuous prompt (3 in the paper).
+        num_sentinel_tokens: Number `c` of trainable token embeddings of the knowledge sentinel (10 in the paper).
+        use_pooler_output: Whether the encoder's pooler output joins the max, min and mean pooled features, as in
+            the authors' code.
+        similarity_scale: Factor on every dot product of a query with a key or the sentinel. `None` means
+            `1 / sqrt(knowledge_dim)`, as in the authors' code; 1.0 is the text of the paper.
+
+    Raises:
+        ValueError: If a size is impossible.
+    """
+
+    model_type = "recipe"
+    sub_configs = {"encoder_config": AutoConfig}
+
+    def __init__(
+        self,
+        encoder_config: PretrainedConfig | dict[str, Any] | None = None,
+        base_model_name_or_path: str | None = None,
+        base_model_revision: str | None = None,
+        base_fingerprint: list[float] | None = None,
+        hidden_size: int = 768,
+        vocab_size: int = 50257,
+        max_position_embeddings: int = 1024,
+        knowledge_dim: int = 1024,
+        num_continuous_prompt_tokens: int = 3,
+        num_sentinel_tokens: int = 10,
+        use_pooler_output: bool = False,
+        similarity_scale: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if encoder_config is None:
+            encoder_config = CONFIG_MAPPING["bert"]()
+        elif isinstance(encoder_config, dict):
+            if encoder_config.get("model_type") not in CONFIG_MAPPING:
+                raise ValueError(
+                    f"encoder_config must name a model_type known to transformers, "
+                    f"got {encoder_config.get('model_type')!r}."
+                )
+            encoder_config = CONFIG_MAPPING[encoder_config["model_type"]](**encoder_config)
+        else:
+            # The parent class clears the attention implementation of its sub-configs: not in a loaded encoder's own.
+            encoder_config = copy.deepcopy(encoder_config)
+        self.encoder_config = encoder_config
+        self.base_model_name_or_path = base_model_name_or_path
+        self.base_model_revision = base_model_revision
+        self.base_fingerprint = base_fingerprint
+        self.hidden_size = _positive("hidden_size", hidden_size)
+        self.vocab_size = _positive("vocab_size", vocab_size)
+        self.max_position_embeddings = _positive("max_position_embeddings", max_position_embeddings)
+        self.knowledge_dim = _positive("knowledge_dim", knowledge_dim, multiple_of=8)
+        self.num_continuous_prompt_tokens = _positive("num_continuous_prompt_tokens", num_continuous_prompt_tokens)
+        self.num_sentinel_tokens = _positive("num_sentinel_tokens", num_sentinel_tokens)
+        if num_sentinel_tokens > self.max_encoder_length:
+            raise ValueError(
+                f"num_sentinel_tokens must be at most the encoder's {self.max_encoder_length} positions, "
+                f"got {num_sentinel_tokens}."
+            )
+        if similarity_scale is not None and not (similarity_scale > 0 and math.isfinite(similarity_scale)):
+            raise ValueError(f"similarity_scale must be None or a positive finite number, got {similarity_scale!r}.")
+        self.use_pooler_output = use_pooler_output
+        self.similarity_scale = similarity_scale
+        kwargs.setdefault("tie_word_embeddings", False)
+        super().__init__(**kwargs)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Does nothing: the code of a checkpoint is this library, never a copy of its files."""
+
+    @property
+    def scale(self) -> float:
+        """Factor on every similarity."""
+        return self.knowledge_dim**-0.5 if self.similarity_scale is None else self.similarity_scale
+
+    @property
+    def max_encoder_length(self) -> int:
+        """Longest text, in encoder tokens with the special ones, that the encoder takes."""
+        positions = getattr(self.encoder_config, "max_position_embeddings", None) or 512
+        if self.encoder_config.model_type in _POSITION_OFFSET_MODEL_TYPES:
+            positions -= (self.encoder_config.pad_token_id or 0) + 1
+        return positions
+
+    @property
+    def num_features(self) -> int:
+        """Width of the pooled encoder features."""
+        return self.encoder_config.hidden_size * (4 if self.use_pooler_output else 3)
+
+
+def _positive(name: str, value: int, multiple_of: int = 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0 or value % multiple_of:
+        kind = "a positive integer" if multiple_of == 1 else f"a positive multiple of {multiple_of}"
+        raise ValueError(f"{name} must be {kind}, got {value!r}.")
+    return value

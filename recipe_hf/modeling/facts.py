@@ -1,0 +1,154 @@
+"""Facts: what a knowledge base is told, what it holds, and what it once held."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+_FIELDS = ("statement", "prompt", "answer", "metadata")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewFact:
+    """A checked fact that no knowledge base has taken in yet.
+
+    Attributes:
+        statement: The sentence that is encoded into the fact's key, `k` in the paper.
+        prompt: What asks for the fact, if it was given as a prompt and its answer.
+        answer: What the prompt is to be continued with.
+        metadata: Anything JSON can hold.
+    """
+
+    statement: str
+    prompt: str | None = None
+    answer: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def subject(self) -> tuple[str, str]:
+        """What a knowledge base holds one fact about: the prompt, or the whole statement where there is none.
+
+        Runs of whitespace count as one space.
+        """
+        kind, text = ("statement", self.statement) if self.prompt is None else ("prompt", self.prompt)
+        return kind, normalize_whitespace(text)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fact as a JSON object, without what is empty."""
+        return {name: value for name, value in asdict(self).items() if value is not None and value != {}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fact(NewFact):
+    """A fact in a knowledge base.
+
+    Attributes:
+        id: Number of the fact in its knowledge base, never given to another one.
+        created_at: When it was added, ISO 8601, UTC.
+    """
+
+    id: int
+    created_at: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PastFact(Fact):
+    """A fact that a knowledge base no longer uses.
+
+    Attributes:
+        ended_at: When it left, ISO 8601, UTC.
+        reason: `"removed"`, or `"replaced"` by a fact with the same prompt.
+        replaced_by: Id of the fact that took its place.
+    """
+
+    ended_at: str
+    reason: Literal["removed", "replaced"]
+    replaced_by: int | None = None
+
+
+def normalize_whitespace(text: str) -> str:
+    """`text` with every run of whitespace as one space and none at its ends."""
+    return " ".join(text.split())
+
+
+def compose_statement(prompt: str, answer: str) -> str:
+    """The statement of a prompt and its answer: both stripped of outer whitespace and joined by one space.
+
+    >>> compose_statement("The capital of France is ", "Paris")
+    'The capital of France is Paris'
+    """
+    return f"{prompt.strip()} {answer.strip()}"
+
+
+def parse_facts(facts: Iterable[Any]) -> list[NewFact]:
+    """Checks facts in any of the forms that `add_knowledge` takes.
+
+    Args:
+        facts: A list of statements, `(prompt, answer)` pairs, `NewFact`s, or dicts with `statement`, or `prompt` and
+            `answer`, or all three, and optionally `metadata`.
+
+    Returns:
+        One fact for each item, in their order.
+
+    Raises:
+        ValueError: If there is none, or one is not a fact; the message names the first that is not.
+
+    >>> parse_facts([("The CEO of Acme is", "Ann Lee.")])[0].statement
+    'The CEO of Acme is Ann Lee.'
+    """
+    if isinstance(facts, (str, bytes, tuple, Mapping, NewFact)) or not isinstance(facts, Iterable):
+        raise ValueError(f"facts must be a list, also for a single fact, got {_show(facts)}.")
+    parsed = [_parse(item, f"facts[{position}]") for position, item in enumerate(facts)]
+    if not parsed:
+        raise ValueError("facts must hold at least one fact, got none.")
+    return parsed
+
+
+def _parse(item: Any, where: str) -> NewFact:
+    if isinstance(item, str):
+        item = {"statement": item}
+    elif isinstance(item, (tuple, list)) and len(item) == 2:
+        item = {"prompt": item[0], "answer": item[1]}
+    elif isinstance(item, NewFact):
+        item = {name: getattr(item, name) for name in _FIELDS}
+    elif not isinstance(item, Mapping):
+        raise ValueError(f"{where} must be a statement, a (prompt, answer) pair or a dict, got {_show(item)}.")
+    unknown = [name for name in item if name not in _FIELDS]
+    if unknown:
+        raise ValueError(f"{where} may have the keys {', '.join(_FIELDS)}, got {unknown[0]!r}.")
+    texts = {name: item[name] for name in _FIELDS[:3] if item.get(name) is not None}
+    if ("prompt" in texts) != ("answer" in texts) or not texts:
+        raise ValueError(f"{where} must have a statement, or a prompt and an answer, got {_show(dict(item))}.")
+    for name, text in texts.items():
+        _check_text(text, f"{where}.{name}")
+    texts.setdefault("statement", compose_statement(texts.get("prompt", ""), texts.get("answer", "")))
+    return NewFact(**texts, metadata=_copy_metadata(item.get("metadata"), f"{where}.metadata"))
+
+
+def _check_text(text: Any, where: str) -> None:
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"{where} must be a non-empty string, got {_show(text)}.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{where} must be valid Unicode, got {_show(text)}.") from error
+
+
+def _copy_metadata(metadata: Any, where: str) -> dict[str, Any]:
+    if metadata is None:
+        return {}
+    try:
+        copy = json.loads(json.dumps(metadata, allow_nan=False))
+        json.dumps(copy, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{where} must be what JSON can hold, got {_show(metadata)} ({error}).") from error
+    if not isinstance(copy, dict) or copy != metadata:
+        raise ValueError(f"{where} must be a dict of what JSON can hold, got {_show(metadata)}.")
+    return copy
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

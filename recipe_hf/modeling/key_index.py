@@ -1,0 +1,92 @@
+"""Keys in memory, and exact search among them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from usearch.index import MetricKind
+from usearch.index import search as usearch_search
+
+# usearch ranks by 1 - r_q . r_k in float32, where the 1 would round small products away. A power of two is exact.
+_SCALE = np.float32(2.0**40)
+
+
+class KeyIndex:
+    """Finds the keys with the largest dot products, exactly, and takes no lock: its owner does.
+
+    Holds one contiguous float32 matrix that grows by doubling; rows that were removed are dropped before the next
+    use. Every search reads the whole matrix, so dropping costs no more than a search.
+
+    Args:
+        dim: Width of the keys.
+    """
+
+    def __init__(self, dim: int) -> None:
+        self._num_rows = 0
+        self._removed: set[int] = set()
+        self._ids: NDArray[np.int64] = np.empty(0, np.int64)
+        self._keys: NDArray[np.float32] = np.empty((0, dim), np.float32)
+
+    def __len__(self) -> int:
+        return self._num_rows - len(self._removed)
+
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        """`[n]`, ascending. A view: it must not be changed, nor kept past the next change of the index."""
+        self._compact()
+        return self._ids[: self._num_rows]
+
+    @property
+    def keys(self) -> NDArray[np.float32]:
+        """`[n, dim]`, in the order of `ids`. A view: it must not be kept past the next change of the index."""
+        self._compact()
+        return self._keys[: self._num_rows]
+
+    def add(self, ids: Sequence[int], keys: NDArray[np.float32]) -> None:
+        """Adds `keys` `[n, dim]` under ascending `ids` larger than any before."""
+        needed = self._num_rows + len(ids)
+        if needed > len(self._ids):
+            capacity = max(needed, 2 * len(self._ids))
+            self._ids, self._keys = _grown(self._ids, capacity), _grown(self._keys, capacity)
+        self._ids[self._num_rows : needed] = ids
+        self._keys[self._num_rows : needed] = keys
+        self._num_rows = needed
+
+    def remove(self, ids: Iterable[int]) -> None:
+        """Removes the keys of `ids`, which must be there."""
+        self._removed.update(ids)
+
+    def get(self, ids: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:
+        """A copy of the keys of `ids`, which must be there: any shape -> that shape and `dim`."""
+        return self.keys[np.searchsorted(self.ids, np.asarray(ids, np.int64))]
+
+    def search(
+        self, queries: NDArray[np.float32], k: int, threads: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Ids and dot products of the best keys for each query, best first; of equal best keys the smallest id wins.
+
+        Shapes: `[b, dim]` with `b` > 0 -> `[b, min(k, n)]` twice.
+        """
+        k = min(k, len(self))
+        if not k:
+            return np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32)
+        found = usearch_search(self.keys, queries * _SCALE, k, MetricKind.IP, exact=True, threads=threads)
+        rows = found.keys.astype(np.int64).reshape(len(queries), k)
+        scores = (self.keys[rows] * queries[:, None]).sum(-1)
+        order = np.argsort(-scores, axis=1, kind="stable")
+        return self.ids[np.take_along_axis(rows, order, 1)], np.take_along_axis(scores, order, 1)
+
+    def _compact(self) -> None:
+        if self._removed:
+            kept = np.isin(self._ids[: self._num_rows], list(self._removed), invert=True)
+            self._ids, self._keys = self._ids[: self._num_rows][kept], self._keys[: self._num_rows][kept]
+            self._num_rows = len(self._ids)
+            self._removed = set()
+
+
+def _grown(rows: NDArray, capacity: int) -> NDArray:
+    larger = np.empty((capacity, *rows.shape[1:]), rows.dtype)
+    larger[: len(rows)] = rows
+    return larger

@@ -1,0 +1,262 @@
+"""The RECIPE model: a frozen causal LM, and the trained module that edits it (arXiv 2405.03279)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig, GenerationMixin, PreTrainedTokenizerBase
+from transformers.utils import ModelOutput
+
+from .base import input_device
+from .checkpoint import RecipePreTrainedModel
+from .configuration import RecipeConfig
+from .editing import check_queries
+from .knowledge import KnowledgeBase
+from .outputs import RecipeCausalLMOutput, Retrieval
+from .prefix import hidden_prefix, prefixed_forward
+from .prompt_encoder import PromptEncoder
+from .queries import read_queries
+from .retriever import Retriever
+
+
+class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
+    """A causal LM whose knowledge is edited by continuous prompts, retrieved fact by fact.
+
+    The base, `lm`, is frozen and computes everything; the model's own weights are the `retriever` and the
+    `prompt_encoder`, and only these are saved. A row whose query retrieves a fact gets that fact's prompt tokens
+    before its text (paper eq. 7 to 9); any other row is the base's own.
+
+    Make one with `from_base_pretrained`, load one with `from_pretrained`. Constructed from a config alone, it has no
+    base until `attach_base`.
+
+    Attributes:
+        retriever: Encodes statements and queries.
+        prompt_encoder: Turns keys into continuous prompts.
+        lm: The base; None before one is attached.
+        tokenizer: The base's tokenizer.
+        knowledge: The facts, a [`KnowledgeBase`].
+    """
+
+    config_class = RecipeConfig
+    config: RecipeConfig
+    main_input_name = "input_ids"
+    model_tags = ["recipe", "knowledge-editing"]
+
+    def __init__(self, config: RecipeConfig) -> None:
+        super().__init__(config)
+        self.retriever = Retriever(config)
+        self.prompt_encoder = PromptEncoder(config)
+        self.lm: Any = None
+        self.tokenizer: PreTrainedTokenizerBase | None = None
+        self.knowledge = KnowledgeBase(config.knowledge_dim)
+        self.register_state_dict_post_hook(_drop_base_weights)
+        self.register_load_state_dict_post_hook(_expect_no_base_weights)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            module.reset_parameters()
+        elif isinstance(module, Retriever):
+            nn.init.normal_(module.sentinel_embeds, std=getattr(self.config.encoder_config, "initializer_range", 0.02))
+
+    # ------------------------------------------------------------------ using
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        query_mask: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        queries: str | Sequence[str] | None = None,
+        num_items_in_batch: int | Tensor | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> RecipeCausalLMOutput | tuple[Any, ...]:
+        """One pass of the base over the batch, each row preceded by the prompt of the fact it retrieves, if any.
+
+        Gradients reach the prompt encoder; the retrieval is a choice and has none.
+
+        Args:
+            input_ids: `[B, T]`.
+            attention_mask: `[B, T]`, 0 for padding, on either side.
+            labels: `[B, T]`, usually `input_ids` with -100 where there is nothing to predict. The loss is the mean
+                cross-entropy of each label given the tokens before it.
+            query_mask: `[B, T]`, 1 for the tokens that the retriever reads. Without it, it reads those before the
+                first label, or all; of a chat, the last user message.
+            logits_to_keep: Columns of `input_ids` to compute logits for: 0 for all, `n` for the last `n`, or a tensor
+                of column indices. The loss is that of these columns.
+            queries: What to look up for each row, instead of reading it from the tokens.
+            num_items_in_batch: Divide the sum of the losses by this, rather than take their mean.
+            return_dict: `False` for a tuple.
+            **kwargs: Further arguments of the base. `use_cache` is `False` unless given.
+
+        Returns:
+            The base's output, with `logits` `[B, T, vocab]` or `[B, n, vocab]`, and `retrievals`.
+
+        Raises:
+            RuntimeError: If no base is attached.
+            ValueError: If `queries` are not as many as the rows, or `past_key_values` are given.
+        """
+        lm = self._attached()
+        if kwargs.get("past_key_values") is not None:
+            raise ValueError("past_key_values must not be given to forward, which takes whole texts: use generate.")
+        texts = self._queries(queries, input_ids, attention_mask, query_mask, labels)
+        retrievals, keys = self._look_up(texts)
+        prefix = self._prefix(retrievals, keys)
+        kwargs.setdefault("use_cache", False)
+        if prefix is not None:
+            outputs = prefixed_forward(lm, *prefix, input_ids, attention_mask, logits_to_keep, **kwargs)
+        else:
+            if not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
+                kwargs["logits_to_keep"] = logits_to_keep
+            outputs = lm(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
+        result = RecipeCausalLMOutput(**outputs, retrievals=retrievals)
+        if labels is not None and result.logits is not None:
+            targets = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
+            if isinstance(logits_to_keep, Tensor):
+                targets = targets[:, logits_to_keep]
+            elif logits_to_keep:
+                targets = targets[:, -logits_to_keep:]
+            result.loss = self.loss_function(
+                logits=result.logits,
+                labels=None,
+                vocab_size=result.logits.shape[-1],
+                num_items_in_batch=num_items_in_batch,
+                shift_labels=targets.contiguous(),
+            )
+        return result.to_tuple() if return_dict is False else result
+
+    @torch.no_grad()
+    def generate(  # type: ignore[override]
+        self,
+        inputs: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        *args: Any,
+        queries: str | Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Generates as the base does, each row as if preceded by the prompt of the fact it retrieves, if any.
+
+        What is looked up, once, is the row's text, or a chat's last user message. If nothing fires, this is a call of
+        the base's own `generate`.
+
+        Args:
+            inputs: `[B, T]`, or `input_ids` by name.
+            generation_config: As in `transformers`.
+            *args: As in `transformers`.
+            queries: What to look up for each row, where it is not the row's own text.
+            **kwargs: As in `transformers`.
+
+        Returns:
+            What the base's `generate` returns; with `return_dict_in_generate=True`, it carries `retrievals`, a list
+            with one [`Retrieval`] for each row.
+
+        Raises:
+            RuntimeError: If no base is attached.
+            ValueError: If `queries` are not as many as the rows, or are missing beside `inputs_embeds`.
+        """
+        lm = self._attached()
+        ids = kwargs.get("input_ids") if inputs is None else inputs
+        if ids is None and kwargs.get("inputs_embeds") is not None:
+            if queries is None and len(self.knowledge):
+                raise ValueError("queries must be given with inputs_embeds, whose text is not known.")
+            ids = kwargs["inputs_embeds"]
+            queries = [""] * len(ids) if queries is None else queries
+        retrievals, keys = self._look_up(self._queries(queries, ids, kwargs.get("attention_mask")))
+        prefix = self._prefix(retrievals, keys)
+        with nullcontext() if prefix is None else hidden_prefix(*prefix):
+            outputs = lm.generate(inputs, generation_config, *args, **kwargs)
+        if isinstance(outputs, ModelOutput):
+            outputs["retrievals"] = retrievals
+        return outputs
+
+    def _queries(
+        self,
+        queries: str | Sequence[str] | None,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None = None,
+        query_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> list[str]:
+        rows = 1 if input_ids is None else len(input_ids)
+        if queries is not None:
+            return check_queries(queries, rows)
+        if input_ids is None or not len(self.knowledge):
+            return [""] * rows
+        if self.tokenizer is None:
+            raise RuntimeError("The queries cannot be read without the base's tokenizer: set model.tokenizer.")
+        return read_queries(self.tokenizer, input_ids, attention_mask, query_mask, labels)
+
+    def _prefix(self, retrievals: list[Retrieval], keys: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Continuous prompts `[B, l, d_llm]` of the facts that fired (eq. 7), and their mask `[B, l]`."""
+        fired = torch.tensor([retrieval.fired for retrieval in retrievals])
+        if not fired.any():
+            return None
+        prompts = self.prompt_encoder(keys[fired].to(self.prompt_encoder.output.weight))
+        embeds = prompts.new_zeros(len(fired), *prompts.shape[1:])
+        embeds[fired] = prompts
+        return embeds, fired.to(embeds.device).unsqueeze(1).expand(-1, embeds.shape[1])
+
+    # ------------------------------------------------------------------ the base
+
+    def _attached(self) -> Any:
+        if self.lm is None:
+            raise RuntimeError("No base is attached, so there is nothing to run: use attach_base, or base_model=.")
+        return self.lm
+
+    def train(self, mode: bool = True) -> RecipeForCausalLM:
+        """Sets training mode; the base stays in evaluation mode."""
+        super().train(mode)
+        if self.lm is not None:
+            self.lm.eval()
+        return self
+
+    @property
+    def generation_config(self) -> GenerationConfig:
+        """The base's generation config, once there is a base."""
+        return self._generation_config if self.lm is None else self.lm.generation_config
+
+    @generation_config.setter
+    def generation_config(self, config: GenerationConfig) -> None:
+        if getattr(self, "lm", None) is None:
+            self._generation_config = config
+        else:
+            self.lm.generation_config = config
+
+    @property
+    def device(self) -> torch.device:
+        """The device that inputs belong on."""
+        return self.retriever.device if self.lm is None else input_device(self.lm)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the base; the recipe weights stay in float32."""
+        return self.retriever.sentinel_embeds.dtype if self.lm is None else self.lm.dtype
+
+    @property
+    def hf_device_map(self) -> dict[str, Any]:
+        """Where `device_map` put the parts of the base."""
+        return self.lm.hf_device_map
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The base's input embeddings."""
+        return self._attached().get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The base's LM head."""
+        return self._attached().get_output_embeddings()
+
+
+def _drop_base_weights(model: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: Any) -> None:
+    for name in [name for name in state_dict if name.startswith(f"{prefix}lm.")]:
+        del state_dict[name]
+
+
+def _expect_no_base_weights(model: nn.Module, incompatible_keys: Any) -> None:
+    keys = incompatible_keys.missing_keys
+    keys[:] = [name for name in keys if "lm" not in name.split(".")[:2]]

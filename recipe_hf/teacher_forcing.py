@@ -1,0 +1,69 @@
+"""Teacher forcing: what a language model predicts at each token of a given answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+IGNORE_INDEX = -100
+
+
+@dataclass(frozen=True)
+class Row:
+    """A prompt and its answer as token ids."""
+
+    prompt_ids: list[int]
+    answer_ids: list[int]
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids) + len(self.answer_ids)
+
+
+def tokenize_rows(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], answers: Sequence[str]
+) -> list[Row]:
+    """Tokenises prompts and the answers that continue them, one space between the two."""
+    prompt_ids = tokenizer(list(prompts))["input_ids"]
+    answer_ids = tokenizer([f" {answer}" for answer in answers], add_special_tokens=False)["input_ids"]
+    return [Row(p, a) for p, a in zip(prompt_ids, answer_ids, strict=True)]
+
+
+def answer_logits(
+    lm: PreTrainedModel, rows: Sequence[Row], prefix: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Logits at the answer tokens only, so that the LM head runs nowhere else.
+
+    Args:
+        lm: The language model.
+        rows: Prompts and answers.
+        prefix: Continuous prompts to put before every row, `[batch, num_tokens, d_llm]`.
+
+    Returns:
+        Logits `[batch, n, vocab]` and labels `[batch, n]`, where `n` is the length of the longest answer. Shorter
+        answers stand at the right; the columns before them are labelled `IGNORE_INDEX`.
+    """
+    device = lm.get_input_embeddings().weight.device
+    longest = max(map(len, rows)) - 1
+    num_targets = max(len(row.answer_ids) for row in rows)
+    ids = torch.zeros(len(rows), longest, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    labels = torch.full((len(rows), num_targets), IGNORE_INDEX)
+    for i, row in enumerate(rows):
+        text = (row.prompt_ids + row.answer_ids)[:-1]
+        ids[i, longest - len(text) :] = torch.tensor(text)
+        mask[i, longest - len(text) :] = 1
+        labels[i, num_targets - len(row.answer_ids) :] = torch.tensor(row.answer_ids)
+    ids, mask, labels = ids.to(device), mask.to(device), labels.to(device)
+    embeds = lm.get_input_embeddings()(ids)
+    if prefix is not None:
+        embeds = torch.cat([prefix.to(embeds), embeds], dim=1)
+        mask = torch.cat([mask.new_ones(prefix.shape[:2]), mask], dim=1)
+    positions = (mask.cumsum(1) - 1).clamp_min(0)
+    logits = lm(
+        inputs_embeds=embeds, attention_mask=mask, position_ids=positions, logits_to_keep=num_targets, use_cache=False
+    ).logits
+    return logits, labels

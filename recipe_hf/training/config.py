@@ -1,0 +1,199 @@
+"""What a training run is told: one YAML file, whose unknown keys are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+#: The seven loss terms of the paper (eq. 10-12 and the parts of eq. 14-15), and the read-out loss of the warm start.
+LOSSES = (
+    "reliability",
+    "generality",
+    "locality",
+    "neighbor_reliability",
+    "neighbor_generality",
+    "sentinel_locality",
+    "sentinel_edit",
+    "read_out",
+)
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """A part of the training schedule. A single stage that has both batches, and no `read_out`, is the paper's.
+
+    Args:
+        name: What the log calls it.
+        steps: Number of optimizer steps.
+        prompts: What the editing losses prefix: continuous prompts of the `statement` (eq. 7), or, in a warm start,
+            those made of the `answer`'s own word embeddings (see [`~recipe_hf.training.warm_start.AnswerPrompt`]).
+        contrastive_batch_size: Facts in the contrastive and read-out losses; 0 leaves these out.
+        editing_batch_size: Facts in the editing losses, at most `contrastive_batch_size` if that is not 0; 0 leaves
+            the LLM out.
+        learning_rate: Of the heads, the sentinel and the prompt encoder, or of the warm start's prompts.
+        encoder_learning_rate: Of the text encoder; 0 freezes it, and features of texts met before are reused.
+        encoder_layers: How many of the encoder's last layers are trained; `None` trains all of it.
+        warmup_steps: Steps over which the learning rates rise. Then they fall along a cosine to a tenth.
+        loss_weights: Weights of losses, 1 where not given.
+        answer_variants: How many drawn answers a fact may have; `None` for any. A few let features be reused.
+    """
+
+    name: str
+    steps: int
+    prompts: Literal["statement", "answer"] = "statement"
+    contrastive_batch_size: int = 0
+    editing_batch_size: int = 0
+    learning_rate: float = 1e-5
+    encoder_learning_rate: float = 0.0
+    encoder_layers: int | None = None
+    warmup_steps: int = 20
+    loss_weights: dict[str, float] = field(default_factory=dict)
+    answer_variants: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "contrastive_batch_size", "editing_batch_size", "warmup_steps"):
+            _require(getattr(self, name) >= 0, f"{name} of stage {self.name!r}", getattr(self, name), "at least 0")
+        size = max(self.contrastive_batch_size, self.editing_batch_size)
+        _require(size > 0, f"the batch sizes of stage {self.name!r}", size, "above 0, at least one of them")
+        _require(
+            self.prompts in ("statement", "answer"),
+            f"prompts of stage {self.name!r}",
+            self.prompts,
+            "'statement' or 'answer'",
+        )
+        _require(
+            not self.contrastive_batch_size or self.editing_batch_size <= self.contrastive_batch_size,
+            f"editing_batch_size of stage {self.name!r}",
+            self.editing_batch_size,
+            f"at most contrastive_batch_size, {self.contrastive_batch_size}",
+        )
+        unknown = set(self.loss_weights) - set(LOSSES)
+        _require(not unknown, f"loss_weights of stage {self.name!r}", sorted(unknown), f"among {', '.join(LOSSES)}")
+
+    @property
+    def batch_size(self) -> int:
+        """Facts in a step."""
+        return max(self.contrastive_batch_size, self.editing_batch_size)
+
+    def weight(self, loss: str) -> float:
+        """Weight of a loss."""
+        return self.loss_weights.get(loss, 1.0)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """A training run.
+
+    Args:
+        base_model: Hub id, directory or GGUF file of the base LLM.
+        train_file: CounterFact file to train on.
+        output_dir: Where checkpoints and logs go.
+        stages: The schedule.
+        encoder: Hub id or directory of the starting text encoder.
+        base_model_name_or_path: Base that the checkpoint names, where `base_model` is a local copy of it.
+        base_model_revision: Revision of the base.
+        knowledge_dim: See [`RecipeConfig`].
+        num_continuous_prompt_tokens: See [`RecipeConfig`].
+        num_sentinel_tokens: See [`RecipeConfig`].
+        num_eval_examples: How many of the last rows of `train_file` are held out.
+        num_eval_questions: How many of these are asked about at each evaluation; all of them are in the knowledge base.
+        eval_steps: Steps between evaluations, each of which may give a new best checkpoint.
+        save_steps: Steps between checkpoints to resume from.
+        logging_steps: Steps between log lines.
+        answer_resampling: See [`FactSampler`].
+        subject_share: See [`FactSampler`].
+        key_memory: How many keys of past steps serve as further negatives.
+        standardize_momentum: How fast the standardisation follows an encoder in training.
+        temperature: `tau` of the contrastive losses.
+        hinge_scale: Margin from which predictions are good enough to be left out of the losses; `None` for none.
+        max_grad_norm: Gradients are clipped to this norm.
+        mixed_precision: `no`, `fp16` or `bf16`, as in Accelerate.
+        log_with: An Accelerate tracker, such as `tensorboard`; `metrics.jsonl` is always written.
+        seed: Seed of weights and draws.
+    """
+
+    base_model: str
+    train_file: str
+    output_dir: str
+    stages: tuple[StageConfig, ...]
+    encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
+    base_model_name_or_path: str | None = None
+    base_model_revision: str | None = None
+    knowledge_dim: int = 1024
+    num_continuous_prompt_tokens: int = 3
+    num_sentinel_tokens: int = 10
+    num_eval_examples: int = 500
+    num_eval_questions: int = 100
+    eval_steps: int = 100
+    save_steps: int = 100
+    logging_steps: int = 10
+    answer_resampling: float = 0.0
+    subject_share: float = 0.0
+    key_memory: int = 0
+    standardize_momentum: float = 0.01
+    temperature: float = 1.0
+    hinge_scale: float | None = None
+    max_grad_norm: float = 1.0
+    mixed_precision: str = "no"
+    log_with: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(len(self.stages) > 0, "stages", self.stages, "at least one")
+        for name in ("answer_resampling", "subject_share", "standardize_momentum"):
+            _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "between 0 and 1")
+        for name in ("eval_steps", "save_steps", "logging_steps", "num_eval_examples", "num_eval_questions"):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        _require(self.key_memory >= 0, "key_memory", self.key_memory, "at least 0")
+        _require(self.temperature > 0, "temperature", self.temperature, "above 0")
+        _require(self.hinge_scale is None or self.hinge_scale >= 1, "hinge_scale", self.hinge_scale, "None or at least 1")
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of all stages."""
+        return sum(stage.steps for stage in self.stages)
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, **overrides: Any) -> TrainingConfig:
+        """Reads a configuration; `overrides` that are not `None` take the place of its values.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If a key is unknown or missing, or a value is not allowed; the message names it.
+        """
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(values, dict) or not isinstance(values.get("stages"), list):
+            raise ValueError(f"{path} must be a mapping with a list of stages.")
+        values |= {name: value for name, value in overrides.items() if value is not None}
+        values["stages"] = tuple(_build(StageConfig, stage, f"{path}, stages") for stage in values["stages"])
+        return _build(cls, values, str(path))
+
+
+T = TypeVar("T")
+
+
+def _build(kind: type[T], values: dict[str, Any], where: str) -> T:
+    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - set(fields))
+    if unknown:
+        raise ValueError(f"{where}: unknown keys {', '.join(unknown)}; allowed are {', '.join(fields)}.")
+    missing = [
+        name
+        for name, f in fields.items()
+        if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ValueError(f"{where}: missing keys {', '.join(missing)}.")
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ValueError(f"{where}: {error}.") from error
+
+
+def _require(condition: bool, name: str, value: Any, allowed: str) -> None:
+    if not condition:
+        raise ValueError(f"{name} must be {allowed}, got {value!r}.")

@@ -1,0 +1,233 @@
+"""One training step: from facts to losses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..modeling.model import RecipeForCausalLM
+from ..modeling.facts import compose_statement
+from ..teacher_forcing import answer_logits, tokenize_rows
+from .config import StageConfig, TrainingConfig
+from .losses import contrastive_losses, editing_loss, locality_loss, read_out_loss
+from .sampling import FactSampler, TrainingFact
+from .warm_start import AnswerPool, AnswerPrompt
+
+_READ_OUT_CANDIDATES = 1024
+
+
+class KeyMemory(nn.Module):
+    """A ring of the last keys made, as further negatives. It is part of a checkpoint, so that resuming is exact."""
+
+    keys: Tensor
+    facts: Tensor
+    count: Tensor
+
+    def __init__(self, size: int, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("keys", torch.zeros(size, dim))
+        self.register_buffer("facts", torch.full((size,), -1))
+        self.register_buffer("count", torch.zeros((), dtype=torch.long))
+
+    def filled(self) -> tuple[Tensor, Tensor]:
+        """Keys `[m, dim]` and the numbers of their facts `[m]`."""
+        size = min(int(self.count), len(self.facts))
+        return self.keys[:size], self.facts[:size]
+
+    @torch.no_grad()
+    def push(self, keys: Tensor, facts: Tensor) -> None:
+        """Takes the place of the oldest by `keys` `[n, dim]` of `facts` `[n]`."""
+        if len(self.facts):
+            places = (self.count + torch.arange(len(facts), device=facts.device)) % len(self.facts)
+            self.keys[places], self.facts[places] = keys.detach(), facts
+            self.count += len(facts)
+
+
+class FeatureCache:
+    """Encoder features of texts met before, for as long as the encoder is frozen."""
+
+    def __init__(self) -> None:
+        self._features: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def __call__(self, model: RecipeForCausalLM, texts: Sequence[str]) -> Tensor:
+        new = [text for text in dict.fromkeys(texts) if text not in self._features]
+        if new:
+            self._features.update(zip(new, model.retriever.text_features(new), strict=True))
+        return torch.stack([self._features[text] for text in texts])
+
+    def clear(self) -> None:
+        """Forgets all, because the encoder has moved."""
+        self._features.clear()
+
+
+class RecipeObjective(nn.Module):
+    """The trained weights of a model, and the losses on a batch of facts (Algorithm 1).
+
+    The frozen base is used but is not a part of this module: it is neither wrapped nor saved.
+    """
+
+    def __init__(self, model: RecipeForCausalLM, config: TrainingConfig, sampler: FactSampler) -> None:
+        super().__init__()
+        self._model = [model]
+        self.config = config
+        self.retriever = model.retriever
+        self.prompt_encoder = model.prompt_encoder
+        embeddings = model.lm.get_input_embeddings().weight.detach().float()
+        self.answer_prompt = AnswerPrompt(config.num_continuous_prompt_tokens, embeddings.shape[1])
+        self.memory = KeyMemory(config.key_memory, config.knowledge_dim)
+        self.pool = AnswerPool(
+            sampler.answers, model.tokenizer, embeddings, num_tokens=config.num_continuous_prompt_tokens
+        )
+        self.cache = FeatureCache()
+
+    @property
+    def model(self) -> RecipeForCausalLM:
+        """The model in training."""
+        return self._model[0]
+
+    def start_stage(self, stage: StageConfig, previous: StageConfig | None) -> None:
+        """Freezes what the stage leaves alone, and hands over from a warm start to the prompt encoder."""
+        warm = stage.prompts == "answer"
+        self.answer_prompt.requires_grad_(warm)
+        self.prompt_encoder.requires_grad_(not warm)
+        self.retriever.requires_grad_(not warm)
+        self.retriever.encoder.requires_grad_(False)
+        if stage.encoder_learning_rate > 0:
+            layers = self.retriever.encoder.encoder.layer
+            trained = self.retriever.encoder if stage.encoder_layers is None else layers[-stage.encoder_layers :]
+            trained.requires_grad_(True)
+        if previous is not None and previous.prompts == "answer" and not warm:
+            with torch.no_grad():
+                self.prompt_encoder.output.bias.copy_(self.answer_prompt.offset.flatten())
+
+    @torch.no_grad()
+    def fit_standardizer(self, facts: Sequence[TrainingFact]) -> None:
+        """Sets the standardisation to the features of these facts' texts."""
+        self.retriever.standardizer.update(self.retriever.text_features(_texts(facts)), momentum=1.0)
+
+    def forward(self, facts: Sequence[TrainingFact], stage: StageConfig, step: int) -> dict[str, Tensor]:
+        """The losses of a step, unweighted, by name."""
+        losses: dict[str, Tensor] = {}
+        labels = self.pool.labels[[self.pool.index[fact.answer] for fact in facts]]
+        keys = None
+        if stage.contrastive_batch_size:
+            contrastive, keys = self._contrastive(facts, stage)
+            losses |= contrastive
+            if stage.weight("read_out") > 0:
+                losses["read_out"] = self._read_out(keys, labels, step)
+        if stage.editing_batch_size:
+            edited = facts[: stage.editing_batch_size]
+            if stage.prompts == "answer":
+                prompts = self.answer_prompt(self._pieces(labels[: len(edited)]))
+            else:
+                prompts = self.prompt_encoder(self._keys(edited, stage) if keys is None else keys[: len(edited)])
+            losses |= self._editing(edited, prompts, stage)
+        return losses
+
+    def _features(self, texts: Sequence[str], stage: StageConfig) -> Tensor:
+        if stage.encoder_learning_rate == 0:
+            return self.cache(self.model, texts)
+        self.cache.clear()
+        features = self.retriever.text_features(texts)
+        self.retriever.standardizer.update(features.detach(), self.config.standardize_momentum)
+        return features
+
+    def _keys(self, facts: Sequence[TrainingFact], stage: StageConfig) -> Tensor:
+        statements = _texts(facts)[: len(facts)]
+        return self.retriever.mlp_k(self.retriever.standardizer(self._features(statements, stage)))
+
+    def _contrastive(self, facts: Sequence[TrainingFact], stage: StageConfig) -> tuple[dict[str, Tensor], Tensor]:
+        features = self.retriever.standardizer(self._features(_texts(facts), stage))
+        keys = self.retriever.mlp_k(features[: len(facts)])
+        queries, rephrases, neighbors = self.retriever.mlp_q(features[len(facts) :]).chunk(3)
+        numbers = torch.tensor([fact.number for fact in facts], device=keys.device)
+        past_keys, past_numbers = self.memory.filled()
+        losses = contrastive_losses(
+            queries,
+            rephrases,
+            neighbors,
+            keys,
+            self.retriever.encode_sentinel(),
+            past_keys.clone(),
+            numbers.unsqueeze(1) == torch.cat([numbers, past_numbers]),
+            self.model.config.scale,
+            self.config.temperature,
+            self.config.hinge_scale,
+        )
+        self.memory.push(keys, numbers)
+        return losses, keys
+
+    def _pieces(self, labels: Tensor) -> Tensor:
+        return self.pool.gather(labels).to(self.answer_prompt.offset.device)
+
+    def _read_out(self, keys: Tensor, labels: Tensor, step: int) -> Tensor:
+        generator = torch.Generator().manual_seed(step)
+        candidates, positions = [], []
+        with torch.no_grad():
+            targets = self.answer_prompt(self._pieces(labels))
+            for token, pieces in enumerate(self.pool.pieces):
+                drawn = torch.randint(len(pieces), (_READ_OUT_CANDIDATES,), generator=generator)
+                chosen, inverse = torch.cat([labels[:, token], drawn]).unique(return_inverse=True)
+                candidates.append(self.answer_prompt.token(token, pieces[chosen].to(keys.device)))
+                positions.append(inverse[: len(labels)])
+        return read_out_loss(
+            self.prompt_encoder(keys),
+            targets,
+            candidates,
+            torch.stack(positions, dim=1).to(keys.device),
+            self.answer_prompt.offset.detach(),
+        )
+
+    def _editing(self, facts: Sequence[TrainingFact], prompts: Tensor, stage: StageConfig) -> dict[str, Tensor]:
+        """Reliability, generality and locality rows (eq. 10-12) in one call of the base."""
+        lm, tokenizer, count = self.model.lm, self.model.tokenizer, len(facts)
+        answers = [fact.answer for fact in facts]
+        texts: dict[str, tuple[list[str], list[str]]] = {
+            "reliability": ([fact.example.prompt for fact in facts], answers),
+            "generality": ([fact.example.rephrase_prompt for fact in facts], answers),
+        }
+        if stage.weight("locality") > 0:
+            texts["locality"] = (
+                [fact.example.locality_prompt for fact in facts],
+                [fact.example.locality_answer for fact in facts],
+            )
+        questions = [text for asked, _ in texts.values() for text in asked]
+        expected = [text for _, given in texts.values() for text in given]
+        rows = tokenize_rows(tokenizer, questions, expected)
+        logits, labels = answer_logits(lm, rows, prompts.repeat(len(texts), 1, 1))
+        losses = {
+            name: editing_loss(logits[i * count :][:count], labels[i * count :][:count], self.config.hinge_scale)
+            for i, name in enumerate(["reliability", "generality"])
+        }
+        if "locality" in texts:
+            with torch.no_grad():
+                base_logits, base_labels = answer_logits(lm, rows[-count:])
+            losses["locality"] = locality_loss(logits[-count:, -base_labels.shape[1] :], base_logits, base_labels)
+        return losses
+
+
+def _texts(facts: Sequence[TrainingFact]) -> list[str]:
+    """Statements, prompts, rephrasings and unrelated prompts, in four blocks."""
+    return [
+        *(compose_statement(fact.example.prompt, fact.answer) for fact in facts),
+        *(fact.example.prompt for fact in facts),
+        *(fact.example.rephrase_prompt for fact in facts),
+        *(fact.example.locality_prompt for fact in facts),
+    ]
+
+
+def parameter_groups(objective: RecipeObjective) -> list[dict[str, Any]]:
+    """Parameters by the learning rate they follow: `name` says which, `factor` multiplies it."""
+    encoder = {id(p) for p in objective.retriever.encoder.parameters()}
+    heads = [*objective.retriever.parameters(), *objective.prompt_encoder.parameters()]
+    prompt = objective.answer_prompt
+    return [
+        {"name": "encoder", "params": list(objective.retriever.encoder.parameters()), "factor": 1.0},
+        {"name": "heads", "params": [p for p in heads if id(p) not in encoder], "factor": 1.0},
+        {"name": "heads", "params": [prompt.offset], "factor": 1.0},
+        {"name": "heads", "params": [prompt.weight], "factor": 0.1},
+    ]

@@ -1,0 +1,60 @@
+"""Which facts a training step sees, and with which answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..datasets import EditExample
+
+
+@dataclass(frozen=True)
+class TrainingFact:
+    """A fact as a step sees it: `answer` may be drawn anew, so that statement and target change together."""
+
+    number: int
+    example: EditExample
+    answer: str
+
+
+class FactSampler:
+    """Draws the facts of each step from its number alone, so that a resumed run sees what an unbroken one would.
+
+    Args:
+        examples: Facts to draw from, without replacement within a step.
+        seed: Seed of all draws.
+        answer_resampling: Share of facts whose answer is replaced by another, against learning facts by heart.
+        subject_share: Share of the replaced answers that are drawn from the subjects (names of all kinds, often of
+            several tokens) rather than from the answers of the data set.
+    """
+
+    def __init__(
+        self, examples: Sequence[EditExample], seed: int, answer_resampling: float, subject_share: float
+    ) -> None:
+        self.examples = list(examples)
+        self.seed = seed
+        self.answer_resampling = answer_resampling
+        self.subject_share = subject_share
+        self._answers = sorted({e.answer for e in examples} | {e.locality_answer for e in examples})
+        self._subjects = sorted({e.subject for e in examples})
+
+    @property
+    def answers(self) -> list[str]:
+        """Every answer that a step may hold."""
+        return [*self._answers, *self._subjects]
+
+    def draw(self, step: int, size: int, answer_variants: int | None = None) -> list[TrainingFact]:
+        """The `size` facts of a step. `answer_variants` bounds how many drawn answers a fact may have in all."""
+        rng = np.random.default_rng([self.seed, step])
+        numbers = rng.choice(len(self.examples), size=size, replace=False).tolist()
+        return [TrainingFact(n, self.examples[n], self._answer(rng, n, answer_variants)) for n in numbers]
+
+    def _answer(self, rng: np.random.Generator, number: int, variants: int | None) -> str:
+        if rng.random() >= self.answer_resampling:
+            return self.examples[number].answer
+        if variants is not None:
+            rng = np.random.default_rng([self.seed, number, int(rng.integers(variants))])
+        pool = self._subjects if rng.random() < self.subject_share else self._answers
+        return pool[rng.integers(len(pool))]

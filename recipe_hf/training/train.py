@@ -1,0 +1,29 @@
+"""Trains a RECIPE model: `accelerate launch training/train.py --config training/configs/….yaml`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from recipe_hf.training.config import TrainingConfig
+from recipe_hf.training.trainer import Trainer
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Reads the arguments and trains."""
+    parser = argparse.ArgumentParser(description="Train a RECIPE model.")
+    parser.add_argument("--config", required=True, help="YAML file with the fields of TrainingConfig")
+    parser.add_argument("--resume", action="store_true", help="go on from output_dir/checkpoint")
+    parser.add_argument("--base-model", help="takes the place of base_model in the config")
+    parser.add_argument("--encoder", help="takes the place of encoder")
+    parser.add_argument("--train-file", help="takes the place of train_file")
+    parser.add_argument("--output-dir", help="takes the place of output_dir")
+    parser.add_argument("--seed", type=int, help="takes the place of seed")
+    arguments = vars(parser.parse_args(argv))
+    resume = arguments.pop("resume")
+    best = Trainer(TrainingConfig.from_yaml(arguments.pop("config"), **arguments)).train(resume)
+    print(f"The best checkpoint is in {best}.")
+
+
+if __name__ == "__main__":
+    main()

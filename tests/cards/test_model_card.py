@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from transformers import BertConfig
+
+from recipe_hf.cards import EvaluationResult, TrainingRun, write_model_card
+from recipe_hf.modeling.configuration import RecipeConfig
+from recipe_hf.modeling.knowledge import KnowledgeBase
+
+
+def make_checkpoint(
+    path: Path, base: str | None = "HuggingFaceTB/SmolLM2-135M-Instruct", facts: int = 0, past: int = 0
+) -> Path:
+    encoder = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    RecipeConfig(
+        encoder_config=encoder, base_model_name_or_path=base, hidden_size=48, knowledge_dim=64
+    ).save_pretrained(path)
+    if facts:
+        knowledge = KnowledgeBase(64)
+        ids = knowledge.add([f"Fact {i}." for i in range(facts + past)], torch.ones(facts + past, 64))
+        knowledge.remove(ids[:past])
+        knowledge.save(path / "knowledge")
+    return path
+
+
+def make_run(**changes) -> TrainingRun:
+    values = {
+        "base_weights": "the GGUF file of SmolLM2-135M-Instruct, Q4_1, dequantised",
+        "encoder": "all-MiniLM-L6-v2",
+        "training_data": "CounterFact, training part, 10,000 rows",
+        "hardware": "two CPU cores",
+        "hours": 1.5,
+        "results": [
+            EvaluationResult(
+                dataset="CounterFact, test part",
+                protocol="strict",
+                seeds=[0, 1, 2],
+                rows={
+                    1000: {"reliability": 91.5, "locality": "97.0 ± 0.2"},
+                    10000: {"reliability": 88.0, "locality": 90.1},
+                },
+            )
+        ],
+        "training_config": {"learning_rate": 0.001, "stages": ["warm start", "joint"]},
+        "limits": ["Answers of more than four tokens are often cut short."],
+    }
+    return TrainingRun(**(values | changes))
+
+
+def test_card_has_metadata_the_hub_understands(tmp_path):
+    write_model_card(make_checkpoint(tmp_path), make_run(datasets=["org/data"]))
+    data = ModelCard.load(tmp_path / "README.md").data.to_dict()
+    assert data["library_name"] == "recipe_hf"
+    assert data["pipeline_tag"] == "text-generation"
+    assert data["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert data["base_model_relation"] == "adapter"
+    assert data["license"] == "apache-2.0"
+    assert data["datasets"] == ["org/data"]
+    assert "knowledge-editing" in data["tags"]
+
+
+def test_card_says_what_the_run_and_the_checkpoint_know(tmp_path):
+    text = write_model_card(make_checkpoint(tmp_path), make_run()).text
+    for expected in (
+        "# RECIPE for SmolLM2-135M-Instruct",
+        "Trained against the GGUF file of SmolLM2-135M-Instruct, Q4_1, dequantised.",
+        "**CounterFact, test part, protocol `strict`**, seeds 0, 1, 2:",
+        "| number of edits | reliability | locality |\n|---:|---:|---:|\n"
+        "| 1,000 | 91.5 | 97.0 ± 0.2 |\n| 10,000 | 88.0 | 90.1 |\n",
+        "two CPU cores, 1.5 hours",
+        "`knowledge_dim` 64, 3 continuous prompt tokens",
+        "```yaml\nlearning_rate: 0.001\nstages:\n- warm start\n- joint\n```",
+        "- Answers of more than four tokens are often cut short.",
+        "None: the knowledge base is empty.",
+    ):
+        assert expected in text
+    assert "{{" not in text and "{%" not in text and "\n\n\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("facts", "past", "said"),
+    [
+        (1, 0, "ships 1 fact, in plain\ntext in"),
+        (1200, 0, "ships 1,200 facts, in plain\ntext in"),
+        (2, 3, "ships 2 facts and a history of 3 replaced or removed, in plain\ntext in"),
+    ],
+)
+def test_card_counts_the_facts_and_says_they_are_public(tmp_path, facts, past, said):
+    text = write_model_card(make_checkpoint(tmp_path, facts=facts, past=past), make_run()).text
+    assert said in text and "as public as the repository" in text
+
+
+def test_local_base_is_not_presented_as_a_hub_model(tmp_path):
+    card = write_model_card(make_checkpoint(tmp_path, base="/data/models/my-base.gguf"), make_run())
+    assert "base_model" not in card.data.to_dict()
+    assert "/data/models" not in str(card)
+    assert 'base_model="path/to/the/base"' in card.text
+
+
+def test_run_names_the_base_and_the_repository(tmp_path):
+    card = write_model_card(
+        make_checkpoint(tmp_path, base=None), make_run(base_model="org/base", repo_id="org/recipe")
+    )
+    assert card.data.base_model == "org/base"
+    assert 'RecipeForCausalLM.from_pretrained("org/recipe")' in card.text
+
+
+def test_card_without_results_says_so(tmp_path):
+    text = write_model_card(make_checkpoint(tmp_path), make_run(results=[], training_config={}, limits=[])).text
+    assert "No evaluation was recorded" in text and "```yaml" not in text and "\n\n\n" not in text
+
+
+def test_example_in_card_is_python(tmp_path):
+    text = write_model_card(make_checkpoint(tmp_path), make_run()).text
+    compile(text.split("```python\n")[1].split("```")[0], "card", "exec")
+
+
+def test_directory_without_checkpoint_is_refused_and_untouched(tmp_path):
+    with pytest.raises(ValueError, match="model_dir must be a checkpoint directory"):
+        write_model_card(tmp_path, make_run())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"protocol": "lenient"}, "protocol must be one of strict, paper, generation, got 'lenient'"),
+        ({"seeds": []}, "seeds must name at least one"),
+        ({"rows": {}}, "rows must hold at least one"),
+        ({"rows": {1: {"a": 1.0}, 2: {"b": 1.0}}}, "rows must have the metrics"),
+    ],
+)
+def test_impossible_results_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        EvaluationResult(**({"dataset": "d", "protocol": "strict", "seeds": [0], "rows": {1: {"a": 1.0}}} | changes))

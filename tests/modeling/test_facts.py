@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import pytest
+
+from recipe_hf.modeling.facts import NewFact, compose_statement, parse_facts
+
+
+def test_the_forms_a_fact_may_have():
+    parsed = parse_facts(
+        [
+            "The CEO of Acme is Ann Lee.",
+            ("The capital of Oz is", "Emerald City"),
+            ["The capital of Oz is", "Emerald City"],
+            {"statement": "Water is wet.", "metadata": {"source": "a", "tags": ["x", 1, None]}},
+            {"prompt": "Who rules Oz?", "answer": "Ozma"},
+            {"prompt": "Who rules Oz?", "answer": "Ozma", "statement": "Ozma rules Oz."},
+        ]
+    )
+    assert [fact.statement for fact in parsed] == [
+        "The CEO of Acme is Ann Lee.",
+        "The capital of Oz is Emerald City",
+        "The capital of Oz is Emerald City",
+        "Water is wet.",
+        "Who rules Oz? Ozma",
+        "Ozma rules Oz.",
+    ]
+    assert parsed[0] == NewFact(statement="The CEO of Acme is Ann Lee.")
+    assert parsed[1] == NewFact(
+        statement="The capital of Oz is Emerald City", prompt="The capital of Oz is", answer="Emerald City"
+    )
+    assert parsed[3].metadata == {"source": "a", "tags": ["x", 1, None]}
+    assert parse_facts(parsed) == parsed
+    assert parse_facts(iter(parsed)) == parsed
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer"), [("a b", "c"), ("a b ", "c"), ("a b", " c"), (" a b\n", "\tc "), ("a b", "c")]
+)
+def test_a_statement_has_one_space_between_prompt_and_answer(prompt, answer):
+    assert compose_statement(prompt, answer) == "a b c"
+
+
+def test_prompt_and_answer_stay_as_given():
+    (fact,) = parse_facts([("The capital of Oz is ", " Emerald  City")])
+    assert (fact.prompt, fact.answer) == ("The capital of Oz is ", " Emerald  City")
+    assert fact.statement == "The capital of Oz is Emerald  City"
+
+
+def test_subject_is_the_prompt_or_else_the_statement():
+    spaced, plain, bare = parse_facts([("who  is\tit ", "A"), ("who is it", "B"), "who is it"])
+    assert spaced.subject == plain.subject
+    assert bare.subject != plain.subject
+    assert parse_facts([" who is  it"])[0].subject == bare.subject
+
+
+def test_metadata_is_copied():
+    metadata = {"tags": ["x"]}
+    (fact,) = parse_facts([{"statement": "a", "metadata": metadata}])
+    metadata["tags"].append("y")
+    assert fact.metadata == {"tags": ["x"]}
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ([], "facts must hold at least one fact, got none"),
+        (None, "facts must be a list.*got None"),
+        (7, "facts must be a list.*got 7"),
+        ("one statement", "facts must be a list, also for a single fact, got 'one statement'"),
+        (("prompt", "answer"), "facts must be a list"),
+        ({"statement": "a"}, "facts must be a list"),
+        (["fine", ""], r"facts\[1\].statement must be a non-empty string, got ''"),
+        (["fine", " \n"], r"facts\[1\].statement must be a non-empty string, got ' \\n'"),
+        ([None], r"facts\[0\] must be a statement, a \(prompt, answer\) pair or a dict, got None"),
+        ([b"bytes"], r"facts\[0\] must be a statement"),
+        ([("a", "b", "c")], r"facts\[0\] must be a statement.*got \('a', 'b', 'c'\)"),
+        ([("a", 5)], r"facts\[0\].answer must be a non-empty string, got 5"),
+        ([("", "b")], r"facts\[0\].prompt must be a non-empty string, got ''"),
+        ([("a", None)], r"facts\[0\] must have a statement, or a prompt and an answer"),
+        ([{"prompt": "a"}], r"facts\[0\] must have a statement, or a prompt and an answer"),
+        ([{"statement": "a", "answer": "b"}], r"facts\[0\] must have a statement, or a prompt and an answer"),
+        ([{}], r"facts\[0\] must have a statement"),
+        ([{"statement": 3}], r"facts\[0\].statement must be a non-empty string, got 3"),
+        ([{"statement": "a", "source": "b"}], r"facts\[0\] may have the keys .*, got 'source'"),
+        ([{"statement": "a", "metadata": "b"}], r"facts\[0\].metadata must be a dict"),
+        ([{"statement": "a", "metadata": {"x": object()}}], r"facts\[0\].metadata must be what JSON can hold"),
+        ([{"statement": "a", "metadata": {"x": float("nan")}}], r"facts\[0\].metadata must be what JSON can hold"),
+        ([{"statement": "a", "metadata": {1: "x"}}], r"facts\[0\].metadata must be a dict of what JSON can hold"),
+        ([{"statement": "a", "metadata": {"x": "\ud800"}}], r"facts\[0\].metadata must be what JSON can hold"),
+        (["half a pair \ud800"], r"facts\[0\].statement must be valid Unicode"),
+    ],
+)
+def test_bad_facts_are_refused(facts, message):
+    with pytest.raises(ValueError, match=message):
+        parse_facts(facts)

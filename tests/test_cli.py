@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_recipe import FACTS, UNRELATED, tiny_base, tiny_recipe
+from typer.testing import CliRunner, Result
+
+from recipe_hf.cli import app
+from recipe_hf.modeling.knowledge import KnowledgeBase
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Path:
+    """A directory with what `list` and `remove` read: the sizes and three facts."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "recipe", "knowledge_dim": 8}))
+    knowledge = KnowledgeBase(8)
+    knowledge.add(["Ann runs Acme.", "Bo plays the cello.", "Oslo is cold."], torch.eye(8)[:3])
+    knowledge.save(tmp_path / "knowledge")
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A tiny checkpoint without facts, and the directory of its base."""
+    checkpoint, base = tmp_path_factory.mktemp("checkpoint"), tmp_path_factory.mktemp("base")
+    tiny_base().save_pretrained(base)
+    tiny_recipe().save_pretrained(checkpoint)
+    return checkpoint, base
+
+
+@pytest.fixture
+def checkpoint(saved: tuple[Path, Path]):
+    """The checkpoint, emptied of facts afterwards."""
+    yield saved[0]
+    KnowledgeBase(64).save(saved[0] / "knowledge")
+
+
+def lines(result: Result) -> list[str]:
+    return [" ".join(line.split()) for line in result.output.splitlines()]
+
+
+def assert_refused(result: Result, message: str) -> None:
+    assert result.exit_code == 2
+    assert result.output.count("\n") == 1 and result.output.startswith("recipe-hf: ")
+    assert message in result.output
+
+
+def test_help_names_every_command():
+    result = invoke("--help")
+    assert result.exit_code == 0
+    for command in ("demo", "train", "add", "remove", "list", "ask", "push"):
+        assert f" {command} " in result.output
+        assert command == "train" or invoke(command, "--help").exit_code == 0
+
+
+def test_list_prints_id_and_statement(stored):
+    result = invoke("list", stored)
+    assert result.exit_code == 0
+    assert lines(result) == ["0 Ann runs Acme.", "1 Bo plays the cello.", "2 Oslo is cold."]
+
+
+def test_list_of_checkpoint_without_facts_is_empty(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "recipe", "knowledge_dim": 8}))
+    result = invoke("list", tmp_path)
+    assert result.exit_code == 0 and result.output == ""
+
+
+def test_remove_is_saved(stored):
+    result = invoke("remove", stored, 0, 2)
+    assert result.exit_code == 0
+    assert lines(result)[:2] == ["removed 0 Ann runs Acme.", "removed 2 Oslo is cold."]
+    assert lines(result)[2].endswith("now holds 1 fact.")
+    assert [fact.id for fact in KnowledgeBase.load(stored / "knowledge")] == [1]
+
+
+def test_remove_of_unknown_id_changes_nothing(stored):
+    before = {path.name: path.read_bytes() for path in (stored / "knowledge").iterdir()}
+    assert_refused(invoke("remove", stored, 0, 7), "id must be that of a fact in the knowledge base, got 7.")
+    assert before == {path.name: path.read_bytes() for path in (stored / "knowledge").iterdir()}
+
+
+def test_altered_knowledge_is_refused(stored):
+    path = stored / "knowledge" / "knowledge.jsonl"
+    path.write_text(path.read_text().replace("Ann", "Bob"))
+    assert_refused(invoke("list", stored), "knowledge.jsonl is damaged")
+
+
+@pytest.mark.parametrize(
+    "arguments", [("list",), ("remove", 1), ("add", "A fact."), ("ask", "Why?"), ("push", "org/name"), ("demo",)]
+)
+def test_directory_without_checkpoint_is_refused(tmp_path, arguments):
+    command, *rest = arguments
+    where = ["--checkpoint", tmp_path] if command == "demo" else [tmp_path]
+    assert_refused(invoke(command, *where, *rest), "CHECKPOINT must be a directory with a config.json")
+
+
+def test_add_without_facts_is_refused(stored):
+    assert_refused(invoke("add", stored), "add needs at least one statement, or --from FILE.")
+
+
+def test_facts_file_that_is_not_json_is_refused(stored):
+    (stored / "facts.jsonl").write_text('"A fact."\nnot json\n')
+    assert_refused(invoke("add", stored, "--from", stored / "facts.jsonl"), "facts.jsonl, line 2: not JSON")
+
+
+def test_push_needs_the_hub(stored, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert_refused(invoke("push", stored, "org/name"), "could not upload to org/name")
+
+
+def test_wrong_option_is_a_usage_error(stored):
+    result = invoke("add", stored, "A fact.", "--on-conflict", "shrug")
+    assert result.exit_code == 2 and "shrug" in result.output
+
+
+def test_added_facts_are_answered_until_removed(checkpoint, saved):
+    (prompt, answer), base = FACTS[0], saved[1]
+    added = invoke("add", checkpoint, f"{prompt} {answer}", "Grass is green.")
+    assert lines(added)[:2] == [f"added 0 {prompt} {answer}", "added 1 Grass is green."]
+    assert lines(added)[2].endswith("now holds 2 facts.")
+
+    asked = lines(invoke("ask", checkpoint, prompt, "--base-model", base, "--max-new-tokens", 3))
+    assert asked[0] == prompt and asked[2].startswith(f"fact 0: {prompt} {answer} (score ")
+
+    assert invoke("remove", checkpoint, 0, 1).exit_code == 0
+    asked = lines(invoke("ask", checkpoint, prompt, "--base-model", base, "--max-new-tokens", 3))
+    assert asked[2] == "no fact applies: the base model's own answer"
+
+
+def test_add_reads_json_lines_in_every_form(checkpoint, tmp_path):
+    (tmp_path / "facts.jsonl").write_text(
+        '"Grass is green."\n\n["The sky is", "blue"]\n'
+        '{"prompt": "Snow is", "answer": "white", "metadata": {"source": "a look outside"}}\n'
+    )
+    assert invoke("add", checkpoint, "--from", tmp_path / "facts.jsonl").exit_code == 0
+    facts = list(KnowledgeBase.load(checkpoint / "knowledge"))
+    assert [fact.statement for fact in facts] == ["Grass is green.", "The sky is blue", "Snow is white"]
+    assert facts[1].answer == "blue" and facts[2].metadata == {"source": "a look outside"}
+
+
+def test_add_obeys_on_conflict(checkpoint):
+    invoke("add", checkpoint, "Grass is green.")
+    assert lines(invoke("add", checkpoint, "Grass is green.", "--on-conflict", "keep"))[0] == "kept 0 Grass is green."
+    assert_refused(invoke("add", checkpoint, "Grass is green.", "--on-conflict", "error"), "on_conflict='error'")
+    assert lines(invoke("add", checkpoint, "Grass is green."))[0] == "added 1 Grass is green."
+    assert lines(invoke("add", checkpoint, "Grass is green.", "Grass  is green."))[0] == "added 3 Grass is green."
+
+
+def test_refused_fact_changes_nothing(checkpoint):
+    assert_refused(invoke("add", checkpoint, UNRELATED[0], "x" * 200), "the encoder's 96 tokens")
+    assert len(KnowledgeBase.load(checkpoint / "knowledge")) == 0
+
+
+def test_ask_with_another_base_is_refused(checkpoint, tmp_path):
+    tiny_base(seed=1).save_pretrained(tmp_path)
+    assert_refused(invoke("ask", checkpoint, "Why?", "--base-model", tmp_path), "base")
+
+
+def test_traceback_is_shown_on_demand(tmp_path, monkeypatch):
+    monkeypatch.setenv("RECIPE_HF_TRACEBACK", "1")
+    assert isinstance(invoke("list", tmp_path).exception, ValueError)

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from io import StringIO
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+from tiny_recipe import FACTS, UNRELATED, tiny_recipe
+
+from recipe_hf import demo
+
+
+@pytest.fixture
+def model():
+    return tiny_recipe()
+
+
+@pytest.fixture(scope="module")
+def printed() -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "FACTS", [demo.DemoFact(prompt, answer, prompt) for prompt, answer in FACTS])
+        patch.setattr(demo, "UNRELATED", UNRELATED)
+        console = Console(file=StringIO(), width=demo.PLAIN_WIDTH, highlight=False)
+        demo.run_with(tiny_recipe(), console)
+    return console.file.getvalue()
+
+
+def test_unrelated_prompts_give_the_base_models_tokens(printed):
+    assert f"{len(UNRELATED)} of {len(UNRELATED)} get the base model's tokens" in printed
+    assert "CHANGED" not in printed
+
+
+def test_removal_gives_the_base_models_tokens(model):
+    console = Console(file=StringIO(), width=demo.PLAIN_WIDTH)
+    demo.show_removal(model, console, *model.add_knowledge(FACTS[:1]))
+    _, before, after = console.file.getvalue().strip().splitlines()
+    assert after.endswith("(the base model's tokens again)")
+    assert before.split(":", 1)[1].strip() not in after
+    assert len(model.knowledge) == 0
+
+
+def test_every_prompt_shows_the_fact_it_used(printed):
+    rows = [line for line in printed.splitlines() if " > " in line and line.startswith(" ")]
+    assert len(rows) == 2 * len(FACTS)
+    for id_, row in enumerate(rows):
+        assert f"fact {id_ % len(FACTS)}: " in row
+
+
+def test_output_fits_a_plain_terminal(printed):
+    assert max(map(cell_len, printed.splitlines())) <= demo.PLAIN_WIDTH
+
+
+def test_times_are_given_with_the_ratio_to_the_base(printed):
+    assert "one fact added: " in printed and printed.count("(ratio ") == 2
+
+
+def test_changed_answer_to_an_unrelated_prompt_is_not_hidden(model, monkeypatch):
+    monkeypatch.setattr(demo, "FACTS", [demo.DemoFact(prompt, answer, prompt) for prompt, answer in FACTS])
+    monkeypatch.setattr(demo, "UNRELATED", [FACTS[0][0], *UNRELATED])
+    console = Console(file=StringIO(), width=demo.PLAIN_WIDTH)
+    model.add_knowledge(FACTS)
+    demo.show_answers(model, console)
+    assert "CHANGED" in console.file.getvalue()
+    assert f"{len(UNRELATED)} of {len(UNRELATED) + 1} get the base model's tokens" in console.file.getvalue()
+
+
+def test_facts_are_all_different():
+    assert len({fact.prompt for fact in demo.FACTS} | {fact.rephrasing for fact in demo.FACTS}) == 2 * len(demo.FACTS)
+    assert all(fact.answer not in fact.prompt for fact in demo.FACTS)

@@ -1,0 +1,64 @@
+"""Tiny random models of real classes, shared by all tests: float32, seeded, on the CPU, nothing downloaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    GPT2Config,
+    GPTJConfig,
+    GPTNeoXConfig,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+)
+
+VOCAB_SIZE = 160
+HIDDEN_SIZE = 32
+PAD_TOKEN_ID = 0
+
+_GPT2_SIZES = {"n_embd": HIDDEN_SIZE, "n_layer": 2, "n_head": 4, "n_positions": 128}
+_LLAMA_SIZES = {
+    "hidden_size": HIDDEN_SIZE,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+}
+CONFIGS: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
+    "llama": (LlamaConfig, _LLAMA_SIZES | {"num_key_value_heads": 2}),
+    "gpt2": (GPT2Config, _GPT2_SIZES),
+    "gptj": (GPTJConfig, _GPT2_SIZES | {"rotary_dim": 4}),
+    "qwen2": (Qwen2Config, _LLAMA_SIZES | {"num_key_value_heads": 2}),
+    "gpt-neox": (GPTNeoXConfig, _LLAMA_SIZES),
+    "qwen2-sliding": (
+        Qwen2Config,
+        _LLAMA_SIZES
+        | {"num_key_value_heads": 2, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
+    ),
+    "bloom": (BloomConfig, {"hidden_size": HIDDEN_SIZE, "n_layer": 2, "n_head": 4}),
+}
+ARCHITECTURES = ("llama", "gpt2", "gptj", "qwen2", "gpt-neox")
+
+
+def tiny_causal_lm(architecture: str = "llama", seed: int = 0, **overrides: Any) -> PreTrainedModel:
+    """A frozen random causal LM of `architecture` (a key of `CONFIGS`), the same for the same seed.
+
+    Weights are large enough that outputs depend on every token. There is no end token unless `overrides` sets one.
+    """
+    config_class, sizes = CONFIGS[architecture]
+    defaults = {
+        "vocab_size": VOCAB_SIZE,
+        "initializer_range": 0.3,
+        "bos_token_id": 1,
+        "eos_token_id": None,
+        "pad_token_id": PAD_TOKEN_ID,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        lm = AutoModelForCausalLM.from_config(config_class(**(defaults | sizes | overrides)))
+    return lm.eval().requires_grad_(False)
