@@ -71,6 +71,34 @@ def train(ctx: typer.Context) -> None:
 
 
 @app.command()
+def evaluate(
+    checkpoint: Checkpoint,
+    dataset: Annotated[Path, typer.Option(help="CounterFact file to edit from.", show_default=False)],
+    num_edits: Annotated[list[int], typer.Option(help="How many facts to hold at once; may be given again.")] = [1000],  # noqa: B006
+    seeds: Annotated[list[int], typer.Option(help="Seeds that choose the facts; may be given again.")] = [0],  # noqa: B006
+    base_model: BaseModel = None,
+    output: Annotated[Path | None, typer.Option(help="Also write each outcome to this JSON file.")] = None,
+) -> None:
+    """Measures reliability, generality and locality, under the protocol `strict`: the retriever sees the prompt only."""
+    from .datasets import load_counterfact
+    from .evaluation.editing import evaluate_editing
+    from .evaluation.report import markdown_table, summarize, write_json
+
+    examples = load_counterfact(dataset)
+    if max(num_edits) > len(examples) or min(num_edits) < 1:
+        raise ValueError(f"num_edits must be between 1 and the {len(examples)} facts of {dataset}, got {num_edits}.")
+    model = _load(checkpoint, base_model)
+    reports = []
+    for number in num_edits:
+        for seed in seeds:
+            typer.echo(f"{number} facts, seed {seed}", err=True)
+            reports.append(evaluate_editing(model, examples, number, seed, progress=True))
+    typer.echo(markdown_table(summarize(reports)))
+    if output is not None:
+        write_json(output, model, dataset.name, reports)
+
+
+@app.command()
 def add(
     checkpoint: Checkpoint,
     statements: Annotated[list[str] | None, typer.Argument(help='Facts, as "The CEO of Acme is Ann Lee."')] = None,

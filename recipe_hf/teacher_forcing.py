@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .modeling.base import input_device
+from .modeling.prefix import prefixed_forward
 
 IGNORE_INDEX = -100
 
@@ -23,18 +27,14 @@ class Row:
         return len(self.prompt_ids) + len(self.answer_ids)
 
 
-def tokenize_rows(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], answers: Sequence[str]
-) -> list[Row]:
+def tokenize_rows(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], answers: Sequence[str]) -> list[Row]:
     """Tokenises prompts and the answers that continue them, one space between the two."""
     prompt_ids = tokenizer(list(prompts))["input_ids"]
     answer_ids = tokenizer([f" {answer}" for answer in answers], add_special_tokens=False)["input_ids"]
     return [Row(p, a) for p, a in zip(prompt_ids, answer_ids, strict=True)]
 
 
-def answer_logits(
-    lm: PreTrainedModel, rows: Sequence[Row], prefix: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def answer_logits(lm: PreTrainedModel, rows: Sequence[Row], prefix: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Logits at the answer tokens only, so that the LM head runs nowhere else.
 
     Args:
@@ -46,7 +46,7 @@ def answer_logits(
         Logits `[batch, n, vocab]` and labels `[batch, n]`, where `n` is the length of the longest answer. Shorter
         answers stand at the right; the columns before them are labelled `IGNORE_INDEX`.
     """
-    device = lm.get_input_embeddings().weight.device
+    device = input_device(lm)
     longest = max(map(len, rows)) - 1
     num_targets = max(len(row.answer_ids) for row in rows)
     ids = torch.zeros(len(rows), longest, dtype=torch.long)
@@ -58,12 +58,9 @@ def answer_logits(
         mask[i, longest - len(text) :] = 1
         labels[i, num_targets - len(row.answer_ids) :] = torch.tensor(row.answer_ids)
     ids, mask, labels = ids.to(device), mask.to(device), labels.to(device)
-    embeds = lm.get_input_embeddings()(ids)
-    if prefix is not None:
-        embeds = torch.cat([prefix.to(embeds), embeds], dim=1)
-        mask = torch.cat([mask.new_ones(prefix.shape[:2]), mask], dim=1)
-    positions = (mask.cumsum(1) - 1).clamp_min(0)
-    logits = lm(
-        inputs_embeds=embeds, attention_mask=mask, position_ids=positions, logits_to_keep=num_targets, use_cache=False
-    ).logits
-    return logits, labels
+    if prefix is None:
+        embeddings: Any = lm.get_input_embeddings()
+        prefix = torch.empty(len(rows), 0, embeddings.weight.shape[1], device=device)
+    present = torch.ones(prefix.shape[:2], dtype=torch.bool, device=device)
+    outputs: Any = prefixed_forward(lm, prefix, present, ids, mask, logits_to_keep=num_targets)
+    return outputs.logits, labels

@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch.nn import functional as F
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from recipe_hf import RecipeForCausalLM
+from recipe_hf import RecipeForCausalLM, Retrieval
 from tests.tiny import tiny_causal_lm
 
 FACTS = [
@@ -21,6 +22,8 @@ FACTS = [
 ]
 PROMPTS = [prompt for prompt, _ in FACTS]
 UNRELATED = ["Two plus two makes", "Once upon a time", "Water boils at", "Dogs are", "A poem about rain:"]
+MIXED = [PROMPTS[0], UNRELATED[0], PROMPTS[2], UNRELATED[1]]
+GREEDY: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False}
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -100,6 +103,13 @@ def tiny_recipe(architecture: str = "llama", base: Any = None) -> RecipeForCausa
     return model
 
 
+def edited_recipe(architecture: str = "llama", base: Any = None) -> RecipeForCausalLM:
+    """The same, with `FACTS` added: their ids are 0 to 3."""
+    model = tiny_recipe(architecture, base)
+    model.add_knowledge(FACTS)
+    return model
+
+
 @functools.cache
 def _fitted_retriever() -> dict[str, torch.Tensor]:
     retriever = untrained_recipe().retriever
@@ -118,3 +128,34 @@ def _fitted_retriever() -> dict[str, torch.Tensor]:
         loss.backward()
         optimizer.step()
     return retriever.state_dict()
+
+
+def batch_of(model: RecipeForCausalLM, texts: list[str], side: str = "left") -> Any:
+    """Token ids and mask of `texts`, padded on `side`."""
+    model.tokenizer.padding_side = side
+    return model.tokenizer(texts, return_tensors="pt", padding=True)
+
+
+def row_by_row(model: RecipeForCausalLM, texts: list[str], new_tokens: int = 6) -> torch.Tensor:
+    """Greedy continuations by an independent loop: every row alone, its prompt concatenated to its embeddings."""
+    rows = []
+    for text in texts:
+        ids = model.tokenizer(text)["input_ids"]
+        embeds = model.lm.get_input_embeddings()(torch.tensor([ids]))
+        (hit,) = model.retrieve(text)
+        if hit.fired:
+            prompt = model.prompt_encoder(model.knowledge.keys([hit.id]))
+            embeds = torch.cat([prompt.detach(), embeds], 1)
+        new = []
+        for _ in range(new_tokens):
+            new.append(model.lm(inputs_embeds=embeds).logits[0, -1].argmax().item())
+            embeds = torch.cat([embeds, model.lm.get_input_embeddings()(torch.tensor([[new[-1]]]))], 1)
+        rows.append(new)
+    return torch.tensor(rows)
+
+
+def assert_same(hits: list[Retrieval], expected: list[Retrieval]) -> None:
+    """The same facts fire, with the same scores but for rounding."""
+    assert [(hit.id, hit.statement, hit.fired) for hit in hits] == [(h.id, h.statement, h.fired) for h in expected]
+    for name in ("score", "threshold"):
+        assert [getattr(h, name) for h in hits] == pytest.approx([getattr(h, name) for h in expected], rel=1e-4)

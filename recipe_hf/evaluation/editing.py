@@ -102,8 +102,13 @@ def evaluate_editing(
         progress: Whether to show a progress bar with the time left.
 
     Raises:
-        ValueError: If `num_edits` is not between 1 and the number of examples.
+        ValueError: If `num_edits` is not between 1 and the number of examples, or `num_questions` is below 1.
+        RuntimeError: If the model has no tokenizer.
     """
+    if model.tokenizer is None:
+        raise RuntimeError("The model has no tokenizer of its base: set model.tokenizer.")
+    if num_questions is not None and num_questions < 1:
+        raise ValueError(f"num_questions must be at least 1, got {num_questions}.")
     num_edits = len(examples) if num_edits is None else num_edits
     if not 1 <= num_edits <= len(examples):
         raise ValueError(f"num_edits must be between 1 and the {len(examples)} examples at hand, got {num_edits}.")
@@ -119,21 +124,23 @@ def evaluate_editing(
         queries = [query for _, query, _, _ in questions]
         retrievals = model.retrieve(queries)
         rows = tokenize_rows(model.tokenizer, queries, [answer for _, _, answer, _ in questions])
-        accuracies = _accuracies(
-            model, [kind for kind, *_ in questions], rows, [r.id if r.fired else None for r in retrievals], batch_size, progress
-        )
+        kinds = [kind for kind, *_ in questions]
+        used = [r.id if r.fired else None for r in retrievals]
+        accuracies = _accuracies(model, kinds, rows, used, batch_size, progress)
     outcomes = [
         Outcome(
             kind=kind,
             query=query,
             answer=answer,
-            retrieved_id=r.id if r.fired else None,
-            is_right_fact=(r.id if r.fired else None) == expected,
+            retrieved_id=used_id,
+            is_right_fact=used_id == expected,
             score=r.score,
             threshold=r.threshold,
             accuracy=accuracy,
         )
-        for (kind, query, answer, expected), r, accuracy in zip(questions, retrievals, accuracies, strict=True)
+        for (kind, query, answer, expected), r, used_id, accuracy in zip(
+            questions, retrievals, used, accuracies, strict=True
+        )
     ]
     return EditingReport(num_edits, seed, outcomes)
 

@@ -7,14 +7,16 @@ import inspect
 import logging
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub import create_repo
+from huggingface_hub import create_repo, upload_folder
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.hub import create_and_tag_model_card
 
 from . import base, loading
 from .configuration import RecipeConfig
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _HUB_ARGUMENTS = ("token", "cache_dir", "local_files_only", "force_download")
+_PUSH_ARGUMENTS = ("repo_id", "private", "token", "commit_message", "revision", "create_pr", "tags")
 _CONFIG_ARGUMENTS = set(inspect.signature(RecipeConfig.__init__).parameters) - {"self", "kwargs"}
 # What the Auto classes and pipelines add; none of it asks for anything of a base that is loaded already.
 _AUTO_ARGUMENTS = ("_from_auto", "_from_pipeline", "adapter_kwargs", "trust_remote_code")
@@ -40,6 +43,8 @@ class RecipePreTrainedModel(KnowledgeMixin, PreTrainedModel):
     lm: Any
     tokenizer: PreTrainedTokenizerBase | None
     generation_config: GenerationConfig
+    # Whether the checkpoint brought a generation config of its own, which a base loaded for it takes on.
+    _has_generation_config = False
 
     @classmethod
     def from_base_pretrained(
@@ -94,6 +99,8 @@ class RecipePreTrainedModel(KnowledgeMixin, PreTrainedModel):
         }
         model = cls(RecipeConfig(**recorded | fields))
         loading.copy_encoder_weights(text_encoder, model.retriever.encoder, model.config.use_pooler_output)
+        # Heads that start equal compare queries and statements as the encoder does.
+        model.retriever.mlp_q.load_state_dict(model.retriever.mlp_k.state_dict())
         model.retriever.tokenizer = loading.prepare_encoder_tokenizer(encoder_tokenizer)
         model.tokenizer = tokenizer and base.prepare_tokenizer(tokenizer)
         model._set_base(lm, tokenizer_source=name or lm.config.name_or_path, hub=hub | {"revision": revision})
@@ -133,6 +140,7 @@ class RecipePreTrainedModel(KnowledgeMixin, PreTrainedModel):
         fields = {name: kwargs.pop(name) for name in _CONFIG_ARGUMENTS & kwargs.keys()}
         if isinstance(config, RecipeConfig):
             config = copy.deepcopy(config)
+            config.update(fields)
         else:
             config = loading.load_config(directory if config is None else config, **fields)
         # Through AutoModelForCausalLM, this argument arrives inside the config. It is meant for the base.
@@ -189,6 +197,7 @@ class RecipePreTrainedModel(KnowledgeMixin, PreTrainedModel):
         self.retriever.tokenizer = loading.prepare_encoder_tokenizer(tokenizer)
         if (directory / "tokenizer_config.json").is_file():
             self.tokenizer = base.load_tokenizer(directory)
+        self._has_generation_config = (directory / "generation_config.json").is_file()
         facts = directory / loading.KNOWLEDGE_DIRECTORY
         self.knowledge = KnowledgeBase.load(facts) if facts.is_dir() else KnowledgeBase(self.config.knowledge_dim)
 
@@ -218,7 +227,7 @@ class RecipePreTrainedModel(KnowledgeMixin, PreTrainedModel):
                 f"({error}). Give it as base_model=: a directory, a GGUF file or a loaded model."
             ) from error
         base.check_base(lm, self.config)
-        if named and self.name_or_path:
+        if named and self._has_generation_config:
             lm.generation_config = self.generation_config
         hub = {name: kwargs[name] for name in (*_HUB_ARGUMENTS, "revision") if name in kwargs}
         self._set_base(lm, tokenizer_source=str(source) if named else base.base_name(lm), hub=hub)
@@ -255,8 +264,8 @@ class RecipePreTrainedModel(KnowledgeMixin, PreTrainedModel):
                 loaded as float32.
             is_main_process: Whether this process is the one that writes.
             state_dict: The weights, where they are not to be taken from the model.
-            push_to_hub: Whether to push the saved files, to `repo_id` or the name of the directory.
-            **kwargs: Further arguments of `PreTrainedModel.save_pretrained`.
+            push_to_hub: Whether to push the checkpoint too, to `repo_id` or the name of the directory.
+            **kwargs: Further arguments of `PreTrainedModel.save_pretrained`, and of `push_to_hub`.
 
         Raises:
             ValueError: If `save_directory` is a file, or weights are out of the range of `dtype`.
@@ -273,10 +282,8 @@ class RecipePreTrainedModel(KnowledgeMixin, PreTrainedModel):
             weights = {n: t.to(dtype) if t.is_floating_point() else t for n, t in weights.items()}
             if beyond := [n for n, t in weights.items() if t.is_floating_point() and not t.isfinite().all()]:
                 raise ValueError(f"dtype must hold all weights, got {dtype}, beyond whose range {beyond[0]} is.")
-        repo_id, private = kwargs.pop("repo_id", None), kwargs.pop("private", None)
-        commit = {name: kwargs.pop(name) for name in ("commit_message", "create_pr", "revision") if name in kwargs}
+        hub = {name: kwargs.pop(name) for name in _PUSH_ARGUMENTS if name in kwargs}
         directory.mkdir(parents=True, exist_ok=True)
-        before = self._get_files_timestamps(directory)
         (directory / loading.CHECKSUMS_FILE).unlink(missing_ok=True)
         self.config.auto_map = loading.AUTO_MAP
         super().save_pretrained(
@@ -295,9 +302,52 @@ class RecipePreTrainedModel(KnowledgeMixin, PreTrainedModel):
         else:
             shutil.rmtree(directory / loading.KNOWLEDGE_DIRECTORY, ignore_errors=True)
         if push_to_hub:
-            token = kwargs.get("token")
-            repo_id = create_repo(repo_id or directory.name, token=token, private=private, exist_ok=True).repo_id
-            self._upload_modified_files(directory, repo_id, before, token=token, **commit)
+            hub.setdefault("repo_id", directory.name)
+            self.push_to_hub(**hub, include_knowledge=include_knowledge, dtype=dtype)
+
+    def push_to_hub(  # type: ignore[override]
+        self,
+        repo_id: str,
+        *,
+        include_knowledge: bool = True,
+        dtype: torch.dtype | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        commit_message: str = "Upload RecipeForCausalLM",
+        revision: str | None = None,
+        create_pr: bool = False,
+        tags: list[str] | None = None,
+    ) -> str:
+        """Pushes the checkpoint to the Hub, in one commit. Facts there are replaced, or without facts deleted.
+
+        Args:
+            repo_id: The repository; it is made if it does not exist.
+            include_knowledge: Whether to push the facts.
+            dtype: Floating point type of the weights, as in `save_pretrained`.
+            private: Whether a new repository is private.
+            token: Access token.
+            commit_message: Message of the commit.
+            revision: Branch to push to.
+            create_pr: Whether to open a pull request instead.
+            tags: Tags for the model card.
+
+        Returns:
+            The URL of the commit.
+        """
+        repo_id = create_repo(repo_id, token=token, private=private, exist_ok=True).repo_id
+        card: Any = create_and_tag_model_card(repo_id, [*(self.model_tags or []), *(tags or [])], token=token)
+        with tempfile.TemporaryDirectory() as directory:
+            self.save_pretrained(directory, include_knowledge=include_knowledge, dtype=dtype)
+            card.save(os.path.join(directory, "README.md"))
+            return upload_folder(
+                repo_id=repo_id,
+                folder_path=directory,
+                commit_message=commit_message,
+                token=token,
+                revision=revision,
+                create_pr=create_pr,
+                delete_patterns=[f"{loading.KNOWLEDGE_DIRECTORY}/*", "*.safetensors"],
+            )
 
     def export_sentence_transformer(self, path: str | os.PathLike[str]) -> None:
         """Writes the retriever as a sentence-transformers model, with the routes `query` and `document`.

@@ -46,7 +46,7 @@ class KnowledgeMixin:
     @torch.inference_mode(False)
     def add_knowledge(
         self,
-        items: Iterable[Any],
+        facts: Iterable[Any],
         on_conflict: OnConflict = "replace",
         truncation: bool = False,
         batch_size: int = 64,
@@ -54,7 +54,7 @@ class KnowledgeMixin:
         """Adds facts, all or none. Weights do not change: an edit is one encoder pass.
 
         Args:
-            items: A list of statements, `(prompt, answer)` pairs, or dicts with `statement`, or `prompt` and `answer`,
+            facts: A list of statements, `(prompt, answer)` pairs, or dicts with `statement`, or `prompt` and `answer`,
                 and optionally `metadata` (see [`~recipe_hf.modeling.facts.parse_facts`]).
             on_conflict: What to do with a fact whose prompt is there already: `"replace"` it, `"keep"` it, or
                 `"error"`.
@@ -69,13 +69,13 @@ class KnowledgeMixin:
         """
         if on_conflict not in ("replace", "keep", "error"):
             raise ValueError(f"on_conflict must be 'replace', 'keep' or 'error', got {on_conflict!r}.")
-        facts = parse_facts(items)
-        statements = [fact.statement for fact in facts]
+        parsed = parse_facts(facts)
+        statements = [fact.statement for fact in parsed]
         if not truncation:
             self._check_lengths(statements)
         self._refresh()
         keys = self._encode_statements(statements, batch_size)
-        return self.knowledge.add(facts, keys, on_conflict, encoder_fingerprint=self.knowledge.encoder_fingerprint)
+        return self.knowledge.add(parsed, keys, on_conflict, encoder_fingerprint=self.knowledge.encoder_fingerprint)
 
     def remove_knowledge(self, ids: int | Iterable[int]) -> None:
         """Removes facts, all or none; they stay in the readable history.
@@ -109,8 +109,8 @@ class KnowledgeMixin:
         sentinel = self._refresh()
         with deterministic(self.retriever):
             encoded = self.retriever.encode_queries([queries[row] for row in asked], batch_size).float()
-        scale = self.config.scale
-        thresholds = (encoded @ sentinel * scale).tolist()
+            scale = self.config.scale
+            thresholds = (encoded @ sentinel * scale).tolist()
         hits = self.knowledge.lookup(encoded)
         scores = (hits.scores[:, 0] * scale).tolist()
         for row, (fact,), score, threshold in zip(asked, hits.facts, scores, thresholds, strict=True):
@@ -131,7 +131,7 @@ class KnowledgeMixin:
         for position, ids in enumerate(self.retriever.tokenizer(list(statements), verbose=False)["input_ids"]):
             if len(ids) > self.retriever.max_length:
                 raise ValueError(
-                    f"items[{position}] must be at most the encoder's {self.retriever.max_length} tokens, got "
+                    f"facts[{position}] must be at most the encoder's {self.retriever.max_length} tokens, got "
                     f"{len(ids)} in {statements[position][:60]!r}...; truncation=True would cut it."
                 )
 

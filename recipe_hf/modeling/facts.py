@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 _FIELDS = ("statement", "prompt", "answer", "metadata")
@@ -37,7 +37,7 @@ class NewFact:
 
     def to_dict(self) -> dict[str, Any]:
         """The fact as a JSON object, without what is empty."""
-        return {name: value for name, value in asdict(self).items() if value is not None and value != {}}
+        return {name: value for name, value in vars(self).items() if value is not None and value != {}}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -81,8 +81,9 @@ class KeyIndex:
     def _compact(self) -> None:
         if self._removed:
             kept = np.isin(self._ids[: self._num_rows], list(self._removed), invert=True)
-            self._ids, self._keys = self._ids[: self._num_rows][kept], self._keys[: self._num_rows][kept]
-            self._num_rows = len(self._ids)
+            first, self._num_rows, end = int(kept.argmin()), int(kept.sum()), self._num_rows
+            for rows in (self._ids, self._keys):
+                rows[first : self._num_rows] = rows[first:end][kept[first:]]
             self._removed = set()
 
 

@@ -87,7 +87,8 @@ def load_encoder(
         ValueError: If it is an encoder-decoder, or its tokenizer is not known.
     """
     sentence_transformers = sys.modules.get("sentence_transformers")
-    source, gguf = "", {}
+    source = ""
+    gguf: dict[str, str] = {}
     model: Any = encoder
     if isinstance(encoder, (str, os.PathLike)):
         source, gguf = split_gguf(encoder)

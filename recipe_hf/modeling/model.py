@@ -109,26 +109,28 @@ class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
         retrievals, keys = self._look_up(texts)
         prefix = self._prefix(retrievals, keys)
         kwargs.setdefault("use_cache", False)
+        outputs: Any
         if prefix is not None:
             outputs = prefixed_forward(lm, *prefix, input_ids, attention_mask, logits_to_keep, **kwargs)
         else:
             if not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
                 kwargs["logits_to_keep"] = logits_to_keep
             outputs = lm(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
-        result = RecipeCausalLMOutput(**outputs, retrievals=retrievals)
-        if labels is not None and result.logits is not None:
+        loss = None
+        if labels is not None:
             targets = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
             if isinstance(logits_to_keep, Tensor):
                 targets = targets[:, logits_to_keep]
             elif logits_to_keep:
                 targets = targets[:, -logits_to_keep:]
-            result.loss = self.loss_function(
-                logits=result.logits,
+            loss = self.loss_function(
+                logits=outputs.logits,
                 labels=None,
-                vocab_size=result.logits.shape[-1],
+                vocab_size=outputs.logits.shape[-1],
                 num_items_in_batch=num_items_in_batch,
                 shift_labels=targets.contiguous(),
             )
+        result = RecipeCausalLMOutput(loss=loss, **outputs, retrievals=retrievals)
         return result.to_tuple() if return_dict is False else result
 
     @torch.no_grad()

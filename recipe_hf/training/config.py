@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -34,7 +35,9 @@ class StageConfig:
         contrastive_batch_size: Facts in the contrastive and read-out losses; 0 leaves these out.
         editing_batch_size: Facts in the editing losses, at most `contrastive_batch_size` if that is not 0; 0 leaves
             the LLM out.
-        learning_rate: Of the heads, the sentinel and the prompt encoder, or of the warm start's prompts.
+        learning_rate: Of the heads, and of the sentinel and the prompt encoder where these have none of their own.
+        sentinel_learning_rate: Of the sentinel's token embeddings.
+        prompt_learning_rate: Of the prompt encoder, or of the warm start's prompts.
         encoder_learning_rate: Of the text encoder; 0 freezes it, and features of texts met before are reused.
         encoder_layers: How many of the encoder's last layers are trained; `None` trains all of it.
         warmup_steps: Steps over which the learning rates rise. Then they fall along a cosine to a tenth.
@@ -48,6 +51,8 @@ class StageConfig:
     contrastive_batch_size: int = 0
     editing_batch_size: int = 0
     learning_rate: float = 1e-5
+    sentinel_learning_rate: float | None = None
+    prompt_learning_rate: float | None = None
     encoder_learning_rate: float = 0.0
     encoder_layers: int | None = None
     warmup_steps: int = 20
@@ -55,24 +60,30 @@ class StageConfig:
     answer_variants: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("sentinel_learning_rate", "prompt_learning_rate"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, self.learning_rate)
+        stage = f"of stage {self.name!r}"
         for name in ("steps", "contrastive_batch_size", "editing_batch_size", "warmup_steps"):
-            _require(getattr(self, name) >= 0, f"{name} of stage {self.name!r}", getattr(self, name), "at least 0")
-        size = max(self.contrastive_batch_size, self.editing_batch_size)
-        _require(size > 0, f"the batch sizes of stage {self.name!r}", size, "above 0, at least one of them")
-        _require(
-            self.prompts in ("statement", "answer"),
-            f"prompts of stage {self.name!r}",
-            self.prompts,
-            "'statement' or 'answer'",
-        )
+            _require_integer(f"{name} {stage}", getattr(self, name), at_least=0)
+        for name in ("encoder_layers", "answer_variants"):
+            if getattr(self, name) is not None:
+                _require_integer(f"{name} {stage}", getattr(self, name), at_least=1)
+        for name in ("learning_rate", "sentinel_learning_rate", "prompt_learning_rate", "encoder_learning_rate"):
+            _require_number(f"{name} {stage}", getattr(self, name))
+        _require(self.batch_size > 0, f"the batch sizes {stage}", self.batch_size, "above 0, at least one of them")
+        _require(self.prompts in ("statement", "answer"), f"prompts {stage}", self.prompts, "'statement' or 'answer'")
         _require(
             not self.contrastive_batch_size or self.editing_batch_size <= self.contrastive_batch_size,
-            f"editing_batch_size of stage {self.name!r}",
+            f"editing_batch_size {stage}",
             self.editing_batch_size,
             f"at most contrastive_batch_size, {self.contrastive_batch_size}",
         )
-        unknown = set(self.loss_weights) - set(LOSSES)
-        _require(not unknown, f"loss_weights of stage {self.name!r}", sorted(unknown), f"among {', '.join(LOSSES)}")
+        _require(isinstance(self.loss_weights, dict), f"loss_weights {stage}", self.loss_weights, "a mapping")
+        unknown = sorted(map(str, set(self.loss_weights) - set(LOSSES)))
+        _require(not unknown, f"loss_weights {stage}", unknown, f"among {', '.join(LOSSES)}")
+        for name, weight in self.loss_weights.items():
+            _require_number(f"the weight of {name} {stage}", weight)
 
     @property
     def batch_size(self) -> int:
@@ -100,7 +111,7 @@ class TrainingConfig:
         num_continuous_prompt_tokens: See [`RecipeConfig`].
         num_sentinel_tokens: See [`RecipeConfig`].
         num_eval_examples: How many of the last rows of `train_file` are held out.
-        num_eval_questions: How many of these are asked about at each evaluation; all of them are in the knowledge base.
+        num_eval_questions: How many of these each evaluation asks about; all of them are in its knowledge base.
         eval_steps: Steps between evaluations, each of which may give a new best checkpoint.
         save_steps: Steps between checkpoints to resume from.
         logging_steps: Steps between log lines.
@@ -145,12 +156,20 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         _require(len(self.stages) > 0, "stages", self.stages, "at least one")
         for name in ("answer_resampling", "subject_share", "standardize_momentum"):
-            _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "between 0 and 1")
+            _require_number(name, getattr(self, name), at_most=1)
         for name in ("eval_steps", "save_steps", "logging_steps", "num_eval_examples", "num_eval_questions"):
+            _require_integer(name, getattr(self, name), at_least=1)
+        for name in ("key_memory", "seed"):
+            _require_integer(name, getattr(self, name), at_least=0)
+        for name in ("temperature", "max_grad_norm"):
+            _require_number(name, getattr(self, name))
             _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
-        _require(self.key_memory >= 0, "key_memory", self.key_memory, "at least 0")
-        _require(self.temperature > 0, "temperature", self.temperature, "above 0")
-        _require(self.hinge_scale is None or self.hinge_scale >= 1, "hinge_scale", self.hinge_scale, "None or at least 1")
+        if self.hinge_scale is not None:
+            _require_number("hinge_scale", self.hinge_scale, at_least=1)
+        modes = ("no", "fp16", "bf16")
+        _require(
+            self.mixed_precision in modes, "mixed_precision", self.mixed_precision, "'no' in quotes, fp16 or bf16"
+        )
 
     @property
     def num_steps(self) -> int:
@@ -165,7 +184,10 @@ class TrainingConfig:
             FileNotFoundError: If there is no such file.
             ValueError: If a key is unknown or missing, or a value is not allowed; the message names it.
         """
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path} is not valid YAML: {error}.") from error
         if not isinstance(values, dict) or not isinstance(values.get("stages"), list):
             raise ValueError(f"{path} must be a mapping with a list of stages.")
         values |= {name: value for name, value in overrides.items() if value is not None}
@@ -176,11 +198,12 @@ class TrainingConfig:
 T = TypeVar("T")
 
 
-def _build(kind: type[T], values: dict[str, Any], where: str) -> T:
+def _build(kind: type[T], values: Any, where: str) -> T:
+    _require(isinstance(values, dict), where, values, "a mapping")
     fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    unknown = sorted(set(values) - set(fields))
+    unknown = sorted(set(values) - set(fields), key=str)
     if unknown:
-        raise ValueError(f"{where}: unknown keys {', '.join(unknown)}; allowed are {', '.join(fields)}.")
+        raise ValueError(f"{where}: unknown keys {', '.join(map(str, unknown))}; allowed are {', '.join(fields)}.")
     missing = [
         name
         for name, f in fields.items()
@@ -188,12 +211,21 @@ def _build(kind: type[T], values: dict[str, Any], where: str) -> T:
     ]
     if missing:
         raise ValueError(f"{where}: missing keys {', '.join(missing)}.")
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise ValueError(f"{where}: {error}.") from error
+    return kind(**values)
 
 
 def _require(condition: bool, name: str, value: Any, allowed: str) -> None:
     if not condition:
         raise ValueError(f"{name} must be {allowed}, got {value!r}.")
+
+
+def _require_integer(name: str, value: Any, at_least: int) -> None:
+    fits = isinstance(value, int) and not isinstance(value, bool) and value >= at_least
+    _require(fits, name, value, f"an integer of at least {at_least}")
+
+
+def _require_number(name: str, value: Any, at_least: float = 0, at_most: float = math.inf) -> None:
+    fits = isinstance(value, (int, float)) and not isinstance(value, bool) and at_least <= value <= at_most
+    allowed = f"a number of at least {at_least}" if at_most == math.inf else f"between {at_least} and {at_most}"
+    hint = " (YAML takes 1e-5 for a text: write 1.0e-5)" if isinstance(value, str) else ""
+    _require(fits, name, value, allowed + hint)

@@ -97,7 +97,7 @@ def contrastive_losses(
     }
 
 
-def read_out_loss(prompts: Tensor, targets: Tensor, candidates: list[Tensor], labels: Tensor, offset: Tensor) -> Tensor:
+def read_out_loss(prompts: Tensor, targets: Tensor, candidates: list[Tensor], labels: Tensor, center: Tensor) -> Tensor:
     """How far continuous prompts are from the ones made of the answer's own tokens (see [`AnswerPrompt`]).
 
     The sum of a relative squared error and, for each prompt token, a cross-entropy over the cosine with the tokens
@@ -108,11 +108,11 @@ def read_out_loss(prompts: Tensor, targets: Tensor, candidates: list[Tensor], la
         targets: Those of their answers, same shape.
         candidates: For each prompt token, the vectors to choose from, `[num_candidates, d_llm]`.
         labels: The right candidate, `[batch, num_tokens]`.
-        offset: What all continuous prompts share, `[num_tokens, d_llm]`; it is taken off before comparing.
+        center: The mean of all answers' prompts, `[num_tokens, d_llm]`; it is taken off before comparing.
     """
-    spread = (targets - offset).square().mean()
-    loss = (prompts - targets).square().mean() / spread
+    loss = (prompts - targets).square().mean() / (targets - center).square().mean()
     for token, vectors in enumerate(candidates):
-        cosine = F.normalize(prompts[:, token] - offset[token], dim=-1) @ F.normalize(vectors - offset[token], dim=-1).T
+        guesses = F.normalize(prompts[:, token] - center[token], dim=-1)
+        cosine = guesses @ F.normalize(vectors - center[token], dim=-1).T
         loss = loss + F.cross_entropy(cosine / 0.05, labels[:, token]) / len(candidates)
     return loss

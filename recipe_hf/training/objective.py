@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..modeling.model import RecipeForCausalLM
 from ..modeling.facts import compose_statement
+from ..modeling.model import RecipeForCausalLM
 from ..teacher_forcing import answer_logits, tokenize_rows
 from .config import StageConfig, TrainingConfig
 from .losses import contrastive_losses, editing_loss, locality_loss, read_out_loss
@@ -28,8 +28,9 @@ class KeyMemory(nn.Module):
 
     def __init__(self, size: int, dim: int) -> None:
         super().__init__()
-        self.register_buffer("keys", torch.zeros(size, dim))
-        self.register_buffer("facts", torch.full((size,), -1))
+        # Accelerate takes two empty tensors for one shared tensor, and saves only the first.
+        self.register_buffer("keys", torch.zeros(size, dim), persistent=size > 0)
+        self.register_buffer("facts", torch.full((size,), -1), persistent=size > 0)
         self.register_buffer("count", torch.zeros((), dtype=torch.long))
 
     def filled(self) -> tuple[Tensor, Tensor]:
@@ -40,9 +41,11 @@ class KeyMemory(nn.Module):
     @torch.no_grad()
     def push(self, keys: Tensor, facts: Tensor) -> None:
         """Takes the place of the oldest by `keys` `[n, dim]` of `facts` `[n]`."""
-        if len(self.facts):
-            places = (self.count + torch.arange(len(facts), device=facts.device)) % len(self.facts)
-            self.keys[places], self.facts[places] = keys.detach(), facts
+        size = len(self.facts)
+        if size:
+            keys, facts = keys[-size:], facts[-size:]
+            places = (self.count + torch.arange(len(facts), device=facts.device)) % size
+            self.keys[places], self.facts[places] = keys.detach().to(self.keys), facts
             self.count += len(facts)
 
 
@@ -72,7 +75,10 @@ class RecipeObjective(nn.Module):
 
     def __init__(self, model: RecipeForCausalLM, config: TrainingConfig, sampler: FactSampler) -> None:
         super().__init__()
+        if model.tokenizer is None:
+            raise RuntimeError("The model has no tokenizer of its base: set model.tokenizer.")
         self._model = [model]
+        self.tokenizer = model.tokenizer
         self.config = config
         self.retriever = model.retriever
         self.prompt_encoder = model.prompt_encoder
@@ -80,7 +86,7 @@ class RecipeObjective(nn.Module):
         self.answer_prompt = AnswerPrompt(config.num_continuous_prompt_tokens, embeddings.shape[1])
         self.memory = KeyMemory(config.key_memory, config.knowledge_dim)
         self.pool = AnswerPool(
-            sampler.answers, model.tokenizer, embeddings, num_tokens=config.num_continuous_prompt_tokens
+            sampler.answers, self.tokenizer, embeddings, num_tokens=config.num_continuous_prompt_tokens
         )
         self.cache = FeatureCache()
 
@@ -97,12 +103,15 @@ class RecipeObjective(nn.Module):
         self.retriever.requires_grad_(not warm)
         self.retriever.encoder.requires_grad_(False)
         if stage.encoder_learning_rate > 0:
-            layers = self.retriever.encoder.encoder.layer
-            trained = self.retriever.encoder if stage.encoder_layers is None else layers[-stage.encoder_layers :]
+            trained: nn.Module = self.retriever.encoder
+            if stage.encoder_layers is not None:
+                stacks = [module for module in trained.modules() if isinstance(module, nn.ModuleList)]
+                trained = max(stacks, key=len)[-stage.encoder_layers :]
             trained.requires_grad_(True)
         if previous is not None and previous.prompts == "answer" and not warm:
             with torch.no_grad():
-                self.prompt_encoder.output.bias.copy_(self.answer_prompt.offset.flatten())
+                self.prompt_encoder.output.bias.copy_(self._center().flatten())
+                self.prompt_encoder.output.weight.mul_(0.1)
 
     @torch.no_grad()
     def fit_standardizer(self, facts: Sequence[TrainingFact]) -> None:
@@ -132,7 +141,7 @@ class RecipeObjective(nn.Module):
         if stage.encoder_learning_rate == 0:
             return self.cache(self.model, texts)
         self.cache.clear()
-        features = self.retriever.text_features(texts)
+        features = self.retriever.text_features(texts).float()
         self.retriever.standardizer.update(features.detach(), self.config.standardize_momentum)
         return features
 
@@ -164,6 +173,10 @@ class RecipeObjective(nn.Module):
     def _pieces(self, labels: Tensor) -> Tensor:
         return self.pool.gather(labels).to(self.answer_prompt.offset.device)
 
+    def _center(self) -> Tensor:
+        """Mean continuous prompt of all answers, `[num_tokens, d_llm]`."""
+        return self.answer_prompt(self.pool.mean.unsqueeze(0).to(self.answer_prompt.offset.device))[0]
+
     def _read_out(self, keys: Tensor, labels: Tensor, step: int) -> Tensor:
         generator = torch.Generator().manual_seed(step)
         candidates, positions = [], []
@@ -179,12 +192,12 @@ class RecipeObjective(nn.Module):
             targets,
             candidates,
             torch.stack(positions, dim=1).to(keys.device),
-            self.answer_prompt.offset.detach(),
+            self._center().detach(),
         )
 
     def _editing(self, facts: Sequence[TrainingFact], prompts: Tensor, stage: StageConfig) -> dict[str, Tensor]:
         """Reliability, generality and locality rows (eq. 10-12) in one call of the base."""
-        lm, tokenizer, count = self.model.lm, self.model.tokenizer, len(facts)
+        lm, count = self.model.lm, len(facts)
         answers = [fact.answer for fact in facts]
         texts: dict[str, tuple[list[str], list[str]]] = {
             "reliability": ([fact.example.prompt for fact in facts], answers),
@@ -197,7 +210,7 @@ class RecipeObjective(nn.Module):
             )
         questions = [text for asked, _ in texts.values() for text in asked]
         expected = [text for _, given in texts.values() for text in given]
-        rows = tokenize_rows(tokenizer, questions, expected)
+        rows = tokenize_rows(self.tokenizer, questions, expected)
         logits, labels = answer_logits(lm, rows, prompts.repeat(len(texts), 1, 1))
         losses = {
             name: editing_loss(logits[i * count :][:count], labels[i * count :][:count], self.config.hinge_scale)
@@ -221,13 +234,13 @@ def _texts(facts: Sequence[TrainingFact]) -> list[str]:
 
 
 def parameter_groups(objective: RecipeObjective) -> list[dict[str, Any]]:
-    """Parameters by the learning rate they follow: `name` says which, `factor` multiplies it."""
-    encoder = {id(p) for p in objective.retriever.encoder.parameters()}
-    heads = [*objective.retriever.parameters(), *objective.prompt_encoder.parameters()]
-    prompt = objective.answer_prompt
+    """Parameters by the field of [`StageConfig`] that holds their learning rate; `factor` multiplies it."""
+    retriever, prompt = objective.retriever, objective.answer_prompt
     return [
-        {"name": "encoder", "params": list(objective.retriever.encoder.parameters()), "factor": 1.0},
-        {"name": "heads", "params": [p for p in heads if id(p) not in encoder], "factor": 1.0},
-        {"name": "heads", "params": [prompt.offset], "factor": 1.0},
-        {"name": "heads", "params": [prompt.weight], "factor": 0.1},
+        {"rate": "learning_rate", "factor": 1.0, "params": [*retriever.mlp_k.parameters(), *retriever.mlp_q.parameters()]},
+        {"rate": "encoder_learning_rate", "factor": 1.0, "params": list(retriever.encoder.parameters())},
+        {"rate": "sentinel_learning_rate", "factor": 1.0, "params": [retriever.sentinel_embeds]},
+        {"rate": "prompt_learning_rate", "factor": 1.0, "params": list(objective.prompt_encoder.parameters())},
+        {"rate": "prompt_learning_rate", "factor": 1.0, "params": [prompt.offset]},
+        {"rate": "prompt_learning_rate", "factor": 0.1, "params": [prompt.weight]},
     ]

@@ -55,6 +55,12 @@ class Trainer:
         self.sampler = FactSampler(
             examples[: -config.num_eval_examples], config.seed, config.answer_resampling, config.subject_share
         )
+        largest = max(stage.batch_size for stage in config.stages)
+        if largest > len(self.sampler.examples):
+            raise ValueError(
+                f"The batch sizes of stages must be at most the {len(self.sampler.examples)} facts to train on, "
+                f"got {largest}."
+            )
         self.model = RecipeForCausalLM.from_base_pretrained(
             config.base_model,
             encoder=config.encoder,
@@ -110,12 +116,15 @@ class Trainer:
             self.objective.fit_standardizer(self.sampler.draw(0, min(_CALIBRATION_FACTS, len(self.sampler.examples))))
 
         main = self.accelerator.is_main_process
+        if main:
+            self._cut_log()
         started = time.monotonic() - self.seconds
         with tqdm(total=self.config.num_steps, initial=self.step, desc="training", disable=not main) as bar:
             first = 0
             for number, stage in enumerate(self.config.stages):
                 if self.step < first + stage.steps:
-                    self.objective.start_stage(stage, self.config.stages[number - 1] if number else None)
+                    fresh = self.step == first
+                    self.objective.start_stage(stage, self.config.stages[number - 1] if number and fresh else None)
                     bar.set_description(stage.name)
                 while self.step < first + stage.steps:
                     losses = self._train_step(stage, self.step - first)
@@ -137,9 +146,8 @@ class Trainer:
 
     def _train_step(self, stage: StageConfig, stage_step: int) -> dict[str, torch.Tensor]:
         factor = learning_rate_factor(stage_step, stage)
-        rates = {"encoder": stage.encoder_learning_rate, "heads": stage.learning_rate}
         for group in self.optimizer.param_groups:
-            group["lr"] = rates[group["name"]] * group["factor"] * factor
+            group["lr"] = getattr(stage, group["rate"]) * group["factor"] * factor
         processes = self.accelerator.num_processes
         facts = self.sampler.draw(
             self.step * processes + self.accelerator.process_index, stage.batch_size, stage.answer_variants
@@ -170,7 +178,8 @@ class Trainer:
         if score > self.best_score:
             self.best_score = score
             self.model.save_pretrained(self.output_dir / "best")
-            (self.output_dir / "best" / "training.json").write_text(json.dumps(self._summary(metrics), indent=2) + "\n")
+            summary = json.dumps(self._summary(metrics), indent=2)
+            (self.output_dir / "best" / "training.json").write_text(f"{summary}\n", encoding="utf-8")
 
     def _summary(self, metrics: dict[str, float]) -> dict[str, Any]:
         return {
@@ -189,8 +198,20 @@ class Trainer:
         self.accelerator.save_state(str(new))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            shutil.rmtree(checkpoint, ignore_errors=True)
+            old = checkpoint.with_name("checkpoint.old")
+            shutil.rmtree(old, ignore_errors=True)
+            if checkpoint.is_dir():
+                os.replace(checkpoint, old)
             os.replace(new, checkpoint)
+            shutil.rmtree(old, ignore_errors=True)
+
+    def _cut_log(self) -> None:
+        """Drops what an interrupted run logged after its last checkpoint, for these steps come again."""
+        path = self.output_dir / "metrics.jsonl"
+        if path.is_file():
+            lines = path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= self.step]
+            path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
     def _log(self, values: dict[str, Any]) -> None:
         self.accelerator.log(

@@ -59,10 +59,14 @@ class AnswerPool:
                 self.labels[row, i] = pieces[i].setdefault(carried, len(pieces[i]))
         self.pieces = [torch.stack([embeddings[list(p)].mean(0) for p in carried]) for carried in pieces]
 
+    @property
+    def mean(self) -> Tensor:
+        """What each prompt token carries on average, `[num_tokens, d_llm]`."""
+        return torch.stack([pieces.mean(0) for pieces in self.pieces])
+
     def __len__(self) -> int:
         return len(self.answers)
 
     def gather(self, labels: Tensor) -> Tensor:
         """Mean word embeddings `[n, num_tokens, d_llm]` for `labels` `[n, num_tokens]`."""
         return torch.stack([pieces[labels[:, i]] for i, pieces in enumerate(self.pieces)], dim=1)
-

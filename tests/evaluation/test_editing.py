@@ -1,0 +1,184 @@
+"""The accuracies of `evaluate_editing` against a slow computation: row by row, without padding or batches."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from torch import Tensor
+
+from recipe_hf import RecipeForCausalLM
+from recipe_hf.datasets import EditExample
+from recipe_hf.evaluation import editing
+from recipe_hf.evaluation.editing import KINDS, EditingReport, Outcome, evaluate_editing
+from recipe_hf.teacher_forcing import answer_logits, tokenize_rows
+from recipe_hf.training.losses import editing_loss
+from tests.tiny_recipe import FACTS, PROMPTS, UNRELATED, tiny_recipe
+
+# One rephrasing finds no fact, one finds that of another; one unrelated prompt is not so unrelated.
+_REPHRASINGS = [PROMPTS[0], UNRELATED[4], PROMPTS[3], PROMPTS[3]]
+_LOCALITY = [(UNRELATED[0], "four"), (PROMPTS[0], "he is"), (UNRELATED[2], "100 degrees"), (PROMPTS[2], "a b")]
+EXAMPLES = [
+    EditExample(prompt, answer, prompt, rephrasing, *locality)
+    for (prompt, answer), rephrasing, locality in zip(FACTS, _REPHRASINGS, _LOCALITY, strict=True)
+]
+
+
+@functools.cache
+def model() -> RecipeForCausalLM:
+    """A model whose prompts were trained until some tokens of the answers are right."""
+    model = tiny_recipe()
+    rows = tokenize_rows(model.tokenizer, [p for p, _ in FACTS], [a for _, a in FACTS])
+    with torch.no_grad():
+        keys = model.retriever.encode_statements([f"{p} {a}" for p, a in FACTS])
+    optimizer = torch.optim.Adam(model.prompt_encoder.parameters(), 0.003)
+    for _ in range(30):
+        loss = editing_loss(*answer_logits(model.lm, rows, model.prompt_encoder(keys)))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model
+
+
+def predictions(prompt: str, answer: str, prefix: Tensor | None) -> tuple[list[int], list[int]]:
+    """Most likely tokens at each position of an answer, and its tokens."""
+    lm, tokenizer = model().lm, model().tokenizer
+    prompt_ids = tokenizer(prompt)["input_ids"]
+    answer_ids = tokenizer(" " + answer, add_special_tokens=False)["input_ids"]
+    embeds = lm.get_input_embeddings()(torch.tensor(prompt_ids + answer_ids))
+    embeds = embeds if prefix is None else torch.cat([prefix, embeds])
+    predicted = lm(inputs_embeds=embeds.unsqueeze(0), use_cache=False).logits[0].argmax(-1)
+    return predicted[-len(answer_ids) - 1 : -1].tolist(), answer_ids
+
+
+def share(found: list[int], expected: list[int]) -> float:
+    return sum(a == b for a, b in zip(found, expected, strict=True)) / len(expected)
+
+
+@torch.no_grad()
+def slow_outcome(kind: str, query: str, answer: str, examples: list[EditExample]) -> tuple[int | None, float]:
+    """Which example's fact is used, and the accuracy, straight from eq. 6 to 9."""
+    retriever = model().retriever
+    sentinel = retriever.encode_sentinel()
+    (asked,) = retriever.encode_queries([query])
+    keys = [retriever.encode_statements([f"{e.prompt} {e.answer}"])[0] for e in examples]
+    best = max(range(len(keys)), key=lambda i: float(asked @ keys[i]))
+    used = best if asked @ keys[best] > asked @ sentinel else None
+    found, right = predictions(query, answer, None if used is None else model().prompt_encoder(keys[used]))
+    return used, share(found, predictions(query, answer, None)[0] if kind == "locality" else right)
+
+
+@functools.cache
+def report(batch_size: int = 32) -> EditingReport:
+    return evaluate_editing(model(), EXAMPLES, batch_size=batch_size)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 32])
+def test_outcomes_equal_a_slow_computation(batch_size: int):
+    outcomes = report(batch_size).outcomes
+    assert [o.kind for o in outcomes] == [kind for kind in KINDS for _ in EXAMPLES]
+    # Facts are drawn in an order of their own.
+    chosen = [next(e for e in EXAMPLES if e.prompt == o.query) for o in outcomes[:4]]
+    for outcome, example in zip(outcomes, chosen * 3, strict=True):
+        query, answer = {
+            "reliability": (example.prompt, example.answer),
+            "generality": (example.rephrase_prompt, example.answer),
+            "locality": (example.locality_prompt, example.locality_answer),
+        }[outcome.kind]
+        assert (outcome.query, outcome.answer) == (query, answer)
+        used, accuracy = slow_outcome(outcome.kind, query, answer, chosen)
+        # Ids count from the first fact added.
+        assert outcome.retrieved_id == (None if used is None else report().outcomes[used].retrieved_id)
+        right = None if outcome.kind == "locality" else example
+        assert outcome.is_right_fact == ((None if used is None else chosen[used]) == right)
+        assert (outcome.score > outcome.threshold) == (used is not None)
+        assert outcome.accuracy == pytest.approx(accuracy)
+
+
+def test_examples_cover_what_can_happen():
+    by_kind = {kind: [o for o in report().outcomes if o.kind == kind] for kind in KINDS}
+    assert all(o.is_right_fact for o in by_kind["reliability"])
+    assert {(o.retrieved_id is None, o.is_right_fact) for o in by_kind["generality"]} == {
+        (False, True),
+        (False, False),
+        (True, False),
+    }
+    assert {o.retrieved_id is None for o in by_kind["locality"]} == {True, False}
+    assert any(0 < o.accuracy < 1 for o in by_kind["reliability"])
+    assert any(o.accuracy < 1 for o in by_kind["locality"])
+
+
+def test_retriever_sees_the_prompt_only(monkeypatch: pytest.MonkeyPatch):
+    seen: list[str] = []
+    encode = model().retriever.encode_queries
+    monkeypatch.setattr(
+        model().retriever, "encode_queries", lambda texts, *a, **k: seen.extend(texts) or encode(texts, *a, **k)
+    )
+    evaluate_editing(model(), EXAMPLES)
+    assert sorted(seen) == sorted(PROMPTS + _REPHRASINGS + [prompt for prompt, _ in _LOCALITY])
+
+
+def test_metrics_are_averages_in_percent():
+    metrics = report().metrics
+    for kind in KINDS:
+        values = [o.accuracy for o in report().outcomes if o.kind == kind]
+        assert metrics[kind] == pytest.approx(100 * sum(values) / 4)
+    assert (metrics["reliability_right_fact"], metrics["reliability_fired"]) == (100, 100)
+    assert (metrics["generality_right_fact"], metrics["generality_fired"], metrics["locality_fired"]) == (50, 75, 50)
+    right = [o.accuracy for o in report().outcomes if o.kind == "generality" and o.is_right_fact]
+    assert metrics["generality_given_right_fact"] == pytest.approx(100 * sum(right) / 2)
+
+
+def test_edits_and_questions_are_chosen_by_number_and_seed():
+    def key(outcome: Outcome) -> tuple[str, str, int | None, float]:
+        return outcome.kind, outcome.query, outcome.retrieved_id, outcome.accuracy
+
+    def prompts(**kwargs: int) -> list[str]:
+        return [o.query for o in evaluate_editing(model(), EXAMPLES, **kwargs).outcomes if o.kind == "reliability"]
+
+    assert prompts(num_edits=2, seed=1) == prompts(num_edits=2, seed=1)
+    assert len({tuple(prompts(num_edits=2, seed=seed)) for seed in range(5)}) > 1
+    assert prompts(num_questions=2) == prompts()[:2]
+    # All four facts compete, though two are asked about.
+    few = evaluate_editing(model(), EXAMPLES, num_questions=2).outcomes
+    assert [key(o) for o in few] == [key(o) for n, o in enumerate(report().outcomes) if n % 4 < 2]
+
+
+def test_own_knowledge_is_as_before():
+    own = model().knowledge
+    ids = model().add_knowledge(["Zork is a game.", "Gotham is a city."])
+    before = list(own), model().retrieve(PROMPTS + UNRELATED)
+    evaluate_editing(model(), EXAMPLES)
+    assert model().knowledge is own
+    assert (list(own), model().retrieve(PROMPTS + UNRELATED)) == before
+    model().remove_knowledge(ids)
+
+
+def test_own_knowledge_is_as_before_when_evaluation_fails(monkeypatch: pytest.MonkeyPatch):
+    def fail(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    own, ids = model().knowledge, model().add_knowledge(["Zork is a game."])
+    monkeypatch.setattr(editing, "answer_logits", fail)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_editing(model(), EXAMPLES)
+    assert model().knowledge is own and [fact.id for fact in own] == ids
+    model().remove_knowledge(ids)
+
+
+@pytest.mark.parametrize("num_edits", [0, -1, 5])
+def test_number_of_edits_out_of_range(num_edits: int):
+    with pytest.raises(ValueError, match=f"num_edits must be between 1 and the 4 examples at hand, got {num_edits}"):
+        evaluate_editing(model(), EXAMPLES, num_edits)
+
+
+def test_no_questions():
+    with pytest.raises(ValueError, match="num_questions must be at least 1, got 0"):
+        evaluate_editing(model(), EXAMPLES, num_questions=0)
+
+
+def test_model_without_tokenizer(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(model(), "tokenizer", None)
+    with pytest.raises(RuntimeError, match="has no tokenizer"):
+        evaluate_editing(model(), EXAMPLES)

@@ -1,0 +1,167 @@
+"""Tests of adding, removing and looking up knowledge."""
+
+import copy
+
+import pytest
+import torch
+
+from recipe_hf import KnowledgeBase, Retrieval
+from tests.tiny_recipe import (
+    FACTS,
+    GREEDY,
+    MAX_ENCODER_LENGTH,
+    MIXED,
+    PROMPTS,
+    UNRELATED,
+    assert_same,
+    batch_of,
+    edited_recipe,
+)
+
+
+@pytest.fixture
+def model():
+    return edited_recipe()
+
+
+def test_facts_fire_for_their_prompts_and_not_for_others(model):
+    hits = model.retrieve(PROMPTS + UNRELATED)
+    assert [hit.fired for hit in hits] == [True] * len(PROMPTS) + [False] * len(UNRELATED)
+    assert [hit.id for hit in hits[: len(FACTS)]] == [0, 1, 2, 3]
+    assert hits[0].statement == "The CEO of Acme is Ann Lee"
+
+
+def test_scores_and_thresholds_are_scaled_dot_products(model):
+    (hit,) = model.retrieve([PROMPTS[1]])
+    retriever = model.retriever
+    with torch.no_grad():
+        query = retriever.encode_queries([PROMPTS[1]])[0]
+        key = retriever.encode_statements([" ".join(FACTS[1])])[0]
+        sentinel = retriever.encode_sentinel()
+    assert hit.score == pytest.approx((query @ key).item() / 8, rel=1e-4)
+    assert hit.threshold == pytest.approx((query @ sentinel).item() / 8, rel=1e-4)
+
+
+def test_nothing_is_found_without_facts_or_without_a_question(model):
+    assert model.retrieve(["", " \n"]) == [Retrieval(None, None, -torch.inf, 0.0, False)] * 2
+    assert model.retrieve([]) == []
+    model.knowledge.clear()
+    (hit,) = model.retrieve(PROMPTS[0])
+    assert (hit.id, hit.statement, hit.score, hit.fired) == (None, None, -torch.inf, False)
+
+
+def test_removing_a_fact_gives_back_the_outputs_from_before(model):
+    batch = batch_of(model, MIXED)
+    before = model.generate(**batch, **GREEDY)
+    (id,) = model.add_knowledge([("Two plus two makes", "five")])
+    model.remove_knowledge([id])
+    assert torch.equal(model.generate(**batch, **GREEDY), before)
+
+
+@pytest.mark.parametrize(
+    ("items", "error", "message"),
+    [
+        ([], ValueError, "at least one fact"),
+        ("A statement.", ValueError, "must be a list"),
+        (["ok", " "], ValueError, r"facts\[1\].*non-empty"),
+        (["ok", 5], ValueError, r"facts\[1\]"),
+        (["ok", "a" * MAX_ENCODER_LENGTH], ValueError, r"facts\[1\] must be at most .* 96 tokens, got 98.*truncation"),
+    ],
+)
+def test_bad_facts_change_nothing(model, items, error, message):
+    with pytest.raises(error, match=message):
+        model.add_knowledge(items)
+    assert len(model.knowledge) == len(FACTS)
+    assert model.add_knowledge(["next"]) == [len(FACTS)]
+
+
+def test_a_long_statement_is_cut_if_asked(model):
+    (id,) = model.add_knowledge(["a" * MAX_ENCODER_LENGTH], truncation=True)
+    assert len(model.knowledge[id].statement) == MAX_ENCODER_LENGTH
+
+
+def test_conflicts_and_unknown_ids_are_refused(model):
+    with pytest.raises(ValueError, match="on_conflict must be 'replace', 'keep' or 'error', got 'ignore'"):
+        model.add_knowledge(["x"], on_conflict="ignore")
+    with pytest.raises(ValueError, match="which fact 0 has"):
+        model.add_knowledge([(PROMPTS[0], "Bo")], on_conflict="error")
+    assert model.add_knowledge([(PROMPTS[0], "Bo")], on_conflict="keep") == [0]
+    assert model.add_knowledge([(PROMPTS[0], "Bo")]) == [len(FACTS)]
+    with pytest.raises(KeyError):
+        model.remove_knowledge([1, 99])
+    assert 1 in model.knowledge
+
+
+def test_keys_follow_the_weights(model):
+    weights = copy.deepcopy(model.retriever.state_dict())
+    before = model.knowledge.keys([0])
+    with torch.no_grad():
+        model.retriever.mlp_k.input.weight.mul_(1.5)
+        model.retriever.sentinel_embeds.add_(0.5)
+    threshold = model.retrieve(PROMPTS[0])[0].threshold
+    with torch.no_grad():
+        expected = model.retriever.encode_statements([" ".join(fact) for fact in FACTS])
+        query, sentinel = model.retriever.encode_queries(PROMPTS[:1])[0], model.retriever.encode_sentinel()
+    torch.testing.assert_close(model.knowledge.keys(range(4)), expected, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(model.knowledge.keys([0]), before)
+    assert threshold == pytest.approx((query @ sentinel).item() / 8, rel=1e-4)
+    model.retriever.load_state_dict(weights)
+    model.add_knowledge(["Something else."])
+    torch.testing.assert_close(model.knowledge.keys([0]), before)
+
+
+def test_keys_made_by_other_weights_are_made_anew(model, tmp_path):
+    model.knowledge.save(tmp_path)
+    with torch.no_grad():
+        model.retriever.mlp_k.input.weight.mul_(1.5)
+    model.knowledge = KnowledgeBase.load(tmp_path)
+    stale = model.knowledge.keys([0])
+    model.retrieve(PROMPTS[0])
+    assert not torch.allclose(model.knowledge.keys([0]), stale)
+
+
+def test_writing_the_same_weights_again_keeps_the_keys(model):
+    fingerprint = model.knowledge.encoder_fingerprint
+    model.knowledge.replace_keys(model.knowledge.keys(range(4)) + 1, fingerprint)
+    marked = model.knowledge.keys([0])
+    model.retriever.load_state_dict(copy.deepcopy(model.retriever.state_dict()))
+    model.retrieve(PROMPTS[0])
+    assert torch.equal(model.knowledge.keys([0]), marked)
+
+
+def test_a_knowledge_base_of_another_width_is_refused(model):
+    for wrong in (KnowledgeBase(16), [], None):
+        with pytest.raises(ValueError, match="knowledge must be a KnowledgeBase of width 64, got"):
+            model.knowledge = wrong
+    assert len(model.knowledge) == len(FACTS)
+
+
+def test_broken_weights_make_no_keys(model):
+    with torch.no_grad():
+        model.retriever.mlp_k.input.bias[0] = torch.nan
+    with pytest.raises(ValueError, match="keys must be finite"):
+        model.add_knowledge(["x"])
+
+
+def test_looking_up_does_not_depend_on_the_mode(model):
+    expected = model.retrieve(MIXED)
+    model.train()
+    assert_same(model.retrieve(MIXED), expected)
+    assert model.retriever.encoder.training
+    assert not model.lm.training
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_same(model.retrieve(MIXED), expected)
+    with torch.inference_mode():
+        model.knowledge.clear()
+        model.add_knowledge(FACTS)
+        assert [hit.score for hit in model.retrieve(MIXED)] == pytest.approx([hit.score for hit in expected])
+    model.add_knowledge(["One more."])
+
+
+def test_the_retriever_reads_each_query_once(model, monkeypatch):
+    passes = []
+    encoder = model.retriever.encoder
+    encoder.register_forward_pre_hook(lambda *args: passes.append(1))
+    model.generate(**batch_of(model, MIXED), **GREEDY)
+    model.retrieve(MIXED)
+    assert len(passes) == 2

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import recipe_hf.training
+from recipe_hf.training.config import LOSSES, StageConfig, TrainingConfig
+
+CONFIGS = sorted((Path(recipe_hf.training.__file__).parent / "configs").glob("*.yaml"))
+STAGE = {"name": "joint", "steps": 5, "contrastive_batch_size": 8, "editing_batch_size": 4}
+RUN = {"base_model": "base", "train_file": "cf.json", "output_dir": "out", "stages": [STAGE]}
+
+
+def read(tmp_path: Path, run: Any = None, stage: Any = None, **overrides: Any) -> TrainingConfig:
+    """Reads `RUN` with changes, after a trip through a file."""
+    values = RUN | (run or {})
+    if stage is not None:
+        values["stages"] = [STAGE | stage]
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
+    return TrainingConfig.from_yaml(tmp_path / "run.yaml", **overrides)
+
+
+def test_there_are_shipped_configs():
+    assert CONFIGS
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_config_loads(path: Path):
+    config = TrainingConfig.from_yaml(path)
+    assert config.num_steps == sum(stage["steps"] for stage in yaml.safe_load(path.read_text())["stages"])
+    assert not Path(config.base_model).is_absolute() and not Path(config.train_file).is_absolute()
+
+
+def test_values_reach_their_fields(tmp_path: Path):
+    config = read(tmp_path, {"seed": 7, "hinge_scale": 2}, {"loss_weights": {"locality": 0.5}, "encoder_layers": 2})
+    assert (config.seed, config.hinge_scale, config.base_model, config.knowledge_dim) == (7, 2, "base", 1024)
+    assert config.stages == (
+        StageConfig("joint", 5, "statement", 8, 4, loss_weights={"locality": 0.5}, encoder_layers=2),
+    )
+    assert (config.stages[0].weight("locality"), config.stages[0].weight("reliability")) == (0.5, 1.0)
+    assert (config.stages[0].batch_size, config.num_steps) == (8, 5)
+
+
+def test_defaults_are_the_papers():
+    assert StageConfig("s", 1, editing_batch_size=8).learning_rate == 1e-5
+    config = TrainingConfig("b", "t", "o", (StageConfig("s", 1, editing_batch_size=8),))
+    assert (config.temperature, config.hinge_scale, config.num_sentinel_tokens) == (1.0, None, 10)
+    assert config.num_continuous_prompt_tokens == 3
+
+
+def test_overrides_replace_values_unless_none(tmp_path: Path):
+    config = read(tmp_path, output_dir="elsewhere", seed=3, encoder=None)
+    assert (config.output_dir, config.seed) == ("elsewhere", 3)
+    assert config.encoder == "sentence-transformers/all-MiniLM-L6-v2"
+
+
+@pytest.mark.parametrize(
+    ("run", "stage", "message"),
+    [
+        ({"learning_rate": 1.0}, None, "unknown keys learning_rate; allowed are base_model"),
+        (None, {"batch_size": 8, "epochs": 1}, "stages: unknown keys batch_size, epochs"),
+        ({5: 1}, None, "unknown keys 5"),
+        (None, {"steps": -1}, "steps of stage 'joint' must be an integer of at least 0, got -1"),
+        (None, {"steps": "5"}, "steps of stage 'joint' must be an integer of at least 0, got '5'"),
+        (None, {"warmup_steps": 2.5}, "warmup_steps of stage 'joint'"),
+        (None, {"contrastive_batch_size": 0, "editing_batch_size": 0}, "batch sizes of stage 'joint' must be above 0"),
+        (None, {"editing_batch_size": 9}, "editing_batch_size of stage 'joint' must be at most contrastive.* 8, got 9"),
+        (None, {"prompts": "both"}, "prompts of stage 'joint' must be 'statement' or 'answer', got 'both'"),
+        (None, {"learning_rate": -0.1}, "learning_rate of stage 'joint' must be a number of at least 0, got -0.1"),
+        (None, {"encoder_learning_rate": float("nan")}, "encoder_learning_rate of stage 'joint'"),
+        (None, {"encoder_layers": 0}, "encoder_layers of stage 'joint' must be an integer of at least 1, got 0"),
+        (None, {"answer_variants": 0}, "answer_variants of stage 'joint' must be an integer of at least 1, got 0"),
+        (None, {"loss_weights": {"local": 1.0}}, r"loss_weights of stage 'joint' must be among .* got \['local'\]"),
+        (None, {"loss_weights": ["locality"]}, "loss_weights of stage 'joint' must be a mapping"),
+        (None, {"loss_weights": {"locality": "x"}}, "weight of locality of stage 'joint' must be a number"),
+        ({"answer_resampling": 1.5}, None, "answer_resampling must be between 0 and 1, got 1.5"),
+        ({"subject_share": -0.5}, None, "subject_share must be between 0 and 1, got -0.5"),
+        ({"standardize_momentum": None}, None, "standardize_momentum must be between 0 and 1, got None"),
+        ({"save_steps": 0}, None, "save_steps must be an integer of at least 1, got 0"),
+        ({"num_eval_questions": 0}, None, "num_eval_questions must be an integer of at least 1, got 0"),
+        ({"key_memory": -1}, None, "key_memory must be an integer of at least 0, got -1"),
+        ({"seed": -1}, None, "seed must be an integer of at least 0, got -1"),
+        ({"temperature": 0}, None, "temperature must be above 0, got 0"),
+        ({"max_grad_norm": 0.0}, None, "max_grad_norm must be above 0, got 0.0"),
+        ({"hinge_scale": 0.5}, None, "hinge_scale must be a number of at least 1, got 0.5"),
+        ({"mixed_precision": False}, None, "mixed_precision must be 'no' in quotes, fp16 or bf16, got False"),
+        ({"stages": []}, None, "stages must be at least one"),
+        ({"stages": {"joint": STAGE}}, None, "must be a mapping with a list of stages"),
+        ({"stages": ["joint"]}, None, "stages must be a mapping, got 'joint'"),
+    ],
+)
+def test_impossible_values_are_named(tmp_path: Path, run: Any, stage: Any, message: str):
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path, run, stage)
+
+
+def test_missing_keys_are_named(tmp_path: Path):
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump({"stages": [STAGE], "base_model": "b"}))
+    with pytest.raises(ValueError, match=r"run\.yaml: missing keys train_file, output_dir"):
+        TrainingConfig.from_yaml(tmp_path / "run.yaml")
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(RUN | {"stages": [{"name": "joint"}]}))
+    with pytest.raises(ValueError, match="stages: missing keys steps"):
+        TrainingConfig.from_yaml(tmp_path / "run.yaml")
+
+
+def test_number_that_yaml_takes_for_text_is_explained(tmp_path: Path):
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(RUN).replace("steps: 5", "steps: 5\n  learning_rate: 1e-5"))
+    with pytest.raises(ValueError, match="learning_rate of stage 'joint' .* write 1.0e-5.*got '1e-5'"):
+        TrainingConfig.from_yaml(tmp_path / "run.yaml")
+
+
+def test_broken_yaml_and_missing_file(tmp_path: Path):
+    (tmp_path / "run.yaml").write_text("stages: [")
+    with pytest.raises(ValueError, match=r"run\.yaml is not valid YAML"):
+        TrainingConfig.from_yaml(tmp_path / "run.yaml")
+    with pytest.raises(FileNotFoundError):
+        TrainingConfig.from_yaml(tmp_path / "none.yaml")
+
+
+def test_every_field_is_documented():
+    for kind in (StageConfig, TrainingConfig):
+        for field in dataclasses.fields(kind):
+            assert f"        {field.name}: " in kind.__doc__
+    assert len(LOSSES) == 8

@@ -1,0 +1,291 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from recipe_hf.training.config import LOSSES, StageConfig, TrainingConfig
+from recipe_hf.training.losses import contrastive_losses
+from recipe_hf.training.objective import FeatureCache, KeyMemory, RecipeObjective, parameter_groups
+from recipe_hf.training.sampling import FactSampler
+from tests.tiny_recipe import untrained_recipe
+from tests.tiny_training import EXAMPLES
+
+CLOSE = {"atol": 1e-5, "rtol": 1e-4}
+SAMPLER = FactSampler(EXAMPLES, seed=0, answer_resampling=0.5, subject_share=0.3)
+FACTS = SAMPLER.draw(0, 4)
+WARM = StageConfig("warm", 1, "answer", editing_batch_size=2)
+HEADS = StageConfig("heads", 1, contrastive_batch_size=4)
+ENCODER = StageConfig("encoder", 1, contrastive_batch_size=4, encoder_learning_rate=1e-3)
+JOINT = StageConfig("joint", 1, contrastive_batch_size=4, editing_batch_size=2)
+
+
+def make(stage: StageConfig, **changes: Any) -> RecipeObjective:
+    """An objective at the beginning of a stage."""
+    values = {"knowledge_dim": 64, "num_sentinel_tokens": 4, "temperature": 0.5} | changes
+    objective = RecipeObjective(untrained_recipe(), TrainingConfig("b", "t", "o", (stage,), **values), SAMPLER)
+    objective.fit_standardizer(FACTS)
+    objective.start_stage(stage, None)
+    return objective
+
+
+def trained_parts(objective: RecipeObjective) -> set[str]:
+    return {name for name, parameter in objective.named_parameters() if parameter.requires_grad}
+
+
+def answer_scores(objective: RecipeObjective, prompt: str, answer: str, prefix: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Logits at the answer of a row alone, without padding, and the answer's ids."""
+    lm, tokenizer = objective.model.lm, objective.model.tokenizer
+    prompt_ids = tokenizer(prompt)["input_ids"]
+    answer_ids = tokenizer(" " + answer, add_special_tokens=False)["input_ids"]
+    embeds = lm.get_input_embeddings()(torch.tensor(prompt_ids + answer_ids))
+    embeds = embeds if prefix is None else torch.cat([prefix, embeds])
+    logits = lm(inputs_embeds=embeds.unsqueeze(0), use_cache=False).logits[0]
+    return logits[-len(answer_ids) - 1 : -1], torch.tensor(answer_ids)
+
+
+# ---------------------------------------------------------------------- what the losses are
+
+
+@torch.no_grad()
+def test_editing_losses_equal_those_of_each_row_alone():
+    objective = make(JOINT)
+    losses = objective(FACTS, JOINT, 0)
+    assert set(losses) == set(LOSSES)
+    keys = objective.retriever.encode_statements([f"{f.example.prompt} {f.answer}" for f in FACTS[:2]])
+    reliability, generality, locality = 0.0, 0.0, 0.0
+    for fact, prefix in zip(FACTS, objective.prompt_encoder(keys), strict=False):
+        example = fact.example
+        reliability += cross_entropy(*answer_scores(objective, example.prompt, fact.answer, prefix)) / 2
+        generality += cross_entropy(*answer_scores(objective, example.rephrase_prompt, fact.answer, prefix)) / 2
+        question = example.locality_prompt, example.locality_answer
+        p = answer_scores(objective, *question, None)[0].softmax(-1)
+        q = answer_scores(objective, *question, prefix)[0].softmax(-1)
+        locality += (p * (p.log() - q.log())).sum(-1).mean() / 2
+    torch.testing.assert_close(losses["reliability"], reliability, **CLOSE)
+    torch.testing.assert_close(losses["generality"], generality, **CLOSE)
+    torch.testing.assert_close(losses["locality"], locality, atol=1e-4, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_contrastive_losses_are_over_statements_questions_and_past_keys():
+    objective = make(HEADS, key_memory=6)
+    first, second = SAMPLER.draw(1, 4), SAMPLER.draw(5, 4)
+    shared = {fact.number for fact in first} & {fact.number for fact in second}
+    assert len(shared) == 1, "the second step should meet a fact of the first again"
+    objective(first, HEADS, 0)
+    losses = objective(second, HEADS, 1)
+
+    retriever = objective.retriever
+    statements = [f"{fact.example.prompt} {fact.answer}" for fact in first + second]
+    past, keys = retriever.encode_statements(statements).chunk(2)
+    same = torch.tensor([[a.number == b.number for b in second + first] for a in second])
+    expected = contrastive_losses(
+        retriever.encode_queries([fact.example.prompt for fact in second]),
+        retriever.encode_queries([fact.example.rephrase_prompt for fact in second]),
+        retriever.encode_queries([fact.example.locality_prompt for fact in second]),
+        keys,
+        retriever.encode_sentinel(),
+        past,
+        same,
+        scale=1 / math.sqrt(64),
+        temperature=0.5,
+    )
+    for name, value in expected.items():
+        torch.testing.assert_close(losses[name], value, **CLOSE)
+
+
+@torch.no_grad()
+def test_warm_start_prefixes_the_answers_own_embeddings():
+    objective = make(WARM)
+    losses = objective(FACTS, WARM, 0)
+    assert set(losses) == {"reliability", "generality", "locality"}
+    expected = 0.0
+    for fact in FACTS[:2]:
+        ids = objective.model.tokenizer(" " + fact.answer, add_special_tokens=False)["input_ids"]
+        embeds = objective.model.lm.get_input_embeddings()(torch.tensor(ids))
+        prefix = torch.stack([embeds[0], embeds[1], embeds[2:].mean(0)])
+        expected += cross_entropy(*answer_scores(objective, fact.example.prompt, fact.answer, prefix)) / 2
+    torch.testing.assert_close(losses["reliability"], expected, **CLOSE)
+
+
+def test_losses_of_no_weight_are_left_out_where_that_saves_work():
+    stage = StageConfig("joint", 1, "statement", 4, 2, loss_weights={"locality": 0.0, "read_out": 0.0})
+    assert set(LOSSES) - set(make(stage)(FACTS, stage, 0)) == {"locality", "read_out"}
+
+
+def test_editing_losses_alone_need_no_contrastive_batch():
+    stage = StageConfig("editing", 1, editing_batch_size=2)
+    losses = make(stage)(FACTS[:2], stage, 0)
+    both = make(JOINT)(FACTS, JOINT, 0)
+    assert set(losses) == {"reliability", "generality", "locality"}
+    for name, value in losses.items():
+        torch.testing.assert_close(value, both[name], **CLOSE)
+
+
+def test_read_out_candidates_follow_from_the_step():
+    objective = make(HEADS)
+    first, again = (objective(FACTS, HEADS, 3)["read_out"] for _ in range(2))
+    assert torch.equal(first, again)
+
+
+def test_model_without_tokenizer_is_refused():
+    model = untrained_recipe()
+    model.tokenizer = None
+    with pytest.raises(RuntimeError, match="has no tokenizer"):
+        RecipeObjective(model, TrainingConfig("b", "t", "o", (HEADS,), knowledge_dim=64), SAMPLER)
+
+
+# ---------------------------------------------------------------------- what is trained
+
+
+def test_stages_train_their_parts():
+    warm = trained_parts(make(WARM))
+    assert warm == {"answer_prompt.offset", "answer_prompt.weight"}
+    heads = trained_parts(make(HEADS))
+    assert {name.split(".")[0] for name in heads} == {"retriever", "prompt_encoder"}
+    assert "retriever.sentinel_embeds" in heads and not any("retriever.encoder." in name for name in heads)
+    encoder = trained_parts(make(ENCODER)) - heads
+    assert {name for name, _ in make(ENCODER).retriever.encoder.named_parameters(prefix="retriever.encoder")} == encoder
+
+
+def test_last_layers_of_the_encoder_can_be_trained_alone():
+    stage = StageConfig("top", 1, contrastive_batch_size=4, encoder_learning_rate=1e-3, encoder_layers=1)
+    trained = trained_parts(make(stage)) - trained_parts(make(HEADS))
+    assert trained and all(name.startswith("retriever.encoder.encoder.layer.1.") for name in trained)
+
+
+@pytest.mark.parametrize("stage", [WARM, HEADS, ENCODER, JOINT], ids=lambda stage: stage.name)
+def test_gradients_reach_what_is_trained_and_nothing_else(stage: StageConfig):
+    objective = make(stage)
+    sum(objective(FACTS, stage, 0).values()).backward()
+    moved = {name for name, p in objective.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+    assert moved <= trained_parts(objective)
+    missing = trained_parts(objective) - moved
+    # The pooler is not read, and a layer's key bias moves no attention weight.
+    assert all("pooler" in name or "key.bias" in name or "position" in name for name in missing), missing
+    assert all(parameter.grad is None for parameter in objective.model.lm.parameters())
+
+
+def test_warm_start_hands_its_offset_over_once():
+    objective = make(WARM)
+    bias = objective.prompt_encoder.output.bias
+    with torch.no_grad():
+        objective.answer_prompt.offset.normal_()
+    objective.start_stage(HEADS, WARM)
+    assert torch.equal(bias.view(3, -1), objective.answer_prompt.offset)
+    with torch.no_grad():
+        bias.zero_()
+    objective.start_stage(JOINT, HEADS)
+    assert not bias.any()
+
+
+def test_standardizer_is_fitted_to_all_texts_of_the_facts():
+    objective = make(HEADS)
+    texts = [text for f in FACTS for text in (f"{f.example.prompt} {f.answer}", f.example.prompt)]
+    texts += [text for f in FACTS for text in (f.example.rephrase_prompt, f.example.locality_prompt)]
+    features = objective.retriever.standardizer(objective.retriever.text_features(texts))
+    torch.testing.assert_close(features.mean(0), torch.zeros(96), atol=1e-4, rtol=0)
+    torch.testing.assert_close(features.std(0), torch.ones(96), atol=1e-3, rtol=0)
+
+
+def test_standardizer_follows_an_encoder_in_training_only():
+    facts = SAMPLER.draw(9, 4)
+    for stage, follows in ((HEADS, False), (ENCODER, True)):
+        objective = make(stage, standardize_momentum=0.5)
+        before = objective.retriever.standardizer.mean.clone()
+        objective(facts, stage, 0)
+        assert (not torch.equal(objective.retriever.standardizer.mean, before)) == follows
+
+
+def test_every_parameter_is_in_one_group():
+    objective = make(JOINT)
+    groups = parameter_groups(objective)
+    parameters = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(parameters) == sorted(map(id, objective.parameters()))
+    assert {id(p) for p in groups[0]["params"]} == {id(p) for p in objective.retriever.encoder.parameters()}
+    assert [(group["name"], group["factor"]) for group in groups] == [
+        ("encoder", 1.0),
+        ("heads", 1.0),
+        ("heads", 1.0),
+        ("heads", 0.1),
+    ]
+
+
+def test_joint_training_learns_a_fixed_batch():
+    stage = StageConfig("joint", 25, "statement", 4, 2, learning_rate=2e-3, encoder_learning_rate=1e-4)
+    objective = make(stage, temperature=1.0)
+    base = {name: weight.clone() for name, weight in objective.model.lm.state_dict().items()}
+    rates = {"encoder": stage.encoder_learning_rate, "heads": stage.learning_rate}
+    groups = [{"params": group["params"], "lr": rates[group["name"]]} for group in parameter_groups(objective)]
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+    history = []
+    for _ in range(stage.steps):
+        losses = objective(FACTS, stage, 0)
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+        history.append({name: loss.item() for name, loss in losses.items()})
+    first, last = history[0], history[-1]
+    assert sum(last.values()) < 0.6 * sum(first.values())
+    for name in ("reliability", "generality", "neighbor_reliability", "neighbor_generality", "read_out"):
+        assert last[name] < 0.9 * first[name], name
+    assert all(torch.equal(weight, base[name]) for name, weight in objective.model.lm.state_dict().items())
+
+
+# ---------------------------------------------------------------------- memory and cache
+
+
+def test_key_memory_is_a_ring():
+    memory = KeyMemory(5, 2)
+    assert memory.filled()[0].shape == (0, 2)
+    for start in (0, 2, 4):
+        memory.push(torch.full((2, 2), float(start), requires_grad=True), torch.tensor([start, start + 1]))
+    keys, facts = memory.filled()
+    assert facts.tolist() == [5, 1, 2, 3, 4]
+    assert keys[:, 0].tolist() == [4, 0, 2, 2, 4]
+    assert not keys.requires_grad
+
+
+def test_key_memory_keeps_the_last_of_a_batch_larger_than_itself():
+    memory = KeyMemory(3, 1)
+    memory.push(torch.arange(5.0).unsqueeze(1), torch.arange(5))
+    keys, facts = memory.filled()
+    assert sorted(facts.tolist()) == [2, 3, 4]
+    assert keys.squeeze(1).tolist() == facts.tolist()
+
+
+def test_key_memory_of_no_size_stays_empty():
+    memory = KeyMemory(0, 4)
+    memory.push(torch.ones(2, 4), torch.tensor([1, 2]))
+    assert memory.filled()[0].shape == (0, 4)
+
+
+@torch.no_grad()
+def test_feature_cache_equals_fresh_features_and_encodes_each_text_once(monkeypatch: pytest.MonkeyPatch):
+    model, cache, encoded = untrained_recipe(), FeatureCache(), []
+    fresh = model.retriever.text_features
+    monkeypatch.setattr(model.retriever, "text_features", lambda texts: encoded.append(texts) or fresh(texts))
+    texts = ["one", "a longer second", "three", "one"]
+    torch.testing.assert_close(cache(model, texts[:2]), fresh(texts[:2]), **CLOSE)
+    torch.testing.assert_close(cache(model, texts), fresh(texts), **CLOSE)
+    assert encoded == [["one", "a longer second"], ["three"]]
+    cache.clear()
+    cache(model, texts[:1])
+    assert encoded[2:] == [["one"]]
+
+
+def test_no_feature_of_an_older_encoder_is_used():
+    objective = make(HEADS)
+    objective(FACTS, HEADS, 0)
+    objective(FACTS, ENCODER, 1)
+    with torch.no_grad():
+        for parameter in objective.retriever.encoder.parameters():
+            parameter.mul_(1.1)
+        found = objective(FACTS, HEADS, 2)["neighbor_reliability"]
+        objective.cache.clear()
+        torch.testing.assert_close(found, objective(FACTS, HEADS, 2)["neighbor_reliability"], **CLOSE)

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import pytest
+
+from recipe_hf.training.sampling import FactSampler
+from tests.tiny_training import EXAMPLES
+
+ANSWERS = {e.answer for e in EXAMPLES} | {e.locality_answer for e in EXAMPLES}
+SUBJECTS = {e.subject for e in EXAMPLES}
+
+
+def sampler(resampling: float = 0.7, subjects: float = 0.3, seed: int = 0) -> FactSampler:
+    return FactSampler(EXAMPLES, seed, resampling, subjects)
+
+
+def many(sampler: FactSampler, variants: int | None = None, steps: int = 200):
+    return [fact for step in range(steps) for fact in sampler.draw(step, 10, variants)]
+
+
+@pytest.mark.parametrize("variants", [None, 3])
+def test_draws_follow_from_seed_and_step_alone(variants: int | None):
+    used = sampler()
+    drawn = [used.draw(step, 8, variants) for step in range(6)]
+    assert [sampler().draw(step, 8, variants) for step in reversed(range(6))] == drawn[::-1]
+    assert len({tuple(fact.number for fact in facts) for facts in drawn}) == 6
+    assert sampler(seed=1).draw(0, 8, variants) != drawn[0]
+
+
+def test_facts_of_a_step_differ_and_are_numbered():
+    facts = sampler().draw(3, len(EXAMPLES))
+    assert sorted(fact.number for fact in facts) == list(range(len(EXAMPLES)))
+    assert all(fact.example is EXAMPLES[fact.number] for fact in facts)
+
+
+def test_without_resampling_answers_are_the_facts_own():
+    assert all(fact.answer == fact.example.answer for fact in many(sampler(resampling=0.0)))
+
+
+def test_share_of_resampled_answers_and_of_subjects():
+    facts = many(sampler(resampling=0.6, subjects=0.25))
+    from_subjects = sum(fact.answer in SUBJECTS for fact in facts) / len(facts)
+    assert from_subjects == pytest.approx(0.6 * 0.25, abs=0.03)
+    # A tenth of the answers drawn from the data set happen to be the fact's own.
+    changed = sum(fact.answer != fact.example.answer for fact in facts) / len(facts)
+    assert changed == pytest.approx(0.6 * (0.25 + 0.75 * 0.9), abs=0.03)
+
+
+def test_all_drawn_answers_are_announced():
+    announced = set(sampler().answers)
+    assert announced == ANSWERS | SUBJECTS
+    assert {fact.answer for fact in many(sampler(resampling=1.0, subjects=0.5))} == announced
+
+
+def test_answer_variants_bound_the_answers_of_a_fact():
+    def distinct(variants: int | None) -> list[int]:
+        by_fact: dict[int, set[str]] = {}
+        for fact in many(sampler(resampling=1.0, subjects=0.5), variants):
+            by_fact.setdefault(fact.number, set()).add(fact.answer)
+        return [len(answers) for answers in by_fact.values()]
+
+    bounded = distinct(3)
+    assert max(bounded) == 3 and min(bounded) >= 1 and len(bounded) == len(EXAMPLES)
+    assert min(distinct(None)) > 10
+
+
+def test_variants_differ_between_facts():
+    answers = {fact.number: fact.answer for fact in many(sampler(resampling=1.0, subjects=1.0), 1)}
+    assert len(set(answers.values())) > len(EXAMPLES) / 3

@@ -1,0 +1,76 @@
+"""The command line of training: in this process, and launched by Accelerate in two."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from recipe_hf import RecipeForCausalLM
+from recipe_hf.training import train
+from recipe_hf.training.config import LOSSES
+from tests.tiny_training import STAGES, tiny_config, write_parts
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_parts(tmp_path_factory.mktemp("parts"))
+
+
+def write_config(parts: Path, directory: Path, **changes: Any) -> Path:
+    values = dataclasses.asdict(tiny_config(parts, directory / "run", **changes))
+    values["stages"] = list(values["stages"])
+    (directory / "run.yaml").write_text(yaml.safe_dump(values))
+    return directory / "run.yaml"
+
+
+def read_log(directory: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_arguments_take_the_place_of_the_config(parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = write_config(parts, tmp_path, stages=STAGES[1:2], base_model="none", encoder="none", train_file="none")
+    arguments = ["--config", path, "--base-model", parts / "base", "--encoder", parts / "encoder", "--seed", 5]
+    arguments += ["--train-file", parts / "train.json", "--output-dir", tmp_path / "other"]
+    train.main([str(argument) for argument in arguments])
+    assert str(tmp_path / "other" / "best") in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+    summary = json.loads((tmp_path / "other" / "best" / "training.json").read_text())
+    assert summary["config"]["seed"] == 5
+    train.main([str(argument) for argument in [*arguments, "--resume"]])
+
+
+def launch(config: Path, *arguments: str) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command = [*launcher, "--main_process_port", str(port), "training/train.py", "--config", str(config), *arguments]
+    # Accelerate starts several processes for GPUs only; told this, each of them computes on the CPU.
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=600)
+
+
+@pytest.mark.slow
+def test_two_processes_train_through_every_stage_and_resume(parts: Path, tmp_path: Path):
+    config = write_config(parts, tmp_path, save_steps=3)
+    launch(config)
+    log = read_log(tmp_path / "run")
+    steps = [line for line in log if "stage" in line]
+    assert [line["step"] for line in steps] == list(range(1, 11))
+    assert set(LOSSES) <= steps[-1].keys()
+    assert json.loads((tmp_path / "run" / "best" / "training.json").read_text())["num_processes"] == 2
+    RecipeForCausalLM.from_pretrained(tmp_path / "run" / "best")
+    launch(config, "--resume")
+    assert read_log(tmp_path / "run") == log
