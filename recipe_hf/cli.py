@@ -79,7 +79,7 @@ def evaluate(
     base_model: BaseModel = None,
     output: Annotated[Path | None, typer.Option(help="Also write each outcome to this JSON file.")] = None,
 ) -> None:
-    """Measures reliability, generality and locality, under the protocol `strict`: the retriever sees the prompt only."""
+    """Measures reliability, generality and locality (protocol `strict`: the retriever sees the prompt only)."""
     from .datasets import load_counterfact
     from .evaluation.editing import evaluate_editing
     from .evaluation.report import markdown_table, summarize, write_json

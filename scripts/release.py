@@ -1,8 +1,8 @@
 """Turns a training run into a released checkpoint: 16-bit weights, and a card with the figures measured on them.
 
-    python scripts/release.py weights RUN_DIR CHECKPOINT --base-model PATH
-    recipe-hf evaluate CHECKPOINT --dataset ... --output evaluation.json      (as often as needed)
-    python scripts/release.py card CHECKPOINT evaluation.json ... --hardware "two cores of ..."
+python scripts/release.py weights RUN_DIR CHECKPOINT --base-model PATH
+recipe-hf evaluate CHECKPOINT --dataset ... --output evaluation.json      (as often as needed)
+python scripts/release.py card CHECKPOINT evaluation.json ... --hardware "two cores of ..."
 """
 
 from __future__ import annotations

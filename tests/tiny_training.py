@@ -33,7 +33,16 @@ STAGES = (
     StageConfig("warm start", 2, "answer", editing_batch_size=3, learning_rate=0.01, loss_weights={"locality": 0.0}),
     StageConfig("heads", 3, contrastive_batch_size=6, learning_rate=0.001, answer_variants=2),
     StageConfig("encoder", 2, contrastive_batch_size=6, learning_rate=0.001, encoder_learning_rate=0.001),
-    StageConfig("joint", 3, contrastive_batch_size=6, editing_batch_size=3, encoder_learning_rate=0.001),
+    StageConfig(
+        "joint",
+        3,
+        contrastive_batch_size=6,
+        editing_batch_size=3,
+        learning_rate=0.0005,
+        sentinel_learning_rate=0.002,
+        prompt_learning_rate=0.0001,
+        encoder_learning_rate=0.001,
+    ),
 )
 
 

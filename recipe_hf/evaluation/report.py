@@ -23,11 +23,13 @@ COLUMNS = {
 
 
 def summarize(reports: Sequence[EditingReport]) -> dict[int, dict[str, str]]:
-    """For each number of edits, the mean of each metric in percent, with the deviation over seeds if there are some."""
+    """For each number of edits, the mean of each metric in percent, and over several seeds its deviation."""
     table: dict[int, dict[str, str]] = {}
     for num_edits in sorted({report.num_edits for report in reports}):
         metrics = [report.metrics for report in reports if report.num_edits == num_edits]
-        table[num_edits] = {heading: _mean_and_deviation([m[name] for m in metrics]) for name, heading in COLUMNS.items()}
+        table[num_edits] = {
+            heading: _mean_and_deviation([m[name] for m in metrics]) for name, heading in COLUMNS.items()
+        }
     return table
 
 

@@ -119,7 +119,9 @@ class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             targets = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
-            if isinstance(logits_to_keep, Tensor):
+            if isinstance(logits_to_keep, Tensor) and logits_to_keep.dim() == 2:
+                targets = targets.take_along_dim(logits_to_keep % targets.shape[1], dim=1)
+            elif isinstance(logits_to_keep, Tensor):
                 targets = targets[:, logits_to_keep]
             elif logits_to_keep:
                 targets = targets[:, -logits_to_keep:]

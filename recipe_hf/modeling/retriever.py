@@ -93,10 +93,13 @@ class Retriever(nn.Module):
         return features
 
     def tokenize(self, texts: Sequence[str], keep: Literal["start", "end"] = "start") -> list[list[int]]:
-        """Token ids of each text with the special ones; of a text too long for the encoder, `keep` says what stays."""
+        """Token ids of each text and its special tokens; of one too long for the encoder, `keep` says what stays."""
+        return tokenize(self._tokenizer(), texts, self.max_length, keep)
+
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
         if self.tokenizer is None:
             raise RuntimeError("The retriever has no tokenizer: load the model with from_pretrained.")
-        return tokenize(self.tokenizer, texts, self.max_length, keep)
+        return self.tokenizer
 
     def text_features(
         self, texts: Sequence[str], batch_size: int = 64, keep: Literal["start", "end"] = "start"
@@ -110,7 +113,7 @@ class Retriever(nn.Module):
         batches = []
         for start in range(0, len(order), batch_size):
             chosen = {"input_ids": [ids[i] for i in order[start : start + batch_size]]}
-            batches.append(self.features(**self.tokenizer.pad(chosen, return_tensors="pt").to(self.device)))
+            batches.append(self.features(**self._tokenizer().pad(chosen, return_tensors="pt").to(self.device)))
         position = torch.empty(len(order), dtype=torch.long)
         position[torch.tensor(order)] = torch.arange(len(order))
         return torch.cat(batches)[position.to(self.device)]

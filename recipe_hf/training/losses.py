@@ -97,7 +97,9 @@ def contrastive_losses(
     }
 
 
-def read_out_loss(prompts: Tensor, targets: Tensor, candidates: list[Tensor], labels: Tensor, center: Tensor) -> Tensor:
+def read_out_loss(
+    prompts: Tensor, targets: Tensor, candidates: list[Tensor], labels: Tensor, center: Tensor
+) -> Tensor:
     """How far continuous prompts are from the ones made of the answer's own tokens (see [`AnswerPrompt`]).
 
     The sum of a relative squared error and, for each prompt token, a cross-entropy over the cosine with the tokens

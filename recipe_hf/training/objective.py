@@ -237,7 +237,11 @@ def parameter_groups(objective: RecipeObjective) -> list[dict[str, Any]]:
     """Parameters by the field of [`StageConfig`] that holds their learning rate; `factor` multiplies it."""
     retriever, prompt = objective.retriever, objective.answer_prompt
     return [
-        {"rate": "learning_rate", "factor": 1.0, "params": [*retriever.mlp_k.parameters(), *retriever.mlp_q.parameters()]},
+        {
+            "rate": "learning_rate",
+            "factor": 1.0,
+            "params": [*retriever.mlp_k.parameters(), *retriever.mlp_q.parameters()],
+        },
         {"rate": "encoder_learning_rate", "factor": 1.0, "params": list(retriever.encoder.parameters())},
         {"rate": "sentinel_learning_rate", "factor": 1.0, "params": [retriever.sentinel_embeds]},
         {"rate": "prompt_learning_rate", "factor": 1.0, "params": list(objective.prompt_encoder.parameters())},

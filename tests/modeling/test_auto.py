@@ -138,6 +138,7 @@ def test_real_models_from_start_to_finish(tmp_path):
     assert [fact.id for fact in loaded.knowledge] == [0, 1]
     (hit,) = loaded.retrieve(["The mother tongue of Danielle Darrieux is"])
     assert hit.score == pytest.approx(model.retrieve(["The mother tongue of Danielle Darrieux is"])[0].score, rel=0.01)
+    torch.nn.init.normal_(loaded.prompt_encoder.output.bias)  # Untrained prompts are too small to change an answer.
     with torch.no_grad():
         loaded.retriever.mlp_q.residual.bias += 100 * (loaded.knowledge.keys([1])[0] - loaded._refresh())
     batch = loaded.tokenizer(["The capital of France is", "The mother tongue of"], return_tensors="pt", padding=True)
@@ -149,5 +150,7 @@ def test_real_models_from_start_to_finish(tmp_path):
     loaded.remove_knowledge([0, 1])
     assert torch.equal(loaded.generate(**batch, max_new_tokens=4, do_sample=False), base)
     generator = pipeline("text-generation", model=loaded, tokenizer=loaded.tokenizer)
-    (result,) = generator([{"role": "user", "content": "What is the capital of France?"}], **GREEDY)
+    (result,) = generator(
+        [{"role": "user", "content": "What is the capital of France?"}], max_new_tokens=8, do_sample=False
+    )
     assert "Paris" in result["generated_text"][-1]["content"]

@@ -45,6 +45,11 @@ def test_values_reach_their_fields(tmp_path: Path):
     assert (config.stages[0].batch_size, config.num_steps) == (8, 5)
 
 
+def test_sentinel_and_prompts_follow_the_learning_rate_unless_they_have_their_own(tmp_path: Path):
+    stage = read(tmp_path, stage={"learning_rate": 0.5, "prompt_learning_rate": 0.0}).stages[0]
+    assert (stage.sentinel_learning_rate, stage.prompt_learning_rate) == (0.5, 0.0)
+
+
 def test_defaults_are_the_papers():
     assert StageConfig("s", 1, editing_batch_size=8).learning_rate == 1e-5
     config = TrainingConfig("b", "t", "o", (StageConfig("s", 1, editing_batch_size=8),))
@@ -68,10 +73,15 @@ def test_overrides_replace_values_unless_none(tmp_path: Path):
         (None, {"steps": "5"}, "steps of stage 'joint' must be an integer of at least 0, got '5'"),
         (None, {"warmup_steps": 2.5}, "warmup_steps of stage 'joint'"),
         (None, {"contrastive_batch_size": 0, "editing_batch_size": 0}, "batch sizes of stage 'joint' must be above 0"),
-        (None, {"editing_batch_size": 9}, "editing_batch_size of stage 'joint' must be at most contrastive.* 8, got 9"),
+        (
+            None,
+            {"editing_batch_size": 9},
+            "editing_batch_size of stage 'joint' must be at most contrastive.* 8, got 9",
+        ),
         (None, {"prompts": "both"}, "prompts of stage 'joint' must be 'statement' or 'answer', got 'both'"),
         (None, {"learning_rate": -0.1}, "learning_rate of stage 'joint' must be a number of at least 0, got -0.1"),
         (None, {"encoder_learning_rate": float("nan")}, "encoder_learning_rate of stage 'joint'"),
+        (None, {"sentinel_learning_rate": -1}, "sentinel_learning_rate of stage 'joint' must be a number"),
         (None, {"encoder_layers": 0}, "encoder_layers of stage 'joint' must be an integer of at least 1, got 0"),
         (None, {"answer_variants": 0}, "answer_variants of stage 'joint' must be an integer of at least 1, got 0"),
         (None, {"loss_weights": {"local": 1.0}}, r"loss_weights of stage 'joint' must be among .* got \['local'\]"),

@@ -192,9 +192,11 @@ def test_read_out_loss_averages_the_choice_over_tokens_and_is_least_at_the_targe
     least = read_out_loss(targets, targets, candidates, labels, offset)
     choices = 0.0
     for token in range(2):
-        rows = [[torch.cosine_similarity(a, b, dim=0).item() / 0.05 for b in side] for side in [
-            targets[:, token] - offset[token]
-        ] for a in side]
+        rows = [
+            [torch.cosine_similarity(a, b, dim=0).item() / 0.05 for b in side]
+            for side in [targets[:, token] - offset[token]]
+            for a in side
+        ]
         choices += sum(negative_log_softmax(row, i) for i, row in enumerate(rows)) / 3
     assert least.item() == pytest.approx(choices / 2, rel=1e-3, abs=1e-6)
     assert read_out_loss(targets + 0.3, targets, candidates, labels, offset) > least
