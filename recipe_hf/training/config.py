@@ -33,6 +33,8 @@ class StageConfig:
         prompts: What the editing losses prefix: continuous prompts of the `statement` (eq. 7), or, in a warm start,
             those made of the `answer`'s own word embeddings (see [`~recipe_hf.training.warm_start.AnswerPrompt`]).
         contrastive_batch_size: Facts in the contrastive and read-out losses; 0 leaves these out.
+        query_batch_size: How many of these facts also bring their queries; the others add keys and read-outs alone.
+            `None` for all.
         editing_batch_size: Facts in the editing losses, at most `contrastive_batch_size` if that is not 0; 0 leaves
             the LLM out.
         learning_rate: Of the heads, and of the sentinel and the prompt encoder where these have none of their own.
@@ -49,6 +51,7 @@ class StageConfig:
     steps: int
     prompts: Literal["statement", "answer"] = "statement"
     contrastive_batch_size: int = 0
+    query_batch_size: int | None = None
     editing_batch_size: int = 0
     learning_rate: float = 1e-5
     sentinel_learning_rate: float | None = None
@@ -66,7 +69,7 @@ class StageConfig:
         stage = f"of stage {self.name!r}"
         for name in ("steps", "contrastive_batch_size", "editing_batch_size", "warmup_steps"):
             _require_integer(f"{name} {stage}", getattr(self, name), at_least=0)
-        for name in ("encoder_layers", "answer_variants"):
+        for name in ("encoder_layers", "answer_variants", "query_batch_size"):
             if getattr(self, name) is not None:
                 _require_integer(f"{name} {stage}", getattr(self, name), at_least=1)
         for name in ("learning_rate", "sentinel_learning_rate", "prompt_learning_rate", "encoder_learning_rate"):

@@ -61,10 +61,10 @@ def contrastive_losses(
     Args:
         queries, rephrases, neighbors: Representations of the prompts, their rephrasings and the unrelated prompts,
             `[batch, knowledge_dim]`.
-        keys: Keys of the batch's facts, `[batch, knowledge_dim]`.
+        keys: Keys of the facts, those of the batch first, `[n, knowledge_dim]`.
         sentinel: Key of the sentinel, `[knowledge_dim]`.
         extra_keys: Further keys that serve as negatives, `[m, knowledge_dim]`; `m` may be 0.
-        same_fact: Whether key `j` is the fact of row `i` or one it cannot be told from, `[batch, batch + m]`.
+        same_fact: Whether key `j` is the fact of row `i` or one it cannot be told from, `[batch, n + m]`.
         scale: Factor on dot products.
         temperature: Temperature of the softmax, `tau`.
         hinge_scale: Leave out rows whose right candidate is already this many times likelier than the best wrong
@@ -75,7 +75,7 @@ def contrastive_losses(
         the sentinel (eq. 14); `sentinel_locality` draws an unrelated query to the sentinel, `sentinel_edit` a query
         whose own fact is absent (eq. 15).
     """
-    batch = keys.shape[0]
+    batch = queries.shape[0]
     candidates = torch.cat([sentinel.unsqueeze(0), keys, extra_keys])
     own = torch.arange(1, batch + 1, device=keys.device)
     to_sentinel = torch.zeros_like(own)

@@ -28,7 +28,7 @@ class KeyMemory(nn.Module):
 
     def __init__(self, size: int, dim: int) -> None:
         super().__init__()
-        # Accelerate takes two empty tensors for one shared tensor, and saves only the first.
+        # Accelerate takes two empty tensors for one shared tensor, and saves only the first: resuming would fail.
         self.register_buffer("keys", torch.zeros(size, dim), persistent=size > 0)
         self.register_buffer("facts", torch.full((size,), -1), persistent=size > 0)
         self.register_buffer("count", torch.zeros((), dtype=torch.long))
@@ -116,7 +116,7 @@ class RecipeObjective(nn.Module):
     @torch.no_grad()
     def fit_standardizer(self, facts: Sequence[TrainingFact]) -> None:
         """Sets the standardisation to the features of these facts' texts."""
-        self.retriever.standardizer.update(self.retriever.text_features(_texts(facts)), momentum=1.0)
+        self.retriever.standardizer.update(self.retriever.text_features([*_statements(facts), *_queries(facts)]), momentum=1.0)
 
     def forward(self, facts: Sequence[TrainingFact], stage: StageConfig, step: int) -> dict[str, Tensor]:
         """The losses of a step, unweighted, by name."""
@@ -146,11 +146,13 @@ class RecipeObjective(nn.Module):
         return features
 
     def _keys(self, facts: Sequence[TrainingFact], stage: StageConfig) -> Tensor:
-        statements = _texts(facts)[: len(facts)]
+        statements = _statements(facts)
         return self.retriever.mlp_k(self.retriever.standardizer(self._features(statements, stage)))
 
     def _contrastive(self, facts: Sequence[TrainingFact], stage: StageConfig) -> tuple[dict[str, Tensor], Tensor]:
-        features = self.retriever.standardizer(self._features(_texts(facts), stage))
+        asked = facts[: stage.query_batch_size]
+        texts = [*_statements(facts), *_queries(asked)]
+        features = self.retriever.standardizer(self._features(texts, stage))
         keys = self.retriever.mlp_k(features[: len(facts)])
         queries, rephrases, neighbors = self.retriever.mlp_q(features[len(facts) :]).chunk(3)
         numbers = torch.tensor([fact.number for fact in facts], device=keys.device)
@@ -162,7 +164,7 @@ class RecipeObjective(nn.Module):
             keys,
             self.retriever.encode_sentinel(),
             past_keys.clone(),
-            numbers.unsqueeze(1) == torch.cat([numbers, past_numbers]),
+            numbers[: len(asked)].unsqueeze(1) == torch.cat([numbers, past_numbers]),
             self.model.config.scale,
             self.config.temperature,
             self.config.hinge_scale,
@@ -223,10 +225,13 @@ class RecipeObjective(nn.Module):
         return losses
 
 
-def _texts(facts: Sequence[TrainingFact]) -> list[str]:
-    """Statements, prompts, rephrasings and unrelated prompts, in four blocks."""
+def _statements(facts: Sequence[TrainingFact]) -> list[str]:
+    return [compose_statement(fact.example.prompt, fact.answer) for fact in facts]
+
+
+def _queries(facts: Sequence[TrainingFact]) -> list[str]:
+    """Prompts, rephrasings and unrelated prompts, in three blocks."""
     return [
-        *(compose_statement(fact.example.prompt, fact.answer) for fact in facts),
         *(fact.example.prompt for fact in facts),
         *(fact.example.rephrase_prompt for fact in facts),
         *(fact.example.locality_prompt for fact in facts),

@@ -39,7 +39,14 @@ def test_values_reach_their_fields(tmp_path: Path):
     config = read(tmp_path, {"seed": 7, "hinge_scale": 2}, {"loss_weights": {"locality": 0.5}, "encoder_layers": 2})
     assert (config.seed, config.hinge_scale, config.base_model, config.knowledge_dim) == (7, 2, "base", 1024)
     assert config.stages == (
-        StageConfig("joint", 5, "statement", 8, 4, loss_weights={"locality": 0.5}, encoder_layers=2),
+        StageConfig(
+            "joint",
+            5,
+            contrastive_batch_size=8,
+            editing_batch_size=4,
+            loss_weights={"locality": 0.5},
+            encoder_layers=2,
+        ),
     )
     assert (config.stages[0].weight("locality"), config.stages[0].weight("reliability")) == (0.5, 1.0)
     assert (config.stages[0].batch_size, config.num_steps) == (8, 5)

@@ -117,7 +117,14 @@ def test_warm_start_prefixes_the_answers_own_embeddings():
 
 
 def test_losses_of_no_weight_are_left_out_where_that_saves_work():
-    stage = StageConfig("joint", 1, "statement", 4, 2, loss_weights={"locality": 0.0, "read_out": 0.0})
+    stage = StageConfig(
+        "joint",
+        1,
+        "statement",
+        contrastive_batch_size=4,
+        editing_batch_size=2,
+        loss_weights={"locality": 0.0, "read_out": 0.0},
+    )
     assert set(LOSSES) - set(make(stage)(FACTS, stage, 0)) == {"locality", "read_out"}
 
 
@@ -229,7 +236,15 @@ def test_every_parameter_follows_one_rate():
 
 
 def test_joint_training_learns_a_fixed_batch():
-    stage = StageConfig("joint", 25, "statement", 4, 2, learning_rate=2e-3, encoder_learning_rate=1e-4)
+    stage = StageConfig(
+        "joint",
+        25,
+        "statement",
+        contrastive_batch_size=4,
+        editing_batch_size=2,
+        learning_rate=2e-3,
+        encoder_learning_rate=1e-4,
+    )
     objective = make(stage, temperature=1.0)
     base = {name: weight.clone() for name, weight in objective.model.lm.state_dict().items()}
     groups = [
