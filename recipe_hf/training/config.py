@@ -120,6 +120,7 @@ class TrainingConfig:
         logging_steps: Steps between log lines.
         answer_resampling: See [`FactSampler`].
         subject_share: See [`FactSampler`].
+        same_template_share: See [`FactSampler`].
         key_memory: How many keys of past steps serve as further negatives.
         standardize_momentum: How fast the standardisation follows an encoder in training.
         temperature: `tau` of the contrastive losses.
@@ -147,6 +148,7 @@ class TrainingConfig:
     logging_steps: int = 10
     answer_resampling: float = 0.0
     subject_share: float = 0.0
+    same_template_share: float = 0.0
     key_memory: int = 0
     standardize_momentum: float = 0.01
     temperature: float = 1.0
@@ -158,7 +160,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         _require(len(self.stages) > 0, "stages", self.stages, "at least one")
-        for name in ("answer_resampling", "subject_share", "standardize_momentum"):
+        for name in ("answer_resampling", "subject_share", "same_template_share", "standardize_momentum"):
             _require_number(name, getattr(self, name), at_most=1)
         for name in ("eval_steps", "save_steps", "logging_steps", "num_eval_examples", "num_eval_questions"):
             _require_integer(name, getattr(self, name), at_least=1)

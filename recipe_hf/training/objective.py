@@ -116,7 +116,8 @@ class RecipeObjective(nn.Module):
     @torch.no_grad()
     def fit_standardizer(self, facts: Sequence[TrainingFact]) -> None:
         """Sets the standardisation to the features of these facts' texts."""
-        self.retriever.standardizer.update(self.retriever.text_features([*_statements(facts), *_queries(facts)]), momentum=1.0)
+        features = self.retriever.text_features([*_statements(facts), *_queries(facts)])
+        self.retriever.standardizer.update(features, momentum=1.0)
 
     def forward(self, facts: Sequence[TrainingFact], stage: StageConfig, step: int) -> dict[str, Tensor]:
         """The losses of a step, unweighted, by name."""

@@ -28,15 +28,26 @@ class FactSampler:
         answer_resampling: Share of facts whose answer is replaced by another, against learning facts by heart.
         subject_share: Share of the replaced answers that are drawn from the subjects (names of all kinds, often of
             several tokens) rather than from the answers of the data set.
+        same_template_share: Share of the rest that are drawn from the answers of facts whose prompt differs in the
+            subject only: answers of the right kind.
     """
 
     def __init__(
-        self, examples: Sequence[EditExample], seed: int, answer_resampling: float, subject_share: float
+        self,
+        examples: Sequence[EditExample],
+        seed: int,
+        answer_resampling: float,
+        subject_share: float,
+        same_template_share: float = 0.0,
     ) -> None:
         self.examples = list(examples)
         self.seed = seed
         self.answer_resampling = answer_resampling
         self.subject_share = subject_share
+        self.same_template_share = same_template_share
+        self._by_template: dict[str, list[str]] = {}
+        for example in self.examples:
+            self._by_template.setdefault(_template(example), []).append(example.answer)
         self._answers = sorted({e.answer for e in examples} | {e.locality_answer for e in examples})
         self._subjects = sorted({e.subject for e in examples})
 
@@ -56,5 +67,14 @@ class FactSampler:
             return self.examples[number].answer
         if variants is not None:
             rng = np.random.default_rng([self.seed, number, int(rng.integers(variants))])
-        pool = self._subjects if rng.random() < self.subject_share else self._answers
+        if rng.random() < self.subject_share:
+            pool = self._subjects
+        elif rng.random() < self.same_template_share:
+            pool = self._by_template[_template(self.examples[number])]
+        else:
+            pool = self._answers
         return pool[rng.integers(len(pool))]
+
+
+def _template(example: EditExample) -> str:
+    return example.prompt.replace(example.subject, "{}")

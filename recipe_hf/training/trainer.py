@@ -53,7 +53,11 @@ class Trainer:
             )
         self.held_out = examples[-config.num_eval_examples :]
         self.sampler = FactSampler(
-            examples[: -config.num_eval_examples], config.seed, config.answer_resampling, config.subject_share
+            examples[: -config.num_eval_examples],
+            config.seed,
+            config.answer_resampling,
+            config.subject_share,
+            config.same_template_share,
         )
         largest = max(stage.batch_size for stage in config.stages)
         if largest > len(self.sampler.examples):

@@ -138,17 +138,16 @@ def test_real_models_from_start_to_finish(tmp_path):
     assert [fact.id for fact in loaded.knowledge] == [0, 1]
     (hit,) = loaded.retrieve(["The mother tongue of Danielle Darrieux is"])
     assert hit.score == pytest.approx(model.retrieve(["The mother tongue of Danielle Darrieux is"])[0].score, rel=0.01)
-    torch.nn.init.normal_(loaded.prompt_encoder.output.bias)  # Untrained prompts are too small to change an answer.
-    with torch.no_grad():
+    with torch.no_grad():  # The heads are untrained: make both questions fire.
         loaded.retriever.mlp_q.residual.bias += 100 * (loaded.knowledge.keys([1])[0] - loaded._refresh())
     batch = loaded.tokenizer(["The capital of France is", "The mother tongue of"], return_tensors="pt", padding=True)
-    out = loaded.generate(**batch, max_new_tokens=4, do_sample=False, return_dict_in_generate=True)
-    base = loaded.lm.generate(**batch, max_new_tokens=4, do_sample=False)
+    options = {"max_new_tokens": 4, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+    out, base = loaded.generate(**batch, **options), loaded.lm.generate(**batch, **options)
     assert [hit.fired for hit in out.retrievals] == [True, True]
-    assert not torch.equal(out.sequences, base)
+    assert ((out.logits[0] - base.logits[0]).abs().amax(1) > 0.01).all()
 
     loaded.remove_knowledge([0, 1])
-    assert torch.equal(loaded.generate(**batch, max_new_tokens=4, do_sample=False), base)
+    assert torch.equal(loaded.generate(**batch, **options).logits[0], base.logits[0])
     generator = pipeline("text-generation", model=loaded, tokenizer=loaded.tokenizer)
     (result,) = generator(
         [{"role": "user", "content": "What is the capital of France?"}], max_new_tokens=8, do_sample=False

@@ -103,6 +103,19 @@ def test_contrastive_losses_are_over_statements_questions_and_past_keys():
 
 
 @torch.no_grad()
+def test_facts_beyond_the_query_batch_are_candidates_and_read_out():
+    stage = StageConfig("heads", 1, contrastive_batch_size=4, query_batch_size=2)
+    objective = make(stage)
+    losses = objective(FACTS, stage, 0)
+    keys = objective.retriever.encode_statements([f"{fact.example.prompt} {fact.answer}" for fact in FACTS])
+    queries = objective.retriever.encode_queries([fact.example.prompt for fact in FACTS[:2]])
+    candidates = torch.cat([objective.retriever.encode_sentinel().unsqueeze(0), keys])
+    expected = cross_entropy(queries @ candidates.T / 8 / 0.5, torch.tensor([1, 2]))
+    torch.testing.assert_close(losses["neighbor_reliability"], expected, **CLOSE)
+    torch.testing.assert_close(losses["read_out"], make(HEADS)(FACTS, HEADS, 0)["read_out"], **CLOSE)
+
+
+@torch.no_grad()
 def test_warm_start_prefixes_the_answers_own_embeddings():
     objective = make(WARM)
     losses = objective(FACTS, WARM, 0)
