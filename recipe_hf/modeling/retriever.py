@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModel, PreTrainedTokenizerBase
 
 from .configuration import RecipeConfig
 
@@ -58,9 +58,9 @@ class Retriever(nn.Module):
     `tokenizer` is the encoder's; it is set by whoever builds or loads the model.
     """
 
-    def __init__(self, config: RecipeConfig, encoder: PreTrainedModel | None = None) -> None:
+    def __init__(self, config: RecipeConfig) -> None:
         super().__init__()
-        self.encoder = AutoModel.from_config(config.encoder_config) if encoder is None else encoder
+        self.encoder = AutoModel.from_config(config.encoder_config, dtype=torch.float32)
         self.standardizer = FeatureStandardizer(config.num_features)
         self.mlp_k = ResidualMLP(config.num_features, config.knowledge_dim)
         self.mlp_q = ResidualMLP(config.num_features, config.knowledge_dim)
