@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from recipe_hf.datasets import EditExample
 from recipe_hf.training.sampling import FactSampler
 from tests.tiny_training import EXAMPLES
 
@@ -66,3 +67,15 @@ def test_answer_variants_bound_the_answers_of_a_fact():
 def test_variants_differ_between_facts():
     answers = {fact.number: fact.answer for fact in many(sampler(resampling=1.0, subjects=1.0), 1)}
     assert len(set(answers.values())) > len(EXAMPLES) / 3
+
+
+def test_answers_of_the_same_template_are_those_of_facts_whose_prompt_differs_in_the_subject_only():
+    examples = [
+        EditExample(f"The {relation} of S{i} is", f"{relation}-{i}", f"S{i}", "r", "l", "a")
+        for relation in ("capital", "language")
+        for i in range(5)
+    ]
+    chosen = FactSampler(examples, 0, answer_resampling=1.0, subject_share=0.0, same_template_share=1.0)
+    drawn = [fact for step in range(20) for fact in chosen.draw(step, 10)]
+    assert all(fact.answer.split("-")[0] in fact.example.prompt for fact in drawn)
+    assert len({fact.answer for fact in drawn}) == len(examples)
