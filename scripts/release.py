@@ -68,7 +68,6 @@ def card(
                 *note,
                 f"Learning curve (reliability / generality / locality with {held_out} held-out facts): {points}.",
             ],
-            datasets=["azhx/counterfact"],
         ),
     )
 
