@@ -74,8 +74,9 @@ class KnowledgeMixin:
         if not truncation:
             self._check_lengths(statements)
         self._refresh()
+        fingerprint = self.knowledge.encoder_fingerprint
         keys = self._encode_statements(statements, batch_size)
-        return self.knowledge.add(parsed, keys, on_conflict, encoder_fingerprint=self.knowledge.encoder_fingerprint)
+        return self.knowledge.add(parsed, keys, on_conflict, encoder_fingerprint=fingerprint)
 
     def remove_knowledge(self, ids: int | Iterable[int]) -> None:
         """Removes facts, all or none; they stay in the readable history.

@@ -58,11 +58,8 @@ class AnswerPool:
                 carried = tuple(tokens[i:] if i == num_tokens - 1 else tokens[i : i + 1]) or (tokens[-1],)
                 self.labels[row, i] = pieces[i].setdefault(carried, len(pieces[i]))
         self.pieces = [torch.stack([embeddings[list(p)].mean(0) for p in carried]) for carried in pieces]
-
-    @property
-    def mean(self) -> Tensor:
-        """What each prompt token carries on average, `[num_tokens, d_llm]`."""
-        return torch.stack([pieces.mean(0) for pieces in self.pieces])
+        #: What each prompt token carries on average, `[num_tokens, d_llm]`.
+        self.mean = torch.stack([carried.mean(0) for carried in self.pieces])
 
     def __len__(self) -> int:
         return len(self.answers)
