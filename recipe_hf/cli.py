@@ -73,7 +73,9 @@ def train(ctx: typer.Context) -> None:
 @app.command()
 def evaluate(
     checkpoint: Checkpoint,
-    dataset: Annotated[Path, typer.Option(help="CounterFact file to edit from.", show_default=False)],
+    dataset: Annotated[
+        str, typer.Option(help="Facts to edit in: a file, or org/name:file.json on the Hub.", show_default=False)
+    ],
     num_edits: Annotated[list[int], typer.Option(help="How many facts to hold at once; may be given again.")] = [1000],  # noqa: B006
     seeds: Annotated[list[int], typer.Option(help="Seeds that choose the facts; may be given again.")] = [0],  # noqa: B006
     num_questions: Annotated[
@@ -83,11 +85,11 @@ def evaluate(
     output: Annotated[Path | None, typer.Option(help="Also write each outcome to this JSON file.")] = None,
 ) -> None:
     """Measures reliability, generality and locality (protocol `strict`: the retriever sees the prompt only)."""
-    from .datasets import load_counterfact
+    from .datasets import load_examples
     from .evaluation.editing import evaluate_editing
     from .evaluation.report import markdown_table, summarize, write_json
 
-    examples = load_counterfact(dataset)
+    examples = load_examples(dataset)
     if max(num_edits) > len(examples) or min(num_edits) < 1:
         raise ValueError(f"num_edits must be between 1 and the {len(examples)} facts of {dataset}, got {num_edits}.")
     model = _load(checkpoint, base_model)
@@ -98,7 +100,7 @@ def evaluate(
             reports.append(evaluate_editing(model, examples, number, seed, num_questions, progress=True))
     typer.echo(markdown_table(summarize(reports)))
     if output is not None:
-        write_json(output, model, dataset.name, reports)
+        write_json(output, model, Path(dataset).name, reports)
 
 
 @app.command()
@@ -181,25 +183,17 @@ def push(
     repo_id: Annotated[str, typer.Argument(help="Where to, as ORGANISATION/NAME.", show_default=False)],
     private: Annotated[bool, typer.Option(help="Whether a new repository is private.")] = False,
     include_knowledge: Annotated[bool, typer.Option(help="Whether the facts go with it.")] = True,
+    revision: Annotated[str | None, typer.Option(help="Branch to push to, `main` by default.")] = None,
+    create_pr: Annotated[bool, typer.Option(help="Open a pull request instead.")] = False,
 ) -> None:
     """Uploads a checkpoint to the Hugging Face Hub: its facts, past ones too, are as public as the repository."""
-    from huggingface_hub import HfApi
-
     knowledge = _knowledge(checkpoint)
-    api = HfApi()
-    try:
-        url = api.create_repo(repo_id, private=private, exist_ok=True)
-        api.upload_folder(
-            repo_id=repo_id,
-            folder_path=checkpoint,
-            commit_message="Upload a RECIPE checkpoint",
-            ignore_patterns=None if include_knowledge else ["knowledge/*"],
-            delete_patterns=["knowledge/*"],
-        )
-    except Exception as error:  # the HTTP library, and so its errors, differs between versions of huggingface_hub
-        raise ConnectionError(f"could not upload to {repo_id}: {error}") from error
+    from .hub import push_checkpoint
+
+    hub_kwargs: dict[str, Any] = {"private": private or None, "revision": revision, "create_pr": create_pr}
+    commit = push_checkpoint(checkpoint, repo_id, include_knowledge=include_knowledge, **hub_kwargs)
     facts = f"{_count(len(knowledge))} and {len(knowledge.history())} past ones" if include_knowledge else "no facts"
-    typer.echo(f"pushed {checkpoint} with {facts} to {url}")
+    typer.echo(f"pushed {checkpoint} with {facts}: {commit.pr_url or commit.commit_url}")
 
 
 def _directory(checkpoint: Path) -> Path:

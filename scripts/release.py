@@ -7,6 +7,7 @@ python scripts/release.py card CHECKPOINT evaluation.json ... --hardware "two co
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -16,9 +17,10 @@ import torch
 import typer
 
 from recipe_hf import RecipeForCausalLM
-from recipe_hf.cards.model_card import EvaluationResult, TrainingRun, write_model_card
+from recipe_hf.cards.model_card import EvaluationResult, write_model_card
 from recipe_hf.evaluation.editing import KINDS, EditingReport, Outcome
 from recipe_hf.evaluation.report import summarize
+from recipe_hf.training.publishing import METRICS_LOG, RUN_RECORD, describe_run
 
 app = typer.Typer(pretty_exceptions_enable=False)
 
@@ -28,8 +30,8 @@ def weights(run_dir: Path, checkpoint: Path, base_model: Annotated[str, typer.Op
     """Writes the best weights of a run in 16 bits, with its configuration and learning curve."""
     model = RecipeForCausalLM.from_pretrained(run_dir / "best", base_model=base_model)
     model.save_pretrained(checkpoint, dtype=torch.float16, include_knowledge=False)
-    for source in (run_dir / "best" / "training.json", run_dir / "metrics.jsonl"):
-        shutil.copy(source, checkpoint)
+    for name in (RUN_RECORD, METRICS_LOG):
+        shutil.copy(run_dir / "best" / name, checkpoint)
 
 
 @app.command()
@@ -44,30 +46,16 @@ def card(
     ),
 ) -> None:
     """Writes the card from the run's record and the evaluations."""
-    run = json.loads((checkpoint / "training.json").read_text())
-    config = run["config"]
-    held_out = config["num_eval_examples"]
-    curve = [json.loads(line) for line in (checkpoint / "metrics.jsonl").read_text().splitlines() if "eval_" in line]
-    points = ", ".join(
-        f"step {p['step']}: {p['eval_reliability']:.0f} / {p['eval_generality']:.0f} / {p['eval_locality']:.0f}"
-        for p in curve
-        if p["step"] <= run["step"]
-    )
+    run = describe_run(checkpoint)
     write_model_card(
         checkpoint,
-        TrainingRun(
+        dataclasses.replace(
+            run,
             base_weights=base_weights,
             encoder="sentence-transformers/all-MiniLM-L6-v2",
-            training_data=f"CounterFact, training part: {Path(config['train_file']).name} without its last {held_out} "
-            f"rows, which were held out to choose the best step",
             hardware=hardware,
-            hours=round(run["hours"], 2),
             results=[_result(path) for path in evaluations],
-            training_config=config,
-            notes=[
-                *note,
-                f"Learning curve (reliability / generality / locality with {held_out} held-out facts): {points}.",
-            ],
+            notes=[*note, *run.notes],
         ),
     )
 

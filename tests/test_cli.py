@@ -112,7 +112,7 @@ def test_facts_file_that_is_not_json_is_refused(stored):
 
 def test_push_needs_the_hub(stored, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert_refused(invoke("push", stored, "org/name"), "could not upload to org/name")
+    assert_refused(invoke("push", stored, "org/name"), "offline mode is enabled")
 
 
 def test_wrong_option_is_a_usage_error(stored):

@@ -116,7 +116,7 @@ def _fitted_retriever() -> dict[str, torch.Tensor]:
     statements = [f"{prompt} {answer}" for prompt, answer in FACTS]
     with torch.no_grad():
         features = retriever.text_features(statements + PROMPTS + UNRELATED)
-        retriever.standardizer.update(features, 1)
+        retriever.standardizer.fit(features)
         features = retriever.standardizer(features)
     targets = torch.tensor([*range(len(FACTS)), *[len(FACTS)] * len(UNRELATED)])
     heads = [*retriever.mlp_k.parameters(), *retriever.mlp_q.parameters()]

@@ -22,15 +22,21 @@ EXAMPLES = [
         prompt=f"{subject} lives in",
         answer=_ANSWERS[number % 6],
         subject=subject,
-        rephrase_prompt=f"The home of {subject} is",
-        locality_prompt=f"{_THINGS[number % 4]} number {number} is",
-        locality_answer=_COLOURS[number % 4],
+        rephrasings=(f"The home of {subject} is",),
+        unrelated=((f"{_THINGS[number % 4]} number {number} is", _COLOURS[number % 4]),),
     )
     for number, subject in enumerate(_SUBJECTS)
 ]
 
 STAGES = (
-    StageConfig("warm start", 2, "answer", editing_batch_size=3, learning_rate=0.01, loss_weights={"locality": 0.0}),
+    StageConfig(
+        "warm start",
+        2,
+        "answer",
+        editing_batch_size=3,
+        learning_rate=0.01,
+        loss_weights={"locality": 0.0, "continuation": 0.0},
+    ),
     StageConfig("heads", 3, contrastive_batch_size=6, learning_rate=0.001, answer_variants=2),
     StageConfig("encoder", 2, contrastive_batch_size=6, learning_rate=0.001, encoder_learning_rate=0.001),
     StageConfig(

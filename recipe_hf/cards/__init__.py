@@ -1,5 +1,6 @@
-"""The model card template and what fills it."""
+"""The card templates and what fills them."""
 
-from .model_card import EvaluationResult, TrainingRun, write_model_card
+from .facts_card import facts_card
+from .model_card import EvaluationResult, TrainingRun, model_card, published_card, write_model_card
 
-__all__ = ["EvaluationResult", "TrainingRun", "write_model_card"]
+__all__ = ["EvaluationResult", "TrainingRun", "facts_card", "model_card", "published_card", "write_model_card"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..modeling.configuration import RecipeConfig
 from ..modeling.knowledge import KnowledgeBase
@@ -21,6 +21,8 @@ PROTOCOLS = {
     "generation": "greedy decoding with nothing forced; the normalised answer must open the output.",
 }
 _TEMPLATE = Path(__file__).with_name("model_card_template.md")
+_LOCATION = "path/to/this/directory"
+_FACTS_HEADING = "## Facts shipped"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -117,36 +119,109 @@ def write_model_card(model_dir: str | Path, run: TrainingRun) -> ModelCard:
     if not (model_dir / "config.json").is_file():
         raise ValueError(f"model_dir must be a checkpoint directory with a config.json, got {str(model_dir)!r}.")
     config = RecipeConfig(**json.loads((model_dir / "config.json").read_text(encoding="utf-8")))
-    base = run.base_model or config.base_model_name_or_path or ""
+    knowledge_dir = model_dir / "knowledge"
+    card = model_card(config, run, KnowledgeBase.load(knowledge_dir) if knowledge_dir.is_dir() else None)
+    card.save(model_dir / "README.md")
+    return card
+
+
+def model_card(
+    config: RecipeConfig, run: TrainingRun | None = None, knowledge: KnowledgeBase | None = None
+) -> ModelCard:
+    """The card of a checkpoint.
+
+    Args:
+        config: The checkpoint's config.
+        run: What else the card says. Without it, the card says that it does not know.
+        knowledge: The facts shipped, if any.
+    """
+    base = (run and run.base_model) or config.base_model_name_or_path or ""
     # A directory or file of some machine means nothing to a reader, and the Hub would link it to nowhere.
     on_hub = _HUB_ID.fullmatch(base) is not None
     base_name = base if on_hub else Path(base).name or "an unnamed base model"
+    title = f"RECIPE for {base_name.split('/')[-1]}"
     data = ModelCardData(
         library_name="recipe_hf",
         pipeline_tag="text-generation",
         base_model=base if on_hub else None,
         base_model_relation="adapter" if on_hub else None,
-        license=run.license,
-        language=run.language,
-        datasets=run.datasets or None,
+        license=run.license if run else None,
+        language=run.language if run else None,
+        datasets=(run and run.datasets) or None,
         tags=["recipe", "knowledge-editing", "model-editing", "retrieval", "arxiv:2405.03279"],
+        model_name=title,
+        eval_results=(run and _eval_results(run.results)) or None,
     )
-    knowledge_dir = model_dir / "knowledge"
-    knowledge = KnowledgeBase.load(knowledge_dir) if knowledge_dir.is_dir() else KnowledgeBase(config.knowledge_dim)
-    card = ModelCard.from_template(
+    return ModelCard.from_template(
         data,
         template_path=str(_TEMPLATE),
-        title=f"RECIPE for {base_name.split('/')[-1]}",
+        title=title,
         base_name=base_name,
         base_argument="" if on_hub else ', base_model="path/to/the/base"',
-        location=run.repo_id or "path/to/this/directory",
+        location=(run and run.repo_id) or _LOCATION,
         config=config,
         run=run,
-        languages=", ".join(run.language),
         protocols=PROTOCOLS,
-        training_config=yaml.safe_dump(run.training_config, sort_keys=False, allow_unicode=True).strip(),
-        num_facts=len(knowledge),
-        num_past_facts=len(knowledge.history()),
+        training_config=_yaml(run.training_config) if run else "",
+        facts_section=_facts_section(knowledge),
     )
-    card.save(model_dir / "README.md")
-    return card
+
+
+def _yaml(value: dict[str, Any]) -> str:
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True).strip()
+
+
+def _eval_results(results: list[EvaluationResult]) -> list[EvalResult]:
+    """The numbers of `results` for the card's model-index, each named with its protocol and number of edits."""
+    return [
+        EvalResult(
+            task_type="text-generation",
+            task_name="Knowledge editing",
+            dataset_type=_slug(result.dataset),
+            dataset_name=result.dataset,
+            metric_type=_slug(metric),
+            metric_name=f"{metric}, protocol {result.protocol}, {edits:,} edits",
+            metric_value=float(number[0]),
+        )
+        for result in results
+        for edits, scores in result.rows.items()
+        for metric, score in scores.items()
+        if (number := re.match(r"\d+(\.\d+)?", str(score)))
+    ]
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def published_card(card: str, repo_id: str, knowledge: KnowledgeBase | None) -> str:
+    """A card as it is published: it names the repository, and the facts there, which may be others than at first.
+
+    Args:
+        card: The card of a checkpoint. One that somebody else wrote changes only by the facts it ships.
+        repo_id: The repository.
+        knowledge: The facts that are published with it, if any.
+    """
+    card = card.replace(f'"{_LOCATION}"', f'"{repo_id}"')
+    section = f"{_FACTS_HEADING}\n\n{_facts_section(knowledge)}\n"
+    if _FACTS_HEADING in card:
+        before, after = card.split(_FACTS_HEADING, 1)
+        rest = after.find("\n## ")
+        return before + section + (after[rest:] if rest >= 0 else "")
+    is_shipped = knowledge is not None and (len(knowledge) or knowledge.history())
+    return f"{card.rstrip()}\n\n{section}" if is_shipped else card
+
+
+def _facts_section(knowledge: KnowledgeBase | None) -> str:
+    facts, past = (len(knowledge), len(knowledge.history())) if knowledge is not None else (0, 0)
+    if not facts and not past:
+        return (
+            "None: the knowledge base is empty. Facts that you add and publish (`push_to_hub`) are stored in plain "
+            "text in\n`knowledge/knowledge.jsonl`, with the history of those replaced or removed, as public as the "
+            "repository;\n`include_knowledge=False` leaves them out."
+        )
+    history = f" and a history of {past:,} replaced or removed" if past else ""
+    return (
+        f"This repository ships {facts:,} fact{'' if facts == 1 else 's'}{history}, in plain\n"
+        f"text in `knowledge/knowledge.jsonl`. They are as public as the repository."
+    )

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub import create_repo, upload_folder
+from huggingface_hub import CommitInfo
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils.hub import create_and_tag_model_card
 
 from . import base, loading
 from .configuration import RecipeConfig
@@ -311,43 +310,33 @@ class RecipePreTrainedModel(KnowledgeMixin, PreTrainedModel):
         *,
         include_knowledge: bool = True,
         dtype: torch.dtype | None = None,
-        private: bool | None = None,
-        token: str | None = None,
-        commit_message: str = "Upload RecipeForCausalLM",
-        revision: str | None = None,
-        create_pr: bool = False,
         tags: list[str] | None = None,
-    ) -> str:
+        **hub_kwargs: Any,
+    ) -> CommitInfo:
         """Pushes the checkpoint to the Hub, in one commit. Facts there are replaced, or without facts deleted.
+
+        The repository keeps its card; a new one gets a card that says what the checkpoint knows of itself.
 
         Args:
             repo_id: The repository; it is made if it does not exist.
             include_knowledge: Whether to push the facts.
             dtype: Floating point type of the weights, as in `save_pretrained`.
-            private: Whether a new repository is private.
-            token: Access token.
-            commit_message: Message of the commit.
-            revision: Branch to push to.
-            create_pr: Whether to open a pull request instead.
             tags: Tags for the model card.
+            **hub_kwargs: `private`, `token`, `commit_message`, `revision` and `create_pr`, as in
+                [`~recipe_hf.hub.push_checkpoint`].
 
         Returns:
-            The URL of the commit.
+            The commit.
+
+        Raises:
+            OSError: If the Hub refuses, or the connection breaks.
         """
-        repo_id = create_repo(repo_id, token=token, private=private, exist_ok=True).repo_id
-        card: Any = create_and_tag_model_card(repo_id, [*(self.model_tags or []), *(tags or [])], token=token)
+        from ..hub import push_checkpoint  # It fills the card, and so depends on this module.
+
         with tempfile.TemporaryDirectory() as directory:
             self.save_pretrained(directory, include_knowledge=include_knowledge, dtype=dtype)
-            card.save(os.path.join(directory, "README.md"))
-            return upload_folder(
-                repo_id=repo_id,
-                folder_path=directory,
-                commit_message=commit_message,
-                token=token,
-                revision=revision,
-                create_pr=create_pr,
-                delete_patterns=[f"{loading.KNOWLEDGE_DIRECTORY}/*", "*.safetensors"],
-            )
+            tags = [*(self.model_tags or []), *(tags or [])]
+            return push_checkpoint(directory, repo_id, include_knowledge=include_knowledge, tags=tags, **hub_kwargs)
 
     def export_sentence_transformer(self, path: str | os.PathLike[str]) -> None:
         """Writes the retriever as a sentence-transformers model, with the routes `query` and `document`.

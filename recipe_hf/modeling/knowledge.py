@@ -12,12 +12,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from huggingface_hub import CommitInfo
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 from torch import Tensor
 
+from .download import download
 from .facts import Fact, NewFact, PastFact, normalize_whitespace, parse_facts
 from .key_index import KeyIndex
 from .knowledge_files import read_file, read_manifest, write_files
@@ -296,6 +298,36 @@ class KnowledgeBase:
             return cls._restore(manifest, [json.loads(line) for line in lines], load_arrays(content))
         except (KeyError, TypeError, ValueError, SafetensorError) as error:
             raise ValueError(f"{directory} holds no valid knowledge base: {error}") from error
+
+    def push_to_hub(self, repo_id: str, **hub_kwargs: Any) -> CommitInfo:
+        """Pushes facts and history, without a model, to a dataset repository that `datasets` can read.
+
+        Args:
+            repo_id: The repository, made if it does not exist.
+            **hub_kwargs: `private`, `token`, `commit_message`, `revision` and `create_pr`, as in
+                [`~recipe_hf.hub.push_checkpoint`].
+
+        Raises:
+            OSError: If the Hub refuses, or the connection breaks.
+        """
+        from ..hub import push_knowledge  # It fills the card, and so depends on this module.
+
+        return push_knowledge(self, repo_id, **hub_kwargs)
+
+    @classmethod
+    def from_pretrained(cls, repo_id: str, *, repo_type: str = "dataset", **hub_kwargs: Any) -> KnowledgeBase:
+        """Loads facts and history from the Hub. Give them to a model by `model.knowledge = ...`.
+
+        Args:
+            repo_id: The repository.
+            repo_type: `"dataset"`, or `"model"` for the facts that a checkpoint there ships.
+            **hub_kwargs: `revision`, `token`, `cache_dir`, `local_files_only` and `force_download`.
+
+        Raises:
+            OSError: If it cannot be found or read, or the connection breaks.
+            ValueError: If a file is truncated, altered or of another format version.
+        """
+        return cls.load(download(repo_id, ["knowledge/*"], repo_type=repo_type, **hub_kwargs) / "knowledge")
 
     @classmethod
     def _restore(

@@ -10,12 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
+from huggingface_hub.errors import RepositoryNotFoundError
 from torch import nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from .base import split_gguf
 from .configuration import RecipeConfig
+from .download import download
 
 ENCODER_DIRECTORY = "encoder"
 KNOWLEDGE_DIRECTORY = "knowledge"
@@ -39,13 +40,16 @@ def checkpoint_directory(name_or_path: str | os.PathLike[str], subfolder: str = 
     """The directory of a checkpoint, downloaded from the Hub unless it is one already.
 
     Raises:
-        FileNotFoundError: If it is neither.
+        OSError: If it is neither, or cannot be read (see [`~recipe_hf.modeling.download.download`]).
     """
     directory = Path(name_or_path)
     if not directory.is_dir():
         try:
-            directory = Path(snapshot_download(str(name_or_path), allow_patterns=_FILES, **hub_kwargs))
-        except (OSError, ValueError) as error:
+            directory = download(str(name_or_path), _FILES, **hub_kwargs)
+        except RepositoryNotFoundError as error:
+            error.append_to_message(f"\nNor is there a directory {str(name_or_path)!r}.")
+            raise
+        except (FileNotFoundError, ValueError) as error:
             raise FileNotFoundError(
                 f"pretrained_model_name_or_path must be a directory or a Hub id, got {str(name_or_path)!r}: {error}"
             ) from error

@@ -29,9 +29,9 @@ class ResidualMLP(nn.Module):
 
 
 class FeatureStandardizer(nn.Module):
-    """Brings every feature to mean 0 and deviation 1 over the training texts.
+    """Brings every feature to mean 0 and deviation 1 over texts of the training data.
 
-    The statistics are buffers: fitted once with `momentum=1`, then kept in step with a moving encoder.
+    The statistics are buffers, fitted once to the encoder that training starts from.
     """
 
     mean: Tensor
@@ -43,10 +43,10 @@ class FeatureStandardizer(nn.Module):
         self.register_buffer("std", torch.ones(num_features))
 
     @torch.no_grad()
-    def update(self, features: Tensor, momentum: float) -> None:
-        """Moves the statistics towards those of `features` `[n, num_features]` by the factor `momentum`."""
-        self.mean.lerp_(features.mean(0), momentum)
-        self.std.lerp_(features.std(0).clamp_min(1e-4), momentum)
+    def fit(self, features: Tensor) -> None:
+        """Takes the statistics of `features` `[n, num_features]`."""
+        self.mean.copy_(features.mean(0))
+        self.std.copy_(features.std(0).clamp_min(1e-4))
 
     def forward(self, features: Tensor) -> Tensor:
         return (features - self.mean) / self.std

@@ -10,7 +10,8 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-#: The seven loss terms of the paper (eq. 10-12 and the parts of eq. 14-15), and the read-out loss of the warm start.
+#: The seven loss terms of the paper (eq. 10-12 and the parts of eq. 14-15), and two of our own: `read_out` brings the
+#: prompts of statements near those of the warm start, `continuation` keeps what follows the answer as the base has it.
 LOSSES = (
     "reliability",
     "generality",
@@ -20,12 +21,15 @@ LOSSES = (
     "sentinel_locality",
     "sentinel_edit",
     "read_out",
+    "continuation",
 )
 
 
 @dataclass(frozen=True)
 class StageConfig:
-    """A part of the training schedule. A single stage that has both batches, and no `read_out`, is the paper's.
+    """A part of the training schedule.
+
+    A single stage that has both batches, and neither `read_out` nor `continuation`, is the paper's.
 
     Args:
         name: What the log calls it.
@@ -38,11 +42,13 @@ class StageConfig:
         editing_batch_size: Facts in the editing losses, at most `contrastive_batch_size` if that is not 0; 0 leaves
             the LLM out.
         learning_rate: Of the heads, and of the sentinel and the prompt encoder where these have none of their own.
+        key_learning_rate: Of MLP_K, where it is not that of MLP_Q; 0 keeps the keys of a frozen encoder as they are.
         sentinel_learning_rate: Of the sentinel's token embeddings.
         prompt_learning_rate: Of the prompt encoder, or of the warm start's prompts.
         encoder_learning_rate: Of the text encoder; 0 freezes it, and features of texts met before are reused.
         encoder_layers: How many of the encoder's last layers are trained; `None` trains all of it.
-        warmup_steps: Steps over which the learning rates rise. Then they fall along a cosine to a tenth.
+        warmup_steps: Steps over which the learning rates rise.
+        lr_scheduler_type: Then they fall along a `cosine` to a tenth, or stay `constant`.
         loss_weights: Weights of losses, 1 where not given.
         answer_variants: How many drawn answers a fact may have; `None` for any. A few let features be reused.
     """
@@ -54,16 +60,18 @@ class StageConfig:
     query_batch_size: int | None = None
     editing_batch_size: int = 0
     learning_rate: float = 1e-5
+    key_learning_rate: float | None = None
     sentinel_learning_rate: float | None = None
     prompt_learning_rate: float | None = None
     encoder_learning_rate: float = 0.0
     encoder_layers: int | None = None
     warmup_steps: int = 20
+    lr_scheduler_type: Literal["cosine", "constant"] = "cosine"
     loss_weights: dict[str, float] = field(default_factory=dict)
     answer_variants: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("sentinel_learning_rate", "prompt_learning_rate"):
+        for name in ("key_learning_rate", "sentinel_learning_rate", "prompt_learning_rate"):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, self.learning_rate)
         stage = f"of stage {self.name!r}"
@@ -72,10 +80,17 @@ class StageConfig:
         for name in ("encoder_layers", "answer_variants", "query_batch_size"):
             if getattr(self, name) is not None:
                 _require_integer(f"{name} {stage}", getattr(self, name), at_least=1)
-        for name in ("learning_rate", "sentinel_learning_rate", "prompt_learning_rate", "encoder_learning_rate"):
+        rates = ("learning_rate", "key_learning_rate", "sentinel_learning_rate", "prompt_learning_rate")
+        for name in (*rates, "encoder_learning_rate"):
             _require_number(f"{name} {stage}", getattr(self, name))
         _require(self.batch_size > 0, f"the batch sizes {stage}", self.batch_size, "above 0, at least one of them")
         _require(self.prompts in ("statement", "answer"), f"prompts {stage}", self.prompts, "'statement' or 'answer'")
+        _require(
+            self.lr_scheduler_type in ("cosine", "constant"),
+            f"lr_scheduler_type {stage}",
+            self.lr_scheduler_type,
+            "'cosine' or 'constant'",
+        )
         _require(
             not self.contrastive_batch_size or self.editing_batch_size <= self.contrastive_batch_size,
             f"editing_batch_size {stage}",
@@ -104,7 +119,8 @@ class TrainingConfig:
 
     Args:
         base_model: Hub id, directory or GGUF file of the base LLM.
-        train_file: CounterFact file to train on.
+        train_file: Data to train on, as [`~recipe_hf.datasets.load_examples`] takes it, or a list of sources that are
+            mixed by weight, each a path or the fields of [`~recipe_hf.datasets.DataSource`].
         output_dir: Where checkpoints and logs go.
         stages: The schedule.
         encoder: Hub id or directory of the starting text encoder.
@@ -113,7 +129,7 @@ class TrainingConfig:
         knowledge_dim: See [`RecipeConfig`].
         num_continuous_prompt_tokens: See [`RecipeConfig`].
         num_sentinel_tokens: See [`RecipeConfig`].
-        num_eval_examples: How many of the last rows of `train_file` are held out.
+        num_eval_examples: How many of the last rows of `train_file`, or of the last source in it, are held out.
         num_eval_questions: How many of these each evaluation asks about; all of them are in its knowledge base.
         eval_steps: Steps between evaluations, each of which may give a new best checkpoint.
         save_steps: Steps between checkpoints to resume from.
@@ -121,18 +137,24 @@ class TrainingConfig:
         answer_resampling: See [`FactSampler`].
         subject_share: See [`FactSampler`].
         same_template_share: See [`FactSampler`].
+        hard_negative_share: See [`FactSampler`].
         key_memory: How many keys of past steps serve as further negatives.
-        standardize_momentum: How fast the standardisation follows an encoder in training.
         temperature: `tau` of the contrastive losses.
         hinge_scale: Margin from which predictions are good enough to be left out of the losses; `None` for none.
+        gradient_accumulation_steps: How many batches make one optimizer step.
         max_grad_norm: Gradients are clipped to this norm.
         mixed_precision: `no`, `fp16` or `bf16`, as in Accelerate.
-        log_with: An Accelerate tracker, such as `tensorboard`; `metrics.jsonl` is always written.
+        early_stopping_patience: Stop after this many evaluations in a row without a new best; `None` for never.
+        log_with: An Accelerate tracker, such as `tensorboard` or `trackio`; `metrics.jsonl` is always written.
+        push_to_hub: Whether the best checkpoint is uploaded at the end, with a model card.
+        hub_model_id: Repository to upload to; needed with `push_to_hub`.
+        hub_private_repo: Whether a new repository is private.
+        hub_steps: Also upload the best checkpoint so far every so many steps; `None` for at the end only.
         seed: Seed of weights and draws.
     """
 
     base_model: str
-    train_file: str
+    train_file: str | list[Any]
     output_dir: str
     stages: tuple[StageConfig, ...]
     encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
@@ -149,21 +171,38 @@ class TrainingConfig:
     answer_resampling: float = 0.0
     subject_share: float = 0.0
     same_template_share: float = 0.0
+    hard_negative_share: float = 0.0
     key_memory: int = 0
-    standardize_momentum: float = 0.01
     temperature: float = 1.0
     hinge_scale: float | None = None
+    gradient_accumulation_steps: int = 1
     max_grad_norm: float = 1.0
     mixed_precision: str = "no"
+    early_stopping_patience: int | None = None
     log_with: str | None = None
+    push_to_hub: bool = False
+    hub_model_id: str | None = None
+    hub_private_repo: bool = False
+    hub_steps: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         _require(len(self.stages) > 0, "stages", self.stages, "at least one")
-        for name in ("answer_resampling", "subject_share", "same_template_share", "standardize_momentum"):
+        for name in ("answer_resampling", "subject_share", "same_template_share"):
             _require_number(name, getattr(self, name), at_most=1)
-        for name in ("eval_steps", "save_steps", "logging_steps", "num_eval_examples", "num_eval_questions"):
+        _require_number("hard_negative_share", self.hard_negative_share, at_most=0.5)
+        for name in (
+            "eval_steps",
+            "save_steps",
+            "logging_steps",
+            "num_eval_examples",
+            "num_eval_questions",
+            "gradient_accumulation_steps",
+        ):
             _require_integer(name, getattr(self, name), at_least=1)
+        for name in ("early_stopping_patience", "hub_steps"):
+            if getattr(self, name) is not None:
+                _require_integer(name, getattr(self, name), at_least=1)
         for name in ("key_memory", "seed"):
             _require_integer(name, getattr(self, name), at_least=0)
         for name in ("temperature", "max_grad_norm"):
@@ -171,6 +210,12 @@ class TrainingConfig:
             _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
         if self.hinge_scale is not None:
             _require_number("hinge_scale", self.hinge_scale, at_least=1)
+        _require(
+            not self.push_to_hub or bool(self.hub_model_id),
+            "hub_model_id",
+            self.hub_model_id,
+            "a repository id such as 'organisation/name' with push_to_hub",
+        )
         modes = ("no", "fp16", "bf16")
         _require(
             self.mixed_precision in modes, "mixed_precision", self.mixed_precision, "'no' in quotes, fp16 or bf16"

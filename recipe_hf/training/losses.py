@@ -83,7 +83,8 @@ def contrastive_losses(
     twins = own_fact.scatter(1, own.unsqueeze(1), False)
 
     def info_nce(anchors: Tensor, target: Tensor, absent: Tensor | None = None) -> Tensor:
-        logits = (anchors @ candidates.T) * (scale / temperature)
+        with torch.autocast(anchors.device.type, enabled=False):
+            logits = (anchors.float() @ candidates.float().T) * (scale / temperature)
         if absent is not None:
             logits = logits.masked_fill(absent, -torch.inf)
         losses = F.cross_entropy(logits, target, reduction="none")
@@ -97,24 +98,23 @@ def contrastive_losses(
     }
 
 
-def read_out_loss(
-    prompts: Tensor, targets: Tensor, candidates: list[Tensor], labels: Tensor, center: Tensor
-) -> Tensor:
+def read_out_loss(prompts: Tensor, candidates: list[Tensor], labels: Tensor, center: Tensor) -> Tensor:
     """How far continuous prompts are from the ones made of the answer's own tokens (see [`AnswerPrompt`]).
 
-    The sum of a relative squared error and, for each prompt token, a cross-entropy over the cosine with the tokens
-    that other answers would give.
+    The sum of a relative squared error and, on average over prompt tokens, a cross-entropy over the cosine with the
+    tokens that other answers would give.
 
     Args:
         prompts: Continuous prompts of the statements, `[batch, num_tokens, d_llm]`.
-        targets: Those of their answers, same shape.
         candidates: For each prompt token, the vectors to choose from, `[num_candidates, d_llm]`.
         labels: The right candidate, `[batch, num_tokens]`.
         center: The mean of all answers' prompts, `[num_tokens, d_llm]`; it is taken off before comparing.
     """
-    loss = (prompts - targets).square().mean() / (targets - center).square().mean()
-    for token, vectors in enumerate(candidates):
-        guesses = F.normalize(prompts[:, token] - center[token], dim=-1)
-        cosine = guesses @ F.normalize(vectors - center[token], dim=-1).T
-        loss = loss + F.cross_entropy(cosine / 0.05, labels[:, token]) / len(candidates)
-    return loss
+    error, variance, choice = torch.zeros(3, device=prompts.device).unbind()
+    for token, (guess, vectors) in enumerate(zip((prompts - center).unbind(1), candidates, strict=True)):
+        vectors, label = vectors - center[token], labels[:, token]
+        error = error + (guess - vectors[label]).square().mean()
+        variance = variance + vectors.square().mean()
+        cosine = F.normalize(guess, dim=-1) @ F.normalize(vectors, dim=-1).T
+        choice = choice + F.cross_entropy(cosine / 0.05, label)
+    return error / variance + choice / len(candidates)

@@ -7,16 +7,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_gather
 
 from ..modeling.facts import compose_statement
 from ..modeling.model import RecipeForCausalLM
-from ..teacher_forcing import answer_logits, tokenize_rows
+from ..teacher_forcing import Row, answer_logits, tokenize_rows
 from .config import StageConfig, TrainingConfig
 from .losses import contrastive_losses, editing_loss, locality_loss, read_out_loss
 from .sampling import FactSampler, TrainingFact
 from .warm_start import AnswerPool, AnswerPrompt
 
 _READ_OUT_CANDIDATES = 1024
+_CONTINUATION_TOKENS = 8
 
 
 class KeyMemory(nn.Module):
@@ -37,6 +39,10 @@ class KeyMemory(nn.Module):
         """Keys `[m, dim]` and the numbers of their facts `[m]`."""
         size = min(int(self.count), len(self.facts))
         return self.keys[:size], self.facts[:size]
+
+    def clear(self) -> None:
+        """Forgets all: an encoder in training moves on, and pushing away its earlier keys makes it diverge."""
+        self.count.zero_()
 
     @torch.no_grad()
     def push(self, keys: Tensor, facts: Tensor) -> None:
@@ -70,16 +76,27 @@ class FeatureCache:
 class RecipeObjective(nn.Module):
     """The trained weights of a model, and the losses on a batch of facts (Algorithm 1).
 
-    The frozen base is used but is not a part of this module: it is neither wrapped nor saved.
+    The frozen base is used but is not a part of this module: it is neither wrapped nor saved. With several processes,
+    each takes every `num_processes`-th fact of a batch, and the losses, averaged over processes, are those that one
+    process would have on the whole batch.
     """
 
-    def __init__(self, model: RecipeForCausalLM, config: TrainingConfig, sampler: FactSampler) -> None:
+    def __init__(
+        self,
+        model: RecipeForCausalLM,
+        config: TrainingConfig,
+        sampler: FactSampler,
+        process_index: int = 0,
+        num_processes: int = 1,
+    ) -> None:
         super().__init__()
         if model.tokenizer is None:
             raise RuntimeError("The model has no tokenizer of its base: set model.tokenizer.")
         self._model = [model]
         self.tokenizer = model.tokenizer
         self.config = config
+        self.process_index = process_index
+        self.num_processes = num_processes
         self.retriever = model.retriever
         self.prompt_encoder = model.prompt_encoder
         embeddings = model.lm.get_input_embeddings().weight.detach().float()
@@ -117,60 +134,75 @@ class RecipeObjective(nn.Module):
     def fit_standardizer(self, facts: Sequence[TrainingFact]) -> None:
         """Sets the standardisation to the features of these facts' texts."""
         features = self.retriever.text_features([*_statements(facts), *_queries(facts)])
-        self.retriever.standardizer.update(features, momentum=1.0)
+        self.retriever.standardizer.fit(features)
 
-    def forward(self, facts: Sequence[TrainingFact], stage: StageConfig, step: int) -> dict[str, Tensor]:
-        """The losses of a step, unweighted, by name."""
+    def forward(self, batch: Sequence[TrainingFact], stage: StageConfig, step: int) -> dict[str, Tensor]:
+        """The losses of a step on the batch of all processes, unweighted, by name."""
         losses: dict[str, Tensor] = {}
-        labels = self.pool.labels[[self.pool.index[fact.answer] for fact in facts]]
+        facts = batch[self.process_index :: self.num_processes]
         keys = None
         if stage.contrastive_batch_size:
-            contrastive, keys = self._contrastive(facts, stage)
+            contrastive, keys = self._contrastive(facts, batch, stage)
             losses |= contrastive
             if stage.weight("read_out") > 0:
-                losses["read_out"] = self._read_out(keys, labels, step)
+                losses["read_out"] = self._read_out(keys, self._labels(facts), self._labels(batch), step)
         if stage.editing_batch_size:
             edited = facts[: stage.editing_batch_size]
             if stage.prompts == "answer":
-                prompts = self.answer_prompt(self._pieces(labels[: len(edited)]))
+                prompts = self.answer_prompt(self._pieces(self._labels(edited)))
             else:
                 prompts = self.prompt_encoder(self._keys(edited, stage) if keys is None else keys[: len(edited)])
             losses |= self._editing(edited, prompts, stage)
         return losses
 
+    def _labels(self, facts: Sequence[TrainingFact]) -> Tensor:
+        return self.pool.labels[[self.pool.index[fact.answer] for fact in facts]]
+
+    def _gather(self, keys: Tensor) -> list[Tensor]:
+        """The keys of each process, its own first; gradients flow back to all."""
+        if self.num_processes == 1:
+            return [keys]
+        gathered = all_gather(keys.contiguous())
+        return [*gathered[self.process_index :], *gathered[: self.process_index]]
+
     def _features(self, texts: Sequence[str], stage: StageConfig) -> Tensor:
         if stage.encoder_learning_rate == 0:
             return self.cache(self.model, texts)
         self.cache.clear()
-        features = self.retriever.text_features(texts).float()
-        self.retriever.standardizer.update(features.detach(), self.config.standardize_momentum)
-        return features
+        return self.retriever.text_features(texts).float()
 
     def _keys(self, facts: Sequence[TrainingFact], stage: StageConfig) -> Tensor:
         statements = _statements(facts)
         return self.retriever.mlp_k(self.retriever.standardizer(self._features(statements, stage)))
 
-    def _contrastive(self, facts: Sequence[TrainingFact], stage: StageConfig) -> tuple[dict[str, Tensor], Tensor]:
+    def _contrastive(
+        self, facts: Sequence[TrainingFact], batch: Sequence[TrainingFact], stage: StageConfig
+    ) -> tuple[dict[str, Tensor], Tensor]:
         asked = facts[: stage.query_batch_size]
         texts = [*_statements(facts), *_queries(asked)]
         features = self.retriever.standardizer(self._features(texts, stage))
         keys = self.retriever.mlp_k(features[: len(facts)])
         queries, rephrases, neighbors = self.retriever.mlp_q(features[len(facts) :]).chunk(3)
-        numbers = torch.tensor([fact.number for fact in facts], device=keys.device)
+        shares = self._gather(keys)
+        numbers = torch.tensor([fact.number for fact in batch], device=keys.device)
+        by_process = numbers.view(-1, self.num_processes).T.roll(-self.process_index, 0)
+        if stage.encoder_learning_rate > 0:
+            self.memory.clear()
         past_keys, past_numbers = self.memory.filled()
         losses = contrastive_losses(
             queries,
             rephrases,
             neighbors,
-            keys,
+            torch.cat(shares),
             self.retriever.encode_sentinel(),
             past_keys.clone(),
-            numbers[: len(asked)].unsqueeze(1) == torch.cat([numbers, past_numbers]),
+            by_process[0, : len(asked)].unsqueeze(1) == torch.cat([by_process.flatten(), past_numbers]),
             self.model.config.scale,
             self.config.temperature,
             self.config.hinge_scale,
         )
-        self.memory.push(keys, numbers)
+        in_order = torch.stack(shares, dim=1).roll(self.process_index, 1)
+        self.memory.push(in_order.flatten(0, 1), numbers)
         return losses, keys
 
     def _pieces(self, labels: Tensor) -> Tensor:
@@ -180,22 +212,18 @@ class RecipeObjective(nn.Module):
         """Mean continuous prompt of all answers, `[num_tokens, d_llm]`."""
         return self.answer_prompt(self.pool.mean.unsqueeze(0).to(self.answer_prompt.offset.device))[0]
 
-    def _read_out(self, keys: Tensor, labels: Tensor, step: int) -> Tensor:
+    def _read_out(self, keys: Tensor, labels: Tensor, batch_labels: Tensor, step: int) -> Tensor:
         generator = torch.Generator().manual_seed(step)
         candidates, positions = [], []
         with torch.no_grad():
-            targets = self.answer_prompt(self._pieces(labels))
             for token, pieces in enumerate(self.pool.pieces):
                 drawn = torch.randint(len(pieces), (_READ_OUT_CANDIDATES,), generator=generator)
-                chosen, inverse = torch.cat([labels[:, token], drawn]).unique(return_inverse=True)
+                chosen = torch.cat([batch_labels[:, token], drawn]).unique()
                 candidates.append(self.answer_prompt.token(token, pieces[chosen].to(keys.device)))
-                positions.append(inverse[: len(labels)])
+                positions.append(torch.searchsorted(chosen, labels[:, token].contiguous()))
+            center = self._center()
         return read_out_loss(
-            self.prompt_encoder(keys),
-            targets,
-            candidates,
-            torch.stack(positions, dim=1).to(keys.device),
-            self._center().detach(),
+            self.prompt_encoder(keys).float(), candidates, torch.stack(positions, dim=1).to(keys.device), center
         )
 
     def _editing(self, facts: Sequence[TrainingFact], prompts: Tensor, stage: StageConfig) -> dict[str, Tensor]:
@@ -223,7 +251,22 @@ class RecipeObjective(nn.Module):
             with torch.no_grad():
                 base_logits, base_labels = answer_logits(lm, rows[-count:])
             losses["locality"] = locality_loss(logits[-count:, -base_labels.shape[1] :], base_logits, base_labels)
+        if stage.weight("continuation") > 0:
+            losses["continuation"] = self._continuation(facts, rows[:count], prompts)
         return losses
+
+    def _continuation(self, facts: Sequence[TrainingFact], rows: Sequence[Row], prompts: Tensor) -> Tensor:
+        """Once the answer is said, the base goes on as if it had said so itself: here, with an unrelated sentence."""
+        texts = [f". {fact.example.locality_prompt}" for fact in facts]
+        ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        after = [
+            Row(row.prompt_ids + row.answer_ids, following[:_CONTINUATION_TOKENS])
+            for row, following in zip(rows, ids, strict=True)
+        ]
+        logits, labels = answer_logits(self.model.lm, after, prompts)
+        with torch.no_grad():
+            base_logits, _ = answer_logits(self.model.lm, after)
+        return locality_loss(logits, base_logits, labels)
 
 
 def _statements(facts: Sequence[TrainingFact]) -> list[str]:
@@ -243,11 +286,8 @@ def parameter_groups(objective: RecipeObjective) -> list[dict[str, Any]]:
     """Parameters by the field of [`StageConfig`] that holds their learning rate; `factor` multiplies it."""
     retriever, prompt = objective.retriever, objective.answer_prompt
     return [
-        {
-            "rate": "learning_rate",
-            "factor": 1.0,
-            "params": [*retriever.mlp_k.parameters(), *retriever.mlp_q.parameters()],
-        },
+        {"rate": "key_learning_rate", "factor": 1.0, "params": list(retriever.mlp_k.parameters())},
+        {"rate": "learning_rate", "factor": 1.0, "params": list(retriever.mlp_q.parameters())},
         {"rate": "encoder_learning_rate", "factor": 1.0, "params": list(retriever.encoder.parameters())},
         {"rate": "sentinel_learning_rate", "factor": 1.0, "params": [retriever.sentinel_embeds]},
         {"rate": "prompt_learning_rate", "factor": 1.0, "params": list(objective.prompt_encoder.parameters())},

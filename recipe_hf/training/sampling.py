@@ -30,6 +30,10 @@ class FactSampler:
             several tokens) rather than from the answers of the data set.
         same_template_share: Share of the rest that are drawn from the answers of facts whose prompt differs in the
             subject only: answers of the right kind.
+        hard_negative_share: Share of a step's facts that are drawn, last in the batch, from those whose prompt differs
+            from that of another fact of the step in the subject only.
+        probabilities: How likely each fact is to be drawn, as [`~recipe_hf.datasets.load_mixture`] says; all alike by
+            default.
     """
 
     def __init__(
@@ -39,17 +43,22 @@ class FactSampler:
         answer_resampling: float,
         subject_share: float,
         same_template_share: float = 0.0,
+        probabilities: Sequence[float] | None = None,
+        hard_negative_share: float = 0.0,
     ) -> None:
         self.examples = list(examples)
         self.seed = seed
         self.answer_resampling = answer_resampling
         self.subject_share = subject_share
         self.same_template_share = same_template_share
-        self._by_template: dict[str, list[str]] = {}
-        for example in self.examples:
-            self._by_template.setdefault(_template(example), []).append(example.answer)
+        self.probabilities = None if probabilities is None else np.array(probabilities) / sum(probabilities)
+        self.hard_negative_share = hard_negative_share
+        self._templates = [_template(example) for example in self.examples]
+        self._by_template: dict[str, list[int]] = {}
+        for number, template in enumerate(self._templates):
+            self._by_template.setdefault(template, []).append(number)
         self._answers = sorted({e.answer for e in examples} | {e.locality_answer for e in examples})
-        self._subjects = sorted({e.subject for e in examples})
+        self._subjects = sorted({e.subject for e in examples if e.subject})
 
     @property
     def answers(self) -> list[str]:
@@ -59,8 +68,19 @@ class FactSampler:
     def draw(self, step: int, size: int, answer_variants: int | None = None) -> list[TrainingFact]:
         """The `size` facts of a step. `answer_variants` bounds how many drawn answers a fact may have in all."""
         rng = np.random.default_rng([self.seed, step])
-        numbers = rng.choice(len(self.examples), size=size, replace=False).tolist()
+        numbers = rng.choice(len(self.examples), size=size, replace=False, p=self.probabilities).tolist()
+        numbers = self._with_hard_negatives(rng, numbers)
         return [TrainingFact(n, self.examples[n], self._answer(rng, n, answer_variants)) for n in numbers]
+
+    def _with_hard_negatives(self, rng: np.random.Generator, numbers: list[int]) -> list[int]:
+        count = min(round(len(numbers) * self.hard_negative_share), len(numbers) // 2)
+        chosen = dict.fromkeys(numbers[: len(numbers) - count])
+        for anchor in numbers[:count]:
+            others = [n for n in self._by_template[self._templates[anchor]] if n not in chosen]
+            if others:
+                chosen[others[rng.integers(len(others))]] = None
+        spare = (number for number in numbers if number not in chosen)
+        return [*chosen, *spare][: len(numbers)]
 
     def _answer(self, rng: np.random.Generator, number: int, variants: int | None) -> str:
         if rng.random() >= self.answer_resampling:
@@ -68,13 +88,14 @@ class FactSampler:
         if variants is not None:
             rng = np.random.default_rng([self.seed, number, int(rng.integers(variants))])
         if rng.random() < self.subject_share:
-            pool = self._subjects
+            pool = self._subjects or self._answers
         elif rng.random() < self.same_template_share:
-            pool = self._by_template[_template(self.examples[number])]
+            same = self._by_template[self._templates[number]]
+            return self.examples[same[rng.integers(len(same))]].answer
         else:
             pool = self._answers
         return pool[rng.integers(len(pool))]
 
 
 def _template(example: EditExample) -> str:
-    return example.prompt.replace(example.subject, "{}")
+    return example.prompt.replace(example.subject, "{}") if example.subject else example.prompt

@@ -19,6 +19,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--train-file", help="takes the place of train_file")
     parser.add_argument("--output-dir", help="takes the place of output_dir")
     parser.add_argument("--seed", type=int, help="takes the place of seed")
+    parser.add_argument(
+        "--push-to-hub",
+        "--push_to_hub",
+        action="store_true",
+        default=None,
+        help="upload the best checkpoint and its card at the end",
+    )
+    parser.add_argument("--hub-model-id", "--hub_model_id", help="repository to upload to, as ORGANISATION/NAME")
     arguments = vars(parser.parse_args(argv))
     resume = arguments.pop("resume")
     best = Trainer(TrainingConfig.from_yaml(arguments.pop("config"), **arguments)).train(resume)

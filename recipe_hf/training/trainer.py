@@ -13,20 +13,24 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from ..datasets import load_counterfact
+from ..cards.model_card import write_model_card
+from ..datasets import load_mixture
 from ..evaluation.editing import KINDS, evaluate_editing
+from ..hub import push_checkpoint
 from ..modeling.model import RecipeForCausalLM
 from .config import StageConfig, TrainingConfig
 from .objective import RecipeObjective, parameter_groups
+from .publishing import METRICS_LOG, RUN_RECORD, describe_run
 from .sampling import FactSampler
 
 logger = logging.get_logger(__name__)
 
 _CALIBRATION_FACTS = 512
+_PROGRESS = ("step", "best_score", "evaluations_since_best", "seconds")
 
 
 class Trainer:
@@ -41,11 +45,12 @@ class Trainer:
         set_seed(config.seed)
         self.accelerator = Accelerator(
             mixed_precision=config.mixed_precision,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
             log_with=config.log_with,
             project_dir=config.output_dir,
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
-        examples = load_counterfact(config.train_file)
+        examples, shares = load_mixture(config.train_file)
         if len(examples) <= config.num_eval_examples:
             raise ValueError(
                 f"num_eval_examples must be below the {len(examples)} rows of {config.train_file}, "
@@ -58,12 +63,14 @@ class Trainer:
             config.answer_resampling,
             config.subject_share,
             config.same_template_share,
+            None if isinstance(config.train_file, str) else shares[: -config.num_eval_examples],
+            config.hard_negative_share,
         )
-        largest = max(stage.batch_size for stage in config.stages)
+        largest = max(stage.batch_size for stage in config.stages) * self.accelerator.num_processes
         if largest > len(self.sampler.examples):
             raise ValueError(
-                f"The batch sizes of stages must be at most the {len(self.sampler.examples)} facts to train on, "
-                f"got {largest}."
+                f"The batch sizes of stages, times the number of processes, must be at most the "
+                f"{len(self.sampler.examples)} facts to train on, got {largest}."
             )
         self.model = RecipeForCausalLM.from_base_pretrained(
             config.base_model,
@@ -76,11 +83,18 @@ class Trainer:
             num_sentinel_tokens=config.num_sentinel_tokens,
         )
         self.model.lm.to(self.accelerator.device)
-        self.objective = RecipeObjective(self.model, config, self.sampler).to(self.accelerator.device)
+        self.objective = RecipeObjective(
+            self.model,
+            config,
+            self.sampler,
+            process_index=self.accelerator.process_index,
+            num_processes=self.accelerator.num_processes,
+        ).to(self.accelerator.device)
         self.optimizer = torch.optim.AdamW(parameter_groups(self.objective), lr=0.0, weight_decay=0.0)
         self.wrapped, self.optimizer = self.accelerator.prepare(self.objective, self.optimizer)
         self.step = 0
         self.best_score = -math.inf
+        self.evaluations_since_best = 0
         self.seconds = 0.0
         self.accelerator.register_for_checkpointing(self)
 
@@ -88,11 +102,12 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """How far the run is."""
-        return {"step": self.step, "best_score": self.best_score, "seconds": self.seconds}
+        return {name: getattr(self, name) for name in _PROGRESS}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up a run where `state` was saved."""
-        self.step, self.best_score, self.seconds = state["step"], state["best_score"], state["seconds"]
+        for name in _PROGRESS:
+            setattr(self, name, state[name])
 
     # -------------------------------------------------------------- the loop
 
@@ -126,11 +141,13 @@ class Trainer:
         with tqdm(total=self.config.num_steps, initial=self.step, desc="training", disable=not main) as bar:
             first = 0
             for number, stage in enumerate(self.config.stages):
-                if self.step < first + stage.steps:
+                if self.step < first + stage.steps and not self._is_stopped():
                     fresh = self.step == first
                     self.objective.start_stage(stage, self.config.stages[number - 1] if number and fresh else None)
+                    if fresh:  # Averages of other losses' gradients would make the first steps far too long or short.
+                        self.optimizer.state.clear()
                     bar.set_description(stage.name)
-                while self.step < first + stage.steps:
+                while self.step < first + stage.steps and not self._is_stopped():
                     losses = self._train_step(stage, self.step - first)
                     self.step += 1
                     self.seconds = time.monotonic() - started
@@ -142,48 +159,87 @@ class Trainer:
                     last = self.step == self.config.num_steps
                     if last or (self.step % self.config.eval_steps == 0 and stage.prompts == "statement"):
                         self._evaluate()
-                    if last or self.step % self.config.save_steps == 0:
+                    if last or self.step % self.config.save_steps == 0 or self._is_stopped():
                         self._save(checkpoint)
+                    if self.config.hub_steps and self.step % self.config.hub_steps == 0 and not last:
+                        self._push()
                 first += stage.steps
+        if self._is_stopped():
+            logger.warning(f"Stopped at step {self.step}: no new best in {self.evaluations_since_best} evaluations.")
+        self._push()
         self.accelerator.end_training()
         return self.output_dir / "best"
 
+    def _is_stopped(self) -> bool:
+        patience = self.config.early_stopping_patience
+        return patience is not None and self.evaluations_since_best >= patience
+
     def _train_step(self, stage: StageConfig, stage_step: int) -> dict[str, torch.Tensor]:
+        """One optimizer step; its losses, averaged over batches and processes."""
         factor = learning_rate_factor(stage_step, stage)
         for group in self.optimizer.param_groups:
             group["lr"] = getattr(stage, group["rate"]) * group["factor"] * factor
-        processes = self.accelerator.num_processes
-        facts = self.sampler.draw(
-            self.step * processes + self.accelerator.process_index, stage.batch_size, stage.answer_variants
-        )
-        with self.accelerator.autocast():
-            losses = self.wrapped(facts, stage, self.step)
-        total = sum((stage.weight(name) * loss for name, loss in losses.items()), start=torch.zeros(()))
-        if not torch.isfinite(total):
-            raise FloatingPointError(
-                f"The loss is {total.item()} at step {self.step} of stage {stage.name!r}: lower its learning rates."
-            )
-        self.accelerator.backward(total)
-        self.accelerator.clip_grad_norm_(self.objective.parameters(), self.config.max_grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return losses
+        parts = []
+        for number in range(self.config.gradient_accumulation_steps):
+            draw = self.step * self.config.gradient_accumulation_steps + number
+            batch = self.sampler.draw(draw, stage.batch_size * self.accelerator.num_processes, stage.answer_variants)
+            with self.accelerator.accumulate(self.wrapped):
+                with self.accelerator.autocast():
+                    losses = self.wrapped(batch, stage, draw)
+                total = sum((stage.weight(name) * loss for name, loss in losses.items()), start=torch.zeros(()))
+                if not torch.isfinite(total):
+                    raise FloatingPointError(
+                        f"The loss is {total.item()} at step {self.step} of stage {stage.name!r}: "
+                        "lower its learning rates."
+                    )
+                self.accelerator.backward(total)
+                if self.accelerator.sync_gradients:
+                    self._clip_gradients()
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            parts.append({name: loss.detach() for name, loss in losses.items()})
+        mean = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+        return self.accelerator.reduce(mean, "mean")
+
+    def _clip_gradients(self) -> None:
+        """Clips each part of the model by its own norm: the encoder's is a thousand times that of the others."""
+        self.accelerator.unscale_gradients()
+        for group in self.optimizer.param_groups:
+            torch.nn.utils.clip_grad_norm_(group["params"], self.config.max_grad_norm)
 
     def _evaluate(self) -> None:
         """Evaluates on the held-out facts; the best model so far, by the mean of the three metrics, is kept."""
         self.accelerator.wait_for_everyone()
-        if not self.accelerator.is_main_process:
-            return
-        report = evaluate_editing(self.model, self.held_out, num_questions=self.config.num_eval_questions)
-        metrics = {f"eval_{name}": round(value, 2) for name, value in report.metrics.items()}
-        self._log(metrics)
-        score = sum(report.metrics[kind] for kind in KINDS) / len(KINDS)
-        logger.info(f"step {self.step}: {metrics}")
-        if score > self.best_score:
-            self.best_score = score
-            self.model.save_pretrained(self.output_dir / "best")
-            summary = json.dumps(self._summary(metrics), indent=2)
-            (self.output_dir / "best" / "training.json").write_text(f"{summary}\n", encoding="utf-8")
+        score = [0.0]
+        if self.accelerator.is_main_process:
+            report = evaluate_editing(self.model, self.held_out, num_questions=self.config.num_eval_questions)
+            metrics = {f"eval_{name}": round(value, 2) for name, value in report.metrics.items()}
+            self._log(metrics)
+            logger.info(f"step {self.step}: {metrics}")
+            score = [sum(report.metrics[kind] for kind in KINDS) / len(KINDS)]
+            if score[0] > self.best_score:
+                self._save_best(metrics)
+        broadcast_object_list(score)
+        self.evaluations_since_best = 0 if score[0] > self.best_score else self.evaluations_since_best + 1
+        self.best_score = max(score[0], self.best_score)
+
+    def _save_best(self, metrics: dict[str, float]) -> None:
+        new = self.output_dir / "best.new"
+        shutil.rmtree(new, ignore_errors=True)
+        self.model.save_pretrained(new)
+        summary = json.dumps(self._summary(metrics), indent=2)
+        (new / RUN_RECORD).write_text(f"{summary}\n", encoding="utf-8")
+        shutil.copy(self.output_dir / METRICS_LOG, new)
+        write_model_card(new, describe_run(new))
+        _replace(new, self.output_dir / "best")
+
+    def _push(self) -> None:
+        """Uploads the best checkpoint so far with its card, if the configuration asks for it."""
+        best = self.output_dir / "best"
+        if self.config.push_to_hub and self.accelerator.is_main_process and best.is_dir():
+            message = f"Best checkpoint by step {self.step}"
+            private = self.config.hub_private_repo or None
+            push_checkpoint(best, str(self.config.hub_model_id), private=private, commit_message=message)
 
     def _summary(self, metrics: dict[str, float]) -> dict[str, Any]:
         return {
@@ -202,16 +258,11 @@ class Trainer:
         self.accelerator.save_state(str(new))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            old = checkpoint.with_name("checkpoint.old")
-            shutil.rmtree(old, ignore_errors=True)
-            if checkpoint.is_dir():
-                os.replace(checkpoint, old)
-            os.replace(new, checkpoint)
-            shutil.rmtree(old, ignore_errors=True)
+            _replace(new, checkpoint)
 
     def _cut_log(self) -> None:
         """Drops what an interrupted run logged after its last checkpoint, for these steps come again."""
-        path = self.output_dir / "metrics.jsonl"
+        path = self.output_dir / METRICS_LOG
         if path.is_file():
             lines = path.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= self.step]
@@ -223,13 +274,25 @@ class Trainer:
         )
         if self.accelerator.is_main_process:
             line = {"step": self.step, "seconds": round(self.seconds, 1), **values}
-            with open(self.output_dir / "metrics.jsonl", "a", encoding="utf-8") as file:
+            with open(self.output_dir / METRICS_LOG, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
 
+def _replace(new: Path, directory: Path) -> None:
+    """Puts `new` in the place of `directory`."""
+    old = directory.with_name(f"{directory.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if directory.is_dir():
+        os.replace(directory, old)
+    os.replace(new, directory)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def learning_rate_factor(step: int, stage: StageConfig) -> float:
-    """Rises over `warmup_steps`, then falls along a cosine to a tenth at the end of the stage."""
+    """Rises over `warmup_steps`, then falls along a cosine to a tenth at the end of the stage, or stays."""
     if step < stage.warmup_steps:
         return (step + 1) / stage.warmup_steps
+    if stage.lr_scheduler_type == "constant":
+        return 1.0
     share = (step - stage.warmup_steps) / max(1, stage.steps - stage.warmup_steps)
     return 0.1 + 0.9 * (1 + math.cos(math.pi * share)) / 2

@@ -7,7 +7,7 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import BertConfig
 
-from recipe_hf.cards import EvaluationResult, TrainingRun, write_model_card
+from recipe_hf.cards import EvaluationResult, TrainingRun, model_card, published_card, write_model_card
 from recipe_hf.modeling.configuration import RecipeConfig
 from recipe_hf.modeling.knowledge import KnowledgeBase
 
@@ -112,6 +112,52 @@ def test_run_names_the_base_and_the_repository(tmp_path):
 def test_card_without_results_says_so(tmp_path):
     text = write_model_card(make_checkpoint(tmp_path), make_run(results=[], training_config={}, limits=[])).text
     assert "No evaluation was recorded" in text and "```yaml" not in text and "\n\n\n" not in text
+
+
+def test_results_are_in_the_model_index_with_protocol_and_number_of_edits(tmp_path):
+    write_model_card(make_checkpoint(tmp_path), make_run())
+    data = ModelCard.load(tmp_path / "README.md").data
+    assert data.model_name == "RECIPE for SmolLM2-135M-Instruct"
+    assert {result.dataset_type for result in data.eval_results} == {"counterfact-test-part"}
+    assert [(result.metric_type, result.metric_name, result.metric_value) for result in data.eval_results] == [
+        ("reliability", "reliability, protocol strict, 1,000 edits", 91.5),
+        ("locality", "locality, protocol strict, 1,000 edits", 97.0),
+        ("reliability", "reliability, protocol strict, 10,000 edits", 88.0),
+        ("locality", "locality, protocol strict, 10,000 edits", 90.1),
+    ]
+
+
+def test_card_without_a_run_says_what_is_not_known(tmp_path):
+    config = RecipeConfig.from_pretrained(make_checkpoint(tmp_path))
+    card = model_card(config)
+    data = card.data.to_dict()
+    assert data["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert not {"license", "language", "datasets", "model-index"} & data.keys()
+    assert "No record of it came with this checkpoint.\n- Encoder: `bert`.\n- Sizes:" in card.text
+    assert "No evaluation was recorded" in card.text and "Trained against" not in card.text
+    assert "{{" not in card.text and "None." not in card.text and "\n\n\n" not in card.text
+
+
+def test_published_card_names_the_repository_and_the_facts_that_go_with_it(tmp_path):
+    knowledge = KnowledgeBase(64)
+    ids = knowledge.add([f"Fact {i}." for i in range(3)], torch.ones(3, 64))
+    knowledge.remove(ids[:1])
+    empty = str(write_model_card(make_checkpoint(tmp_path), make_run()))
+    full = published_card(empty, "org/recipe", knowledge)
+    assert 'RecipeForCausalLM.from_pretrained("org/recipe")' in full
+    assert "ships 2 facts and a history of 1 replaced or removed" in full and "None:" not in full
+    assert full.split("## Citation")[1] == empty.split("## Citation")[1]
+    assert published_card(full, "org/recipe", knowledge) == full
+    assert published_card(full, "org/recipe", None) == published_card(empty, "org/recipe", None)
+
+
+def test_published_card_of_somebody_else_tells_of_facts_only():
+    knowledge = KnowledgeBase(64)
+    assert published_card("# Mine\n", "org/recipe", knowledge) == "# Mine\n"
+    knowledge.add(["A fact."], torch.ones(1, 64))
+    assert published_card("# Mine\n", "org/recipe", knowledge).startswith(
+        "# Mine\n\n## Facts shipped\n\nThis repository ships 1 fact, in plain"
+    )
 
 
 def test_example_in_card_is_python(tmp_path):

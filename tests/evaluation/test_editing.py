@@ -20,7 +20,7 @@ from tests.tiny_recipe import FACTS, PROMPTS, UNRELATED, tiny_recipe
 _REPHRASINGS = [PROMPTS[0], UNRELATED[4], PROMPTS[3], PROMPTS[3]]
 _LOCALITY = [(UNRELATED[0], "four"), (PROMPTS[0], "he is"), (UNRELATED[2], "100 degrees"), (PROMPTS[2], "a b")]
 EXAMPLES = [
-    EditExample(prompt, answer, prompt, rephrasing, *locality)
+    EditExample(prompt, answer, prompt, (rephrasing,), (locality,))
     for (prompt, answer), rephrasing, locality in zip(FACTS, _REPHRASINGS, _LOCALITY, strict=True)
 ]
 

@@ -14,7 +14,6 @@ from sentence_transformers.base.modules import Transformer
 from transformers import BertForMaskedLM
 
 from recipe_hf import RecipeForCausalLM
-from recipe_hf.modeling import checkpoint
 from tests.tiny import tiny_causal_lm
 from tests.tiny_recipe import (
     FACTS,
@@ -347,32 +346,6 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
         RecipeForCausalLM.from_pretrained(tmp_path)
     with pytest.raises(OSError, match="must be a directory or a Hub id, got 'org/nothing'"):
         RecipeForCausalLM.from_pretrained("org/nothing", cache_dir=tmp_path, local_files_only=True)
-
-
-def test_a_push_is_one_commit_of_the_checkpoint_and_deletes_facts_left_out(model, tmp_path, monkeypatch):
-    class Card:
-        def save(self, path):
-            Path(path).write_text("card")
-
-    uploads = []
-
-    def upload_folder(folder_path, **kwargs):
-        uploads.append(({str(p.relative_to(folder_path)) for p in Path(folder_path).rglob("*")}, kwargs))
-        return "url"
-
-    class Repository:
-        repo_id = "org/name"
-
-    monkeypatch.setattr(checkpoint, "create_repo", lambda *args, **kwargs: Repository)
-    monkeypatch.setattr(checkpoint, "create_and_tag_model_card", lambda *args, **kwargs: Card())
-    monkeypatch.setattr(checkpoint, "upload_folder", upload_folder)
-    assert model.push_to_hub("org/name") == "url"
-    model.save_pretrained(tmp_path, push_to_hub=True, repo_id="org/name", include_knowledge=False, create_pr=True)
-    (files, _), (files_without, kwargs) = uploads
-    assert {"model.safetensors", "README.md", "knowledge/keys.safetensors", "encoder/tokenizer.json"} <= files
-    assert not any(name.startswith("knowledge") for name in files_without)
-    assert kwargs["create_pr"]
-    assert "knowledge/*" in kwargs["delete_patterns"]
 
 
 def test_a_state_dict_goes_back_and_a_copy_stands_alone(model):

@@ -53,7 +53,7 @@ def tiny_recipe(encoder: str = "bert", **overrides) -> RecipeForCausalLM:
         model.retriever.tokenizer = encoder_tokenizer()
         with torch.no_grad():
             features = model.retriever.eval().text_features(TEXTS)
-            model.retriever.standardizer.update(features, momentum=1.0)
+            model.retriever.standardizer.fit(features)
     return model.eval()
 
 

@@ -176,20 +176,19 @@ def test_contrastive_losses_reach_queries_keys_and_sentinel():
 
 def test_read_out_loss_of_one_token_written_out():
     offset = torch.tensor([[1.0, 0.0]])
-    prompts, targets = torch.tensor([[[2.0, 1.0]]]), torch.tensor([[[1.0, 2.0]]])
-    vectors = torch.tensor([[5.0, 0.0], [1.0, 2.0]])
-    squared = (1 + 1) / (0 + 4)
-    # Without the offset, the prompt points to (1, 1) and the candidates to (1, 0) and (0, 1).
+    prompts, vectors = torch.tensor([[[2.0, 1.0]]]), torch.tensor([[5.0, 0.0], [1.0, 2.0]])
+    # Without the offset, the prompt is (1, 1) and the candidates are (4, 0) and (0, 2).
+    squared = (1 + 1) / (16 + 4) * 2
     cosine = 1 / math.sqrt(2)
     choice = negative_log_softmax([cosine / 0.05, cosine / 0.05], 1)
-    found = read_out_loss(prompts, targets, [vectors], torch.tensor([[1]]), offset)
+    found = read_out_loss(prompts, [vectors], torch.tensor([[1]]), offset)
     assert found.item() == pytest.approx(squared + choice, rel=1e-5)
 
 
 def test_read_out_loss_averages_the_choice_over_tokens_and_is_least_at_the_target():
     offset, targets = random(2, 4), random(3, 2, 4, seed=1)
     candidates, labels = [targets[:, 0], targets[:, 1]], torch.arange(3).unsqueeze(1).expand(3, 2)
-    least = read_out_loss(targets, targets, candidates, labels, offset)
+    least = read_out_loss(targets, candidates, labels, offset)
     choices = 0.0
     for token in range(2):
         rows = [
@@ -199,4 +198,4 @@ def test_read_out_loss_averages_the_choice_over_tokens_and_is_least_at_the_targe
         ]
         choices += sum(negative_log_softmax(row, i) for i, row in enumerate(rows)) / 3
     assert least.item() == pytest.approx(choices / 2, rel=1e-3, abs=1e-6)
-    assert read_out_loss(targets + 0.3, targets, candidates, labels, offset) > least
+    assert read_out_loss(targets + 0.3, candidates, labels, offset) > least

@@ -75,6 +75,23 @@ def test_editing_losses_equal_those_of_each_row_alone():
 
 
 @torch.no_grad()
+def test_continuation_loss_compares_what_follows_the_answer_with_the_base():
+    objective = make(JOINT)
+    lm, tokenizer = objective.model.lm, objective.model.tokenizer
+    expected = 0.0
+    keys = objective.retriever.encode_statements([f"{f.example.prompt} {f.answer}" for f in FACTS[:2]])
+    for fact, prefix in zip(FACTS, objective.prompt_encoder(keys), strict=False):
+        said = tokenizer(fact.example.prompt)["input_ids"]
+        said += tokenizer(f" {fact.answer}", add_special_tokens=False)["input_ids"]
+        following = tokenizer(f". {fact.example.locality_prompt}", add_special_tokens=False)["input_ids"][:8]
+        embeds = lm.get_input_embeddings()(torch.tensor(said + following))
+        rows = [torch.cat([prefix, embeds]), embeds]
+        q, p = (lm(inputs_embeds=row.unsqueeze(0)).logits[0, -len(following) - 1 : -1].softmax(-1) for row in rows)
+        expected += (p * (p.log() - q.log())).sum(-1).mean() / 2
+    torch.testing.assert_close(objective(FACTS, JOINT, 0)["continuation"], expected, atol=1e-4, rtol=1e-3)
+
+
+@torch.no_grad()
 def test_contrastive_losses_are_over_statements_questions_and_past_keys():
     objective = make(HEADS, key_memory=6)
     first, second = SAMPLER.draw(1, 4), SAMPLER.draw(5, 4)
@@ -103,6 +120,15 @@ def test_contrastive_losses_are_over_statements_questions_and_past_keys():
 
 
 @torch.no_grad()
+def test_keys_of_an_encoder_in_training_are_not_remembered():
+    objective = make(ENCODER, key_memory=6)
+    objective(SAMPLER.draw(1, 4), ENCODER, 1)
+    found, expected = objective(SAMPLER.draw(5, 4), ENCODER, 5), make(ENCODER)(SAMPLER.draw(5, 4), ENCODER, 5)
+    for name in CONTRASTIVE:
+        torch.testing.assert_close(found[name], expected[name], **CLOSE)
+
+
+@torch.no_grad()
 def test_facts_beyond_the_query_batch_are_candidates_and_read_out():
     stage = StageConfig("heads", 1, contrastive_batch_size=4, query_batch_size=2)
     objective = make(stage)
@@ -119,7 +145,7 @@ def test_facts_beyond_the_query_batch_are_candidates_and_read_out():
 def test_warm_start_prefixes_the_answers_own_embeddings():
     objective = make(WARM)
     losses = objective(FACTS, WARM, 0)
-    assert set(losses) == {"reliability", "generality", "locality"}
+    assert set(losses) == {"reliability", "generality", "locality", "continuation"}
     expected = 0.0
     for fact in FACTS[:2]:
         ids = objective.model.tokenizer(" " + fact.answer, add_special_tokens=False)["input_ids"]
@@ -145,7 +171,7 @@ def test_editing_losses_alone_need_no_contrastive_batch():
     stage = StageConfig("editing", 1, editing_batch_size=2)
     losses = make(stage)(FACTS[:2], stage, 0)
     both = make(JOINT)(FACTS, JOINT, 0)
-    assert set(losses) == {"reliability", "generality", "locality"}
+    assert set(losses) == {"reliability", "generality", "locality", "continuation"}
     for name, value in losses.items():
         torch.testing.assert_close(value, both[name], **CLOSE)
 
@@ -221,15 +247,6 @@ def test_standardizer_is_fitted_to_all_texts_of_the_facts():
     torch.testing.assert_close(features.std(0), torch.ones(96), atol=1e-3, rtol=0)
 
 
-def test_standardizer_follows_an_encoder_in_training_only():
-    facts = SAMPLER.draw(9, 4)
-    for stage, follows in ((HEADS, False), (ENCODER, True)):
-        objective = make(stage, standardize_momentum=0.5)
-        before = objective.retriever.standardizer.mean.clone()
-        objective(facts, stage, 0)
-        assert (not torch.equal(objective.retriever.standardizer.mean, before)) == follows
-
-
 def test_every_parameter_follows_one_rate():
     objective = make(JOINT)
     rates = {id(p): (group["rate"], group["factor"]) for group in parameter_groups(objective) for p in group["params"]}
@@ -237,7 +254,7 @@ def test_every_parameter_follows_one_rate():
     for name, parameter in objective.named_parameters():
         expected = {
             "encoder": ("encoder_learning_rate", 1.0),
-            "mlp_k": ("learning_rate", 1.0),
+            "mlp_k": ("key_learning_rate", 1.0),
             "mlp_q": ("learning_rate", 1.0),
             "sentinel_embeds": ("sentinel_learning_rate", 1.0),
             "residual": ("prompt_learning_rate", 1.0),

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from recipe_hf.datasets import EditExample
@@ -71,7 +73,7 @@ def test_variants_differ_between_facts():
 
 def test_answers_of_the_same_template_are_those_of_facts_whose_prompt_differs_in_the_subject_only():
     examples = [
-        EditExample(f"The {relation} of S{i} is", f"{relation}-{i}", f"S{i}", "r", "l", "a")
+        EditExample(f"The {relation} of S{i} is", f"{relation}-{i}", f"S{i}", ("r",), (("l", "a"),))
         for relation in ("capital", "language")
         for i in range(5)
     ]
@@ -79,3 +81,40 @@ def test_answers_of_the_same_template_are_those_of_facts_whose_prompt_differs_in
     drawn = [fact for step in range(20) for fact in chosen.draw(step, 10)]
     assert all(fact.answer.split("-")[0] in fact.example.prompt for fact in drawn)
     assert len({fact.answer for fact in drawn}) == len(examples)
+
+
+def test_facts_are_drawn_by_their_probabilities():
+    probabilities = [0.6, *[0.4 / (len(EXAMPLES) - 2)] * (len(EXAMPLES) - 2), 0.0]
+    weighted = FactSampler(EXAMPLES, 0, 0.0, 0.0, probabilities=probabilities)
+    drawn = [fact.number for step in range(1000) for fact in weighted.draw(step, 1)]
+    assert drawn.count(0) / 1000 == pytest.approx(0.6, abs=0.05) and len(EXAMPLES) - 1 not in drawn
+
+
+def test_unknown_subjects_are_no_answers():
+    examples = [EditExample(f"Question {i}?", f"A{i}", unrelated=(("l", "a"),)) for i in range(4)]
+    chosen = FactSampler(examples, 0, answer_resampling=1.0, subject_share=0.5, same_template_share=0.5)
+    drawn = [(fact.number, fact.answer) for step in range(50) for fact in chosen.draw(step, 4)]
+    assert {answer for _, answer in drawn} == set(chosen.answers) == {"A0", "A1", "A2", "A3", "a"}
+    # Nothing tells of other facts of the template, so its only answers are the facts' own.
+    assert sum(answer == f"A{number}" for number, answer in drawn) > len(drawn) / 4
+
+
+def test_hard_negatives_share_the_template_of_another_fact_of_the_step():
+    examples = [
+        replace(e, prompt=f"{e.subject} {verb}") for e in EXAMPLES for verb in ("lives in", "works in", "left")
+    ]
+    sampler = FactSampler(examples, 0, 0.0, 0.0, hard_negative_share=0.5)
+    shared = 0
+    for step in range(50):
+        facts = sampler.draw(step, 12)
+        assert len({fact.number for fact in facts}) == 12
+        verbs = [fact.example.prompt.removeprefix(fact.example.subject) for fact in facts]
+        # Without a share, each of the last six would be of one of three templates at random.
+        shared += sum(verb == anchor for verb, anchor in zip(verbs[6:], verbs[:6], strict=True))
+    assert shared == 300
+
+
+def test_facts_without_a_like_are_drawn_at_random_instead():
+    examples = [replace(e, prompt=f"{e.subject} is number {n} in") for n, e in enumerate(EXAMPLES)]
+    facts = FactSampler(examples, 0, 0.0, 0.0, hard_negative_share=0.5).draw(0, 12)
+    assert len({fact.number for fact in facts}) == 12

@@ -74,3 +74,26 @@ def test_two_processes_train_through_every_stage_and_resume(parts: Path, tmp_pat
     RecipeForCausalLM.from_pretrained(tmp_path / "run" / "best")
     launch(config, "--resume")
     assert read_log(tmp_path / "run") == log
+
+
+def test_two_processes_have_the_losses_of_one_with_their_joint_batch(parts: Path, tmp_path: Path):
+    warm = dataclasses.replace(STAGES[0], editing_batch_size=4)
+    joint = dataclasses.replace(STAGES[3], steps=4, query_batch_size=4, editing_batch_size=2)
+    logs = []
+    for processes in (1, 2):
+        sizes = ("contrastive_batch_size", "query_batch_size", "editing_batch_size")
+        shares = [
+            {name: getattr(stage, name) and getattr(stage, name) // processes for name in sizes}
+            for stage in (warm, joint)
+        ]
+        stages = tuple(dataclasses.replace(stage, **share) for stage, share in zip((warm, joint), shares, strict=True))
+        directory = tmp_path / str(processes)
+        directory.mkdir()
+        config = write_config(parts, directory, stages=stages, eval_steps=3, save_steps=6)
+        train.main(["--config", str(config)]) if processes == 1 else launch(config)
+        lines = read_log(directory / "run")
+        logs.append([{k: v for k, v in line.items() if k not in ("stage", "seconds")} for line in lines])
+    one, two = logs
+    assert len(one) == len(two) == 6 + 2
+    for expected, found in zip(one, two, strict=True):
+        assert found == pytest.approx(expected, abs=3e-4, rel=1e-3), expected["step"]

@@ -77,7 +77,7 @@ def test_every_step_logs_the_losses_of_its_stage(finished: RecordingTrainer):
     of = {line["stage"]: set(line) - {"stage", "step", "seconds"} for line in lines}
     assert of["joint"] == set(LOSSES)
     assert of["warm start"] == {"reliability", "generality"}
-    assert of["heads"] == of["encoder"] == set(LOSSES) - {"reliability", "generality", "locality"}
+    assert of["heads"] == of["encoder"] == set(LOSSES) - {"reliability", "generality", "locality", "continuation"}
 
 
 def test_held_out_facts_are_evaluated_and_never_trained_on(finished: RecordingTrainer):
@@ -207,6 +207,60 @@ def test_earlier_run_is_not_overwritten(finished: RecordingTrainer):
     assert read_log(finished.config) == log
 
 
+def test_run_stops_when_evaluations_bring_no_new_best(parts: Path, tmp_path: Path):
+    changes: dict[str, Any] = {"eval_steps": 1, "early_stopping_patience": 2, "stages": STAGES[1:]}
+    trainer = RecordingTrainer(tiny_config(parts, tmp_path, **changes))
+    trainer.best_score = 101.0
+    trainer.train()
+    assert list(trainer.losses) == [0, 1]
+    # Resumed, it is still a run that has stopped.
+    resumed = RecordingTrainer(tiny_config(parts, tmp_path, **changes))
+    resumed.train(resume=True)
+    assert not resumed.losses and resumed.evaluations_since_best == 2
+
+
+def test_two_accumulated_batches_make_one_step(parts: Path, tmp_path: Path):
+    stage = dataclasses.replace(STAGES[3], steps=2, contrastive_batch_size=0)
+    trainer = RecordingTrainer(
+        tiny_config(parts, tmp_path, stages=(stage,), gradient_accumulation_steps=2, max_grad_norm=1e9)
+    )
+    objective, batches = trainer.objective, [trainer.sampler.draw(number, 3) for number in (0, 1)]
+    objective.start_stage(stage, None)
+    losses = [objective(batch, stage, number) for number, batch in enumerate(batches)]
+    (sum(sum(found.values()) for found in losses) / 2).backward()
+    expected = {name: p.grad.clone() for name, p in objective.named_parameters() if p.grad is not None}
+    trainer.optimizer.zero_grad()
+    found = {}
+    trainer.optimizer.register_step_pre_hook(
+        lambda *_: found.update({n: p.grad.clone() for n, p in objective.named_parameters() if p.grad is not None})
+    )
+    logged = trainer._train_step(stage, 0)
+    assert expected.keys() == found.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-3)
+    for name, value in logged.items():
+        assert value.item() == pytest.approx((losses[0][name] + losses[1][name]).item() / 2, rel=1e-4)
+
+
+def test_each_part_is_clipped_by_its_own_norm(parts: Path, tmp_path: Path):
+    trainer = Trainer(tiny_config(parts, tmp_path, max_grad_norm=0.5))
+    for number, group in enumerate(trainer.optimizer.param_groups):
+        for parameter in group["params"]:
+            parameter.grad = torch.full_like(parameter, 10.0**-number)
+    trainer._clip_gradients()
+    for number, group in enumerate(trainer.optimizer.param_groups):
+        before = 10.0**-number * math.sqrt(sum(parameter.numel() for parameter in group["params"]))
+        found = math.sqrt(sum(parameter.grad.square().sum().item() for parameter in group["params"]))
+        assert found == pytest.approx(min(before, 0.5), rel=1e-3)
+
+
+def test_a_stage_begins_with_no_averages_of_the_last(parts: Path, tmp_path: Path):
+    trainer = RecordingTrainer(tiny_config(parts, tmp_path, stages=STAGES[1:3]))
+    trainer.train()
+    steps = {state["step"].item() for state in trainer.optimizer.state.values()}
+    assert steps == {STAGES[2].steps}
+
+
 def test_nothing_to_resume(parts: Path, tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="checkpoint does not exist"):
         Trainer(tiny_config(parts, tmp_path / "run")).train(resume=True)
@@ -233,7 +287,7 @@ def test_too_few_rows_to_hold_out(parts: Path, tmp_path: Path):
 
 def test_batch_larger_than_the_training_facts(parts: Path, tmp_path: Path):
     stages = (HEADS, dataclasses.replace(HEADS, name="large", contrastive_batch_size=20))
-    with pytest.raises(ValueError, match="batch sizes of stages must be at most the 19 facts to train on, got 20"):
+    with pytest.raises(ValueError, match="number of processes, must be at most the 19 facts to train on, got 20"):
         Trainer(tiny_config(parts, tmp_path, stages=stages))
 
 
@@ -247,12 +301,14 @@ def test_learning_rate_rises_then_falls_to_a_tenth():
     assert rates[20] == pytest.approx(1.0) and rates[60] == pytest.approx(0.55)
     assert rates[-1] == pytest.approx(0.1, abs=1e-3) and rates[20:] == sorted(rates[20:], reverse=True)
     assert learning_rate_factor(0, StageConfig("s", 1, editing_batch_size=1, warmup_steps=0)) == 1.0
+    constant = dataclasses.replace(stage, lr_scheduler_type="constant")
+    assert [learning_rate_factor(step, constant) for step in (9, 20, 99)] == [0.5, 1.0, 1.0]
 
 
 def test_groups_follow_the_rates_of_the_stage(finished: RecordingTrainer):
     factor = learning_rate_factor(2, STAGES[3])
     rates = [group["lr"] / factor for group in finished.optimizer.param_groups]
-    assert rates == pytest.approx([5e-4, 1e-3, 2e-3, 1e-4, 1e-4, 1e-5])
+    assert rates == pytest.approx([5e-4, 5e-4, 1e-3, 2e-3, 1e-4, 1e-4, 1e-5])
 
 
 def test_bfloat16_run_learns_and_saves(parts: Path, tmp_path: Path):

@@ -1,0 +1,161 @@
+"""Publishing on the Hugging Face Hub: checkpoints, and facts alone. A push is one commit, or nothing."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, DatasetCard, HfApi, ModelCard
+from huggingface_hub.utils import filter_repo_objects
+
+from .cards.facts_card import COLUMNS, FACTS_TABLE, facts_card
+from .cards.model_card import model_card, published_card
+from .modeling.download import connection
+from .modeling.knowledge import KnowledgeBase
+from .modeling.loading import KNOWLEDGE_DIRECTORY, load_config, verify_checksums
+
+_CARD = "README.md"
+# What a push deletes where it brings no such file; a repository's other files stay.
+_REPLACED = [f"{KNOWLEDGE_DIRECTORY}/*", "model*.safetensors"]
+
+
+def push_checkpoint(
+    directory: str | os.PathLike[str],
+    repo_id: str,
+    *,
+    include_knowledge: bool = True,
+    tags: list[str] | None = None,
+    commit_message: str = "Upload a RECIPE checkpoint",
+    **hub_kwargs: Any,
+) -> CommitInfo:
+    """Pushes a checkpoint directory, its facts and its card. The directory stays as it is.
+
+    The card is the directory's `README.md`, else the repository's, else a new one; what it says of the facts shipped
+    is brought up to date. Files that the Hub has already are not uploaded again.
+
+    Args:
+        directory: The checkpoint. Files and directories whose names begin with a dot are left out.
+        repo_id: The repository, made if it does not exist.
+        include_knowledge: Whether to push the facts. If not, those in the repository are deleted.
+        tags: Further tags for the card.
+        commit_message: Message of the commit.
+        **hub_kwargs: `private` (whether a new repository is), `token`, `revision` (the branch to push to, made if it
+            does not exist) and `create_pr` (whether to open a pull request instead).
+
+    Returns:
+        The commit.
+
+    Raises:
+        OSError: If the Hub refuses (in the words of `huggingface_hub`) or, as a `ConnectionError`, if the connection
+            breaks.
+        ValueError: If `directory` holds no checkpoint, or a file of it is damaged, or the card is not valid.
+    """
+    directory = Path(directory)
+    config = load_config(directory)
+    verify_checksums(directory)
+    names = (path.relative_to(directory) for path in sorted(directory.rglob("*")) if path.is_file())
+    files: dict[str, Path | bytes] = {
+        name.as_posix(): directory / name
+        for name in names
+        if name.parts[0] != KNOWLEDGE_DIRECTORY and not any(part.startswith(".") for part in name.parts)
+    }
+    knowledge = None
+    if include_knowledge and (directory / KNOWLEDGE_DIRECTORY).is_dir():
+        knowledge = KnowledgeBase.load(directory / KNOWLEDGE_DIRECTORY)
+        files |= _knowledge_files(knowledge)
+
+    def card(repo_id: str, current: str | None) -> str:
+        text = (directory / _CARD).read_text(encoding="utf-8") if _CARD in files else current
+        text = published_card(str(model_card(config)) if text is None else text, repo_id, knowledge)
+        if not tags:
+            return text
+        tagged: Any = ModelCard(text)
+        tagged.data.tags = list(dict.fromkeys([*(tagged.data.tags or []), *tags]))
+        return str(tagged)
+
+    return _push(repo_id, "model", files, card, commit_message, **hub_kwargs)
+
+
+def push_knowledge(
+    knowledge: KnowledgeBase, repo_id: str, *, commit_message: str = "Upload facts", **hub_kwargs: Any
+) -> CommitInfo:
+    """Pushes facts and their history, without a model, to a dataset repository that `datasets` can read.
+
+    Args:
+        knowledge: The facts.
+        repo_id: The repository, made if it does not exist. A card that it has is kept.
+        commit_message: Message of the commit.
+        **hub_kwargs: As in [`push_checkpoint`].
+
+    Returns:
+        The commit.
+
+    Raises:
+        OSError: As in [`push_checkpoint`].
+    """
+    knowledge = copy.copy(knowledge)  # Other threads may go on changing the original.
+    rows = [{name: getattr(fact, name) for name in COLUMNS} for fact in knowledge]
+    for row in rows:
+        row["metadata"] = json.dumps(row["metadata"], ensure_ascii=False)
+    table = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+    def card(repo_id: str, current: str | None) -> str:
+        new: Any = facts_card(repo_id)
+        if current is None:
+            return str(new)
+        kept: Any = DatasetCard(current)
+        kept.data.configs, kept.data.dataset_info = new.data.configs, new.data.dataset_info
+        return str(kept)
+
+    files: dict[str, Path | bytes] = {FACTS_TABLE: table.encode(), **_knowledge_files(knowledge)}
+    return _push(repo_id, "dataset", files, card, commit_message, **hub_kwargs)
+
+
+def _knowledge_files(knowledge: KnowledgeBase) -> dict[str, Path | bytes]:
+    with tempfile.TemporaryDirectory() as directory:
+        knowledge.save(directory)
+        return {f"{KNOWLEDGE_DIRECTORY}/{path.name}": path.read_bytes() for path in sorted(Path(directory).iterdir())}
+
+
+def _push(
+    repo_id: str,
+    repo_type: str,
+    files: dict[str, Path | bytes],
+    card: Callable[[str, str | None], str],
+    commit_message: str,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+) -> CommitInfo:
+    """Commits `files` and the card that `card` makes of the repository's name and its present card."""
+    api = HfApi(token=token)
+    with connection(f"The upload to {repo_id!r}", "It is one commit, made whole or not at all"):
+        repo_id = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True).repo_id
+        if revision is not None and not revision.startswith("refs/"):
+            api.create_branch(repo_id, repo_type=repo_type, branch=revision, exist_ok=True)
+        present = api.list_repo_files(repo_id, repo_type=repo_type, revision=revision)
+        current = None
+        if _CARD in present:
+            with tempfile.TemporaryDirectory() as directory:
+                path = api.hf_hub_download(repo_id, _CARD, repo_type=repo_type, revision=revision, local_dir=directory)
+                current = Path(path).read_text(encoding="utf-8")
+        files = files | {_CARD: card(repo_id, current).encode()}
+        replaced = [name for name in filter_repo_objects(present, allow_patterns=_REPLACED) if name not in files]
+        return api.create_commit(
+            repo_id,
+            [
+                *[CommitOperationDelete(name) for name in replaced],
+                *[CommitOperationAdd(name, content) for name, content in files.items()],
+            ],
+            commit_message=commit_message,
+            repo_type=repo_type,
+            revision=revision,
+            create_pr=create_pr,
+        )

@@ -1,0 +1,132 @@
+"""What clients of the Hub do in the tests, each in a process that `start_client` prepares."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.tiny_recipe import FACTS, MIXED, base_tokenizer, batch_of, edited_recipe, tiny_base, tiny_recipe
+
+ANN = {"token": "hf_ann"}
+
+
+def start_client() -> None:
+    """Shortens the waits between a client's tries, and stops the clock, so that the same facts are the same files."""
+    from recipe_hf.modeling import knowledge
+
+    sleep = time.sleep
+    time.sleep = lambda seconds: sleep(min(seconds, 0.01))
+    knowledge._now = lambda: "2024-01-01T00:00:00+00:00"
+
+
+def run(action: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    try:
+        return action(*args, **kwargs), None
+    except Exception as error:
+        return None, ([kind.__name__ for kind in type(error).__mro__], str(error))
+
+
+def push_base(repo_id: str, **kwargs: Any) -> None:
+    tiny_base().push_to_hub(repo_id, **kwargs)
+    base_tokenizer().push_to_hub(repo_id, **kwargs)
+
+
+def push_model(repo_id: str, facts: list[Any] = FACTS, **kwargs: Any) -> str:
+    model = tiny_recipe()
+    model.config.base_model_name_or_path = "org/base"
+    model.add_knowledge(facts)
+    return model.push_to_hub(repo_id, **ANN | kwargs)
+
+
+def save_model(directory: Path, **kwargs: Any) -> None:
+    edited_recipe().save_pretrained(directory, **ANN | kwargs)
+
+
+def push_directory(*args: Any, **kwargs: Any) -> str:
+    from recipe_hf.hub import push_checkpoint
+
+    return push_checkpoint(*args, **ANN | kwargs)
+
+
+def load_statements(repo_id: str, **kwargs: Any) -> list[str]:
+    from recipe_hf import RecipeForCausalLM
+
+    return [f.statement for f in RecipeForCausalLM.from_pretrained(repo_id, base_model=False, **kwargs).knowledge]
+
+
+def generate_as_pushed(repo_id: str, **kwargs: Any) -> bool:
+    from recipe_hf import RecipeForCausalLM
+
+    outputs = []
+    for model in (edited_recipe(), RecipeForCausalLM.from_pretrained(repo_id, **kwargs)):
+        outputs.append(model.generate(**batch_of(model, MIXED), max_new_tokens=6, do_sample=False).tolist())
+    return outputs[0] == outputs[1]
+
+
+def some_facts(number: int = 3, dim: int = 8) -> Any:
+    import torch
+
+    from recipe_hf import KnowledgeBase
+
+    knowledge = KnowledgeBase(dim)
+    facts = [
+        {"statement": "Grass is green.", "metadata": {"source": "a look", "sure": True}},
+        {"prompt": "The sky is", "answer": "blü", "metadata": {"source": 3}},
+        "Snow is white.",
+        "Coal is black.",
+    ]
+    knowledge.add(facts[:number], torch.eye(dim)[:number], encoder_fingerprint="weights")
+    return knowledge
+
+
+def push_facts(repo_id: str, number: int = 3, remove: int | None = None, **kwargs: Any) -> str:
+    knowledge = some_facts(number)
+    if remove is not None:
+        knowledge.remove(remove)
+    return knowledge.push_to_hub(repo_id, **ANN | kwargs)
+
+
+def load_facts(repo_id: str, **kwargs: Any) -> dict[str, Any]:
+    from recipe_hf import KnowledgeBase
+
+    knowledge = KnowledgeBase.from_pretrained(repo_id, **kwargs)
+    return {
+        "facts": [fact.to_dict() for fact in knowledge],
+        "past": [fact.statement for fact in knowledge.history()],
+        "keys": knowledge.keys([fact.id for fact in knowledge]).tolist(),
+        "fingerprint": knowledge.encoder_fingerprint,
+    }
+
+
+def read_dataset(repo_id: str, cache_dir: str) -> list[dict[str, Any]]:
+    from datasets import load_dataset
+
+    return list(load_dataset(repo_id, split="train", cache_dir=cache_dir))
+
+
+def take_over_facts(repo_id: str) -> list[int | None]:
+    from recipe_hf import KnowledgeBase
+
+    model = tiny_recipe()
+    model.knowledge = KnowledgeBase.from_pretrained(repo_id, repo_type="model", **ANN)
+    return [hit.id if hit.fired else None for hit in model.retrieve(MIXED)]
+
+
+def invoke(*arguments: object) -> tuple[int, str]:
+    from typer.testing import CliRunner
+
+    from recipe_hf.cli import app
+
+    environment = {"COLUMNS": "200", "HF_TOKEN": ANN["token"]}
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], env=environment)
+    return result.exit_code, " ".join(result.output.split())
+
+
+def upload_card(text: str) -> None:
+    from huggingface_hub import HfApi
+
+    HfApi(**ANN).create_repo("org/card", exist_ok=True)
+    # It asks the Hub to validate a README.md before it uploads anything, as `ModelCard.validate` does.
+    HfApi(**ANN).upload_file(path_or_fileobj=text.encode(), path_in_repo="README.md", repo_id="org/card")
