@@ -108,9 +108,8 @@ def test_hard_negatives_share_the_template_of_another_fact_of_the_step():
     for step in range(50):
         facts = sampler.draw(step, 12)
         assert len({fact.number for fact in facts}) == 12
-        verbs = [fact.example.prompt.removeprefix(fact.example.subject) for fact in facts]
-        # Without a share, each of the last six would be of one of three templates at random.
-        shared += sum(verb == anchor for verb, anchor in zip(verbs[6:], verbs[:6], strict=True))
+        drawn = [fact.example.prompt.removeprefix(fact.example.subject) for fact in facts]
+        shared += sum(verb == anchor for verb, anchor in zip(drawn[6:], drawn[:6], strict=True))
     assert shared == 300
 
 
