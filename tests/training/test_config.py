@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 import recipe_hf.training
-from recipe_hf.training.config import LOSSES, StageConfig, TrainingConfig
+from recipe_hf.training.config import StageConfig, TrainingConfig
 
 CONFIGS = sorted((Path(recipe_hf.training.__file__).parent / "configs").glob("*.yaml"))
 STAGE = {"name": "joint", "steps": 5, "contrastive_batch_size": 8, "editing_batch_size": 4}
