@@ -231,7 +231,7 @@ def test_two_accumulated_batches_make_one_step(parts: Path, tmp_path: Path):
     expected = {name: p.grad.clone() for name, p in objective.named_parameters() if p.grad is not None}
     trainer.optimizer.zero_grad()
     found = {}
-    trainer.optimizer.register_step_pre_hook(
+    trainer.optimizer.optimizer.register_step_pre_hook(
         lambda *_: found.update({n: p.grad.clone() for n, p in objective.named_parameters() if p.grad is not None})
     )
     logged = trainer._train_step(stage, 0)
