@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +216,7 @@ def results(tmp_path_factory: pytest.TempPathFactory):
         contents = {name: write(directory / Path(name).name, rows).read_bytes() for name, rows in files.items()}
         repository.commit(revision, {name: File(content, False) for name, content in contents.items()}, "files")
 
-    with Hub() as hub:
+    with closing(Hub()) as hub:
         commit("org/facts", {"README.md": "", "data/facts.jsonl": [FACT]})
 
         commit("org/facts", {"data/facts.jsonl": [FACT | {"answer": "Bo Ray"}]}, "v2")
