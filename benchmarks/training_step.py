@@ -120,7 +120,10 @@ def main(
         encoder_learning_rate=LEARNING_RATE,
         loss_weights={"read_out": 0.0, "continuation": 0.0},
     )
-    config = TrainingConfig(base_model, str(train_file), "runs/benchmark", (stage,), encoder=encoder)
+    buckets = 4 if device == "cpu" else 1
+    config = TrainingConfig(
+        base_model, str(train_file), "runs/benchmark", (stage,), encoder=encoder, length_buckets=buckets
+    )
     sampler = FactSampler(load_examples(train_file), seed=0, answer_resampling=0.0, subject_share=0.0)
 
     def objective() -> RecipeObjective:

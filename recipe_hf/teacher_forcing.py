@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -34,18 +35,35 @@ def tokenize_rows(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], an
     return [Row(p, a) for p, a in zip(prompt_ids, answer_ids, strict=True)]
 
 
-def answer_logits(lm: PreTrainedModel, rows: Sequence[Row], prefix: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def answer_logits(
+    lm: PreTrainedModel, rows: Sequence[Row], prefix: Tensor | None = None, num_buckets: int = 1
+) -> tuple[Tensor, Tensor]:
     """Logits at the answer tokens only, so that the LM head runs nowhere else.
 
     Args:
         lm: The language model.
         rows: Prompts and answers.
         prefix: Continuous prompts to put before every row, `[batch, num_tokens, d_llm]`.
+        num_buckets: Calls of the language model, each with rows of similar length, so that less is spent on padding.
 
     Returns:
         Logits `[batch, n, vocab]` and labels `[batch, n]`, where `n` is the length of the longest answer. Shorter
         answers stand at the right; the columns before them are labelled `IGNORE_INDEX`.
     """
+    by_length = torch.tensor(sorted(range(len(rows)), key=lambda i: len(rows[i])))
+    num_targets = max(len(row.answer_ids) for row in rows)
+    logits, labels = [], []
+    for bucket in by_length.tensor_split(min(num_buckets, len(rows))):
+        chosen = [rows[i] for i in bucket.tolist()]
+        scores, targets = _answer_logits(lm, chosen, None if prefix is None else prefix[bucket.to(prefix.device)])
+        missing = num_targets - targets.shape[1]
+        logits.append(F.pad(scores, (0, 0, missing, 0)))
+        labels.append(F.pad(targets, (missing, 0), value=IGNORE_INDEX))
+    position = by_length.argsort().to(logits[0].device)
+    return torch.cat(logits)[position], torch.cat(labels)[position]
+
+
+def _answer_logits(lm: PreTrainedModel, rows: Sequence[Row], prefix: Tensor | None) -> tuple[Tensor, Tensor]:
     device = input_device(lm)
     longest = max(map(len, rows)) - 1
     num_targets = max(len(row.answer_ids) for row in rows)

@@ -22,10 +22,11 @@ def expected_logits(lm, row: Row, prefix: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gptj", "gpt-neox", "bloom", "qwen2-sliding"])
 @pytest.mark.parametrize("num_tokens", [0, 3])
-def test_logits_are_those_of_each_row_alone(architecture: str, num_tokens: int):
+@pytest.mark.parametrize("num_buckets", [1, 3, 9])
+def test_logits_are_those_of_each_row_alone(architecture: str, num_tokens: int, num_buckets: int):
     lm = tiny_causal_lm(architecture)
     prefixes = torch.randn(len(ROWS), num_tokens, HIDDEN_SIZE, generator=torch.Generator().manual_seed(0))
-    logits, labels = answer_logits(lm, ROWS, prefixes if num_tokens else None)
+    logits, labels = answer_logits(lm, ROWS, prefixes if num_tokens else None, num_buckets)
     assert logits.shape == (4, 4, VOCAB_SIZE) and labels.shape == (4, 4)
     assert logits.isfinite().all()
     for row, prefix, found, kept in zip(ROWS, prefixes, logits, labels != IGNORE_INDEX, strict=True):
@@ -53,6 +54,13 @@ def test_lm_head_runs_at_answers_only():
     lm.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: widths.append(inputs[0].shape[1]))
     answer_logits(lm, ROWS, torch.zeros(4, 3, HIDDEN_SIZE))
     assert widths == [4]
+
+
+def test_rows_of_similar_length_share_a_call():
+    lm, shapes = tiny_causal_lm(), []
+    lm.get_input_embeddings().register_forward_hook(lambda _, inputs, __: shapes.append(tuple(inputs[0].shape)))
+    answer_logits(lm, ROWS, torch.zeros(4, 3, HIDDEN_SIZE), num_buckets=2)
+    assert shapes == [(2, 4), (2, 6)]
 
 
 def test_answers_are_tokenised_after_one_space():

@@ -141,6 +141,8 @@ class TrainingConfig:
         key_memory: How many keys of past steps serve as further negatives.
         temperature: `tau` of the contrastive losses.
         hinge_scale: Margin from which predictions are good enough to be left out of the losses; `None` for none.
+        length_buckets: Calls of the base in which a step's rows, sorted by length, are shared out. One is best where
+            calls cost more than padding, on a GPU; about four on a CPU.
         gradient_accumulation_steps: How many batches make one optimizer step.
         max_grad_norm: Gradients are clipped to this norm.
         mixed_precision: `no`, `fp16` or `bf16`, as in Accelerate.
@@ -175,6 +177,7 @@ class TrainingConfig:
     key_memory: int = 0
     temperature: float = 1.0
     hinge_scale: float | None = None
+    length_buckets: int = 1
     gradient_accumulation_steps: int = 1
     max_grad_norm: float = 1.0
     mixed_precision: str = "no"
@@ -197,6 +200,7 @@ class TrainingConfig:
             "logging_steps",
             "num_eval_examples",
             "num_eval_questions",
+            "length_buckets",
             "gradient_accumulation_steps",
         ):
             _require_integer(name, getattr(self, name), at_least=1)

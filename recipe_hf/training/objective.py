@@ -11,14 +11,14 @@ from torch.distributed.nn.functional import all_gather
 
 from ..modeling.facts import compose_statement
 from ..modeling.model import RecipeForCausalLM
-from ..teacher_forcing import Row, answer_logits, tokenize_rows
+from ..teacher_forcing import IGNORE_INDEX, Row, answer_logits, tokenize_rows
 from .config import StageConfig, TrainingConfig
 from .losses import contrastive_losses, editing_loss, locality_loss, read_out_loss
 from .sampling import FactSampler, TrainingFact
 from .warm_start import AnswerPool, AnswerPrompt
 
 _READ_OUT_CANDIDATES = 1024
-_CONTINUATION_TOKENS = 8
+_CONTINUATION_TOKENS = 4
 
 
 class KeyMemory(nn.Module):
@@ -242,31 +242,34 @@ class RecipeObjective(nn.Module):
         questions = [text for asked, _ in texts.values() for text in asked]
         expected = [text for _, given in texts.values() for text in given]
         rows = tokenize_rows(self.tokenizer, questions, expected)
-        logits, labels = answer_logits(lm, rows, prompts.repeat(len(texts), 1, 1))
+        following = self._following(facts) if stage.weight("continuation") > 0 else [[] for _ in facts]
+        rows[:count] = [
+            Row(row.prompt_ids, row.answer_ids + ids) for row, ids in zip(rows[:count], following, strict=True)
+        ]
+        logits, labels = answer_logits(lm, rows, prompts.repeat(len(texts), 1, 1), self.config.length_buckets)
+        left_to_base = torch.zeros_like(labels, dtype=torch.bool)
+        left_to_base[2 * count :] = True
+        for row, ids in zip(left_to_base, following, strict=False):
+            row[len(row) - len(ids) :] = True
+        answers = labels.masked_fill(left_to_base, IGNORE_INDEX)
         losses = {
-            name: editing_loss(logits[i * count :][:count], labels[i * count :][:count], self.config.hinge_scale)
+            name: editing_loss(logits[i * count :][:count], answers[i * count :][:count], self.config.hinge_scale)
             for i, name in enumerate(["reliability", "generality"])
         }
-        if "locality" in texts:
-            with torch.no_grad():
-                base_logits, base_labels = answer_logits(lm, rows[-count:])
-            losses["locality"] = locality_loss(logits[-count:, -base_labels.shape[1] :], base_logits, base_labels)
-        if stage.weight("continuation") > 0:
-            losses["continuation"] = self._continuation(facts, rows[:count], prompts)
+        for name, block in (("locality", slice(2 * count, None)), ("continuation", slice(count))):
+            if stage.weight(name) > 0:
+                with torch.no_grad():
+                    base_logits, base_labels = answer_logits(lm, rows[block])
+                n = base_labels.shape[1]
+                base_labels = base_labels.masked_fill(~left_to_base[block, -n:], IGNORE_INDEX)
+                losses[name] = locality_loss(logits[block, -n:], base_logits, base_labels)
         return losses
 
-    def _continuation(self, facts: Sequence[TrainingFact], rows: Sequence[Row], prompts: Tensor) -> Tensor:
-        """Once the answer is said, the base goes on as if it had said so itself: here, with an unrelated sentence."""
+    def _following(self, facts: Sequence[TrainingFact]) -> list[list[int]]:
+        """Tokens of an unrelated sentence: once the answer is said, the base goes on as if it had said so itself."""
         texts = [f". {fact.example.locality_prompt}" for fact in facts]
         ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        after = [
-            Row(row.prompt_ids + row.answer_ids, following[:_CONTINUATION_TOKENS])
-            for row, following in zip(rows, ids, strict=True)
-        ]
-        logits, labels = answer_logits(self.model.lm, after, prompts)
-        with torch.no_grad():
-            base_logits, _ = answer_logits(self.model.lm, after)
-        return locality_loss(logits, base_logits, labels)
+        return [row[:_CONTINUATION_TOKENS] for row in ids]
 
 
 def _statements(facts: Sequence[TrainingFact]) -> list[str]:

@@ -118,7 +118,7 @@ def test_results_are_in_the_model_index_with_protocol_and_number_of_edits(tmp_pa
     write_model_card(make_checkpoint(tmp_path), make_run())
     data = ModelCard.load(tmp_path / "README.md").data
     assert data.model_name == "RECIPE for SmolLM2-135M-Instruct"
-    assert {result.dataset_type for result in data.eval_results} == {"counterfact-test-part"}
+    assert {result.dataset_type for result in data.eval_results} == {"counterfact"}
     assert [(result.metric_type, result.metric_name, result.metric_value) for result in data.eval_results] == [
         ("reliability", "reliability, protocol strict, 1,000 edits", 91.5),
         ("locality", "locality, protocol strict, 1,000 edits", 97.0),

@@ -83,7 +83,7 @@ def test_continuation_loss_compares_what_follows_the_answer_with_the_base():
     for fact, prefix in zip(FACTS, objective.prompt_encoder(keys), strict=False):
         said = tokenizer(fact.example.prompt)["input_ids"]
         said += tokenizer(f" {fact.answer}", add_special_tokens=False)["input_ids"]
-        following = tokenizer(f". {fact.example.locality_prompt}", add_special_tokens=False)["input_ids"][:8]
+        following = tokenizer(f". {fact.example.locality_prompt}", add_special_tokens=False)["input_ids"][:4]
         embeds = lm.get_input_embeddings()(torch.tensor(said + following))
         rows = [torch.cat([prefix, embeds]), embeds]
         q, p = (lm(inputs_embeds=row.unsqueeze(0)).logits[0, -len(following) - 1 : -1].softmax(-1) for row in rows)
