@@ -138,6 +138,7 @@ class TrainingConfig:
         subject_share: See [`FactSampler`].
         same_template_share: See [`FactSampler`].
         hard_negative_share: See [`FactSampler`].
+        distractor_share: See [`FactSampler`].
         key_memory: How many keys of past steps serve as further negatives.
         temperature: `tau` of the contrastive losses.
         hinge_scale: Margin from which predictions are good enough to be left out of the losses; `None` for none.
@@ -174,6 +175,7 @@ class TrainingConfig:
     subject_share: float = 0.0
     same_template_share: float = 0.0
     hard_negative_share: float = 0.0
+    distractor_share: float = 0.0
     key_memory: int = 0
     temperature: float = 1.0
     hinge_scale: float | None = None
@@ -191,7 +193,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         _require(len(self.stages) > 0, "stages", self.stages, "at least one")
-        for name in ("answer_resampling", "subject_share", "same_template_share"):
+        for name in ("answer_resampling", "subject_share", "same_template_share", "distractor_share"):
             _require_number(name, getattr(self, name), at_most=1)
         _require_number("hard_negative_share", self.hard_negative_share, at_most=0.5)
         for name in (

@@ -277,11 +277,11 @@ def _statements(facts: Sequence[TrainingFact]) -> list[str]:
 
 
 def _queries(facts: Sequence[TrainingFact]) -> list[str]:
-    """Prompts, rephrasings and unrelated prompts, in three blocks."""
+    """Prompts, rephrasings and unrelated prompts, in three blocks, each after what distracts from it."""
     return [
-        *(fact.example.prompt for fact in facts),
-        *(fact.example.rephrase_prompt for fact in facts),
-        *(fact.example.locality_prompt for fact in facts),
+        *(fact.distractor + fact.example.prompt for fact in facts),
+        *(fact.distractor + fact.example.rephrase_prompt for fact in facts),
+        *(fact.distractor + fact.example.locality_prompt for fact in facts),
     ]
 
 

@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
 from ..datasets import EditExample
+from ..modeling.facts import compose_statement
+
+T = TypeVar("T")
+
+_DISTRACTING_STATEMENTS = 4
 
 
 @dataclass(frozen=True)
 class TrainingFact:
-    """A fact as a step sees it: `answer` may be drawn anew, so that statement and target change together."""
+    """A fact as a step sees it.
+
+    Args:
+        number: Its place among the sampler's examples.
+        example: The fact, with the one rephrasing and the one unrelated question that the step asks.
+        answer: Its answer, which may be drawn anew, so that statement and target change together.
+        distractor: Text that stands before its questions when the retriever reads them; mostly empty.
+    """
 
     number: int
     example: EditExample
     answer: str
+    distractor: str = ""
 
 
 class FactSampler:
@@ -32,6 +46,7 @@ class FactSampler:
             subject only: answers of the right kind.
         hard_negative_share: Share of a step's facts that are drawn, last in the batch, from those whose prompt differs
             from that of another fact of the step in the subject only.
+        distractor_share: Share of facts whose questions come after one to four statements of other facts.
         probabilities: How likely each fact is to be drawn, as [`~recipe_hf.datasets.load_mixture`] says; all alike by
             default.
     """
@@ -45,6 +60,7 @@ class FactSampler:
         same_template_share: float = 0.0,
         probabilities: Sequence[float] | None = None,
         hard_negative_share: float = 0.0,
+        distractor_share: float = 0.0,
     ) -> None:
         self.examples = list(examples)
         self.seed = seed
@@ -53,6 +69,7 @@ class FactSampler:
         self.same_template_share = same_template_share
         self.probabilities = None if probabilities is None else np.array(probabilities) / sum(probabilities)
         self.hard_negative_share = hard_negative_share
+        self.distractor_share = distractor_share
         self._templates = [_template(example) for example in self.examples]
         self._by_template: dict[str, list[int]] = {}
         for number, template in enumerate(self._templates):
@@ -70,7 +87,27 @@ class FactSampler:
         rng = np.random.default_rng([self.seed, step])
         numbers = rng.choice(len(self.examples), size=size, replace=False, p=self.probabilities).tolist()
         numbers = self._with_hard_negatives(rng, numbers)
-        return [TrainingFact(n, self.examples[n], self._answer(rng, n, answer_variants)) for n in numbers]
+        return [
+            TrainingFact(n, self._example(rng, n), self._answer(rng, n, answer_variants), self._distractor(rng))
+            for n in numbers
+        ]
+
+    def _example(self, rng: np.random.Generator, number: int) -> EditExample:
+        example = self.examples[number]
+        if max(len(example.rephrasings), len(example.unrelated)) <= 1:
+            return example
+        return replace(
+            example,
+            rephrasings=_one(rng, example.rephrasings),
+            unrelated=_one(rng, example.unrelated),
+        )
+
+    def _distractor(self, rng: np.random.Generator) -> str:
+        if not self.distractor_share or rng.random() >= self.distractor_share:
+            return ""
+        drawn = rng.integers(len(self.examples), size=rng.integers(1, _DISTRACTING_STATEMENTS, endpoint=True))
+        facts = [self.examples[number] for number in drawn]
+        return "".join(f"{compose_statement(fact.prompt, fact.answer)}. " for fact in facts)
 
     def _with_hard_negatives(self, rng: np.random.Generator, numbers: list[int]) -> list[int]:
         count = min(round(len(numbers) * self.hard_negative_share), len(numbers) // 2)
@@ -95,6 +132,12 @@ class FactSampler:
         else:
             pool = self._answers
         return pool[rng.integers(len(pool))]
+
+
+def _one(rng: np.random.Generator, items: tuple[T, ...]) -> tuple[T, ...]:
+    """One of `items`, or none if there is none."""
+    start = int(rng.integers(len(items))) if len(items) > 1 else 0
+    return items[start : start + 1]
 
 
 def _template(example: EditExample) -> str:

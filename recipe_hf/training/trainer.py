@@ -65,6 +65,7 @@ class Trainer:
             config.same_template_share,
             None if isinstance(config.train_file, str) else shares[: -config.num_eval_examples],
             config.hard_negative_share,
+            config.distractor_share,
         )
         largest = max(stage.batch_size for stage in config.stages) * self.accelerator.num_processes
         if largest > len(self.sampler.examples):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -126,6 +127,29 @@ def test_keys_of_an_encoder_in_training_are_not_remembered():
     found, expected = objective(SAMPLER.draw(5, 4), ENCODER, 5), make(ENCODER)(SAMPLER.draw(5, 4), ENCODER, 5)
     for name in CONTRASTIVE:
         torch.testing.assert_close(found[name], expected[name], **CLOSE)
+
+
+@torch.no_grad()
+def test_distractors_stand_before_questions_but_not_in_statements_or_before_the_base():
+    distractor = "The sun is hot. "
+    facts = [replace(fact, distractor=distractor) for fact in FACTS]
+    asked = [
+        replace(
+            fact,
+            example=replace(
+                fact.example,
+                rephrasings=(distractor + fact.example.rephrase_prompt,),
+                unrelated=((distractor + fact.example.locality_prompt, fact.example.locality_answer),),
+            ),
+        )
+        for fact in FACTS
+    ]
+    found, expected, plain = (make(JOINT)(batch, JOINT, 0) for batch in (facts, asked, FACTS))
+    for name in ("neighbor_generality", "sentinel_locality"):
+        torch.testing.assert_close(found[name], expected[name], **CLOSE)
+        assert abs(found[name] - plain[name]) > 1e-3
+    for name in ("reliability", "generality", "locality", "read_out"):
+        torch.testing.assert_close(found[name], plain[name], **CLOSE)
 
 
 @torch.no_grad()

@@ -117,3 +117,25 @@ def test_facts_without_a_like_are_drawn_at_random_instead():
     examples = [replace(e, prompt=f"{e.subject} is number {n} in") for n, e in enumerate(EXAMPLES)]
     facts = FactSampler(examples, 0, 0.0, 0.0, hard_negative_share=0.5).draw(0, 12)
     assert len({fact.number for fact in facts}) == 12
+
+
+def test_a_step_asks_one_of_the_rephrasings_and_one_of_the_unrelated_questions():
+    example = EditExample("S is", "a", "S", ("r0", "r1", "r2"), (("u0", "x"), ("u1", "y")))
+    drawn = [fact.example for fact in many(FactSampler([example] * 10, 0, 0.0, 0.0), steps=10)]
+    assert {e.rephrasings for e in drawn} == {("r0",), ("r1",), ("r2",)}
+    assert {e.unrelated for e in drawn} == {(("u0", "x"),), (("u1", "y"),)}
+    assert {replace(e, rephrasings=(), unrelated=()) for e in drawn} == {
+        replace(example, rephrasings=(), unrelated=())
+    }
+    none = replace(example, rephrasings=())
+    assert {fact.example.rephrasings for fact in many(FactSampler([none] * 10, 0, 0.0, 0.0), steps=1)} == {()}
+
+
+def test_distractors_are_one_to_four_statements():
+    facts = many(FactSampler(EXAMPLES, 0, 0.0, 0.0, distractor_share=0.4))
+    texts = [fact.distractor for fact in facts if fact.distractor]
+    assert len(texts) / len(facts) == pytest.approx(0.4, abs=0.03)
+    statements = {f"{e.prompt} {e.answer}" for e in EXAMPLES}
+    assert {len(text.split(". ")) - 1 for text in texts} == {1, 2, 3, 4}
+    assert {part for text in texts for part in text.split(". ")[:-1]} == statements
+    assert not any(fact.distractor for fact in many(sampler(), steps=5))
