@@ -251,9 +251,9 @@ class RecipeObjective(nn.Module):
         left_to_base[2 * count :] = True
         for row, ids in zip(left_to_base, following, strict=False):
             row[len(row) - len(ids) :] = True
-        answers = labels.masked_fill(left_to_base, IGNORE_INDEX)
+        said = labels.masked_fill(left_to_base, IGNORE_INDEX)
         losses = {
-            name: editing_loss(logits[i * count :][:count], answers[i * count :][:count], self.config.hinge_scale)
+            name: editing_loss(logits[i * count :][:count], said[i * count :][:count], self.config.hinge_scale)
             for i, name in enumerate(["reliability", "generality"])
         }
         for name, block in (("locality", slice(2 * count, None)), ("continuation", slice(count))):
