@@ -74,33 +74,49 @@ def train(ctx: typer.Context) -> None:
 def evaluate(
     checkpoint: Checkpoint,
     dataset: Annotated[
-        str, typer.Option(help="Facts to edit in: a file, or org/name:file.json on the Hub.", show_default=False)
+        list[str],
+        typer.Option(
+            help="Facts to edit in: a file, or org/name:file.json on the Hub; may be given again.", show_default=False
+        ),
     ],
-    num_edits: Annotated[list[int], typer.Option(help="How many facts to hold at once; may be given again.")] = [1000],  # noqa: B006
+    num_edits: Annotated[
+        list[int], typer.Option(help="How many facts to hold at once; may be given again; all by default.")
+    ] = [],  # noqa: B006
     seeds: Annotated[list[int], typer.Option(help="Seeds that choose the facts; may be given again.")] = [0],  # noqa: B006
     num_questions: Annotated[
         int | None, typer.Option(help="How many of the facts held to ask about; all by default.", show_default=False)
     ] = None,
+    half: Annotated[
+        Literal["train", "held_out"] | None,
+        typer.Option(help="Take only this half of each data set, as training configurations do.", show_default=False),
+    ] = None,
     base_model: BaseModel = None,
     output: Annotated[Path | None, typer.Option(help="Also write each outcome to this JSON file.")] = None,
 ) -> None:
-    """Measures reliability, generality and locality (protocol `strict`: the retriever sees the prompt only)."""
+    """Measures reliability, generality, locality, and portability if the data ask for it.
+
+    Protocol `strict`: the retriever sees the prompt only.
+    """
     from .datasets import load_examples
     from .evaluation.editing import evaluate_editing
     from .evaluation.report import markdown_table, summarize, write_json
 
-    examples = load_examples(dataset)
+    examples = [example for path in dataset for example in load_examples(path, half=half)]
+    names = ", ".join(Path(path).name for path in dataset) + (f", half {half}" if half else "")
+    num_edits = num_edits or [len(examples)]
     if max(num_edits) > len(examples) or min(num_edits) < 1:
-        raise ValueError(f"num_edits must be between 1 and the {len(examples)} facts of {dataset}, got {num_edits}.")
+        raise ValueError(f"num_edits must be between 1 and the {len(examples)} facts of {names}, got {num_edits}.")
     model = _load(checkpoint, base_model)
     reports = []
     for number in num_edits:
         for seed in seeds:
             typer.echo(f"{number} facts, seed {seed}", err=True)
-            reports.append(evaluate_editing(model, examples, number, seed, num_questions, progress=True))
+            reports.append(
+                evaluate_editing(model, examples, number, seed, num_questions, progress=True, portability=True)
+            )
     typer.echo(markdown_table(summarize(reports)))
     if output is not None:
-        write_json(output, model, Path(dataset).name, reports)
+        write_json(output, model, names, reports)
 
 
 @app.command()

@@ -18,7 +18,7 @@ import typer
 
 from recipe_hf import RecipeForCausalLM
 from recipe_hf.cards.model_card import EvaluationResult, write_model_card
-from recipe_hf.evaluation.editing import KINDS, EditingReport, Outcome
+from recipe_hf.evaluation.editing import EditingReport, Outcome
 from recipe_hf.evaluation.report import summarize
 from recipe_hf.training.publishing import METRICS_LOG, RUN_RECORD, describe_run
 
@@ -67,7 +67,7 @@ def _result(path: Path) -> EvaluationResult:
         for r in record["reports"]
     ]
     return EvaluationResult(
-        dataset=f"CounterFact, test part ({record['dataset']})" + _asked(reports),
+        dataset=record["dataset"] + _asked(reports),
         protocol=record["protocol"],
         seeds=sorted({report.seed for report in reports}),
         rows=dict(summarize(reports)),
@@ -75,7 +75,8 @@ def _result(path: Path) -> EvaluationResult:
 
 
 def _asked(reports: list[EditingReport]) -> str:
-    asked = {len(report.outcomes) // len(KINDS) for report in reports} - {report.num_edits for report in reports}
+    asked = {sum(o.kind == "reliability" for o in report.outcomes) for report in reports}
+    asked -= {report.num_edits for report in reports}
     return f", asking about {min(asked):,} of the facts held" if asked else ""
 
 

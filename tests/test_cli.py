@@ -9,6 +9,7 @@ from tiny_recipe import FACTS, UNRELATED, tiny_base, tiny_recipe
 from typer.testing import CliRunner, Result
 
 from recipe_hf.cli import app
+from recipe_hf.datasets import load_examples
 from recipe_hf.modeling.knowledge import KnowledgeBase
 
 
@@ -166,3 +167,42 @@ def test_ask_with_another_base_is_refused(checkpoint, tmp_path):
 def test_traceback_is_shown_on_demand(tmp_path, monkeypatch):
     monkeypatch.setenv("RECIPE_HF_TRACEBACK", "1")
     assert isinstance(invoke("list", tmp_path).exception, ValueError)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """Six facts of one's own, the first two with other questions."""
+    rows = [{"prompt": f"The home of Person {i} is", "answer": "Oslo", "subject": f"Person {i}"} for i in range(6)]
+    for row in rows[:2]:
+        row |= {"rephrasings": [f"{row['subject']} lives in"], "unrelated": ["The sun is"]}
+    path = tmp_path / "facts.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return path
+
+
+def test_evaluate_prints_a_table_and_writes_every_outcome(checkpoint, saved, dataset, tmp_path):
+    output, options = tmp_path / "evaluation.json", ["--base-model", saved[1], "--seeds", 0, "--seeds", 1]
+    result = invoke("evaluate", checkpoint, "--dataset", dataset, *options, "--num-edits", 6, "--output", output)
+    assert result.exit_code == 0, result.output
+    assert "| facts | reliability | generality | locality | right fact, edits" in result.output
+    record = json.loads(output.read_text())
+    assert record["dataset"] == "facts.jsonl" and [r["seed"] for r in record["reports"]] == [0, 1]
+    kinds = [outcome["kind"] for outcome in record["reports"][0]["outcomes"]]
+    assert kinds == ["reliability"] * 6 + ["generality"] * 2 + ["locality"] * 2
+
+
+def test_evaluate_takes_halves_of_several_data_sets(checkpoint, saved, dataset, tmp_path):
+    other, output = tmp_path / "other.jsonl", tmp_path / "evaluation.json"
+    other.write_text(dataset.read_text().replace("Person", "Place"))
+    both = ["--dataset", dataset, "--dataset", other, "--half", "held_out"]
+    result = invoke("evaluate", checkpoint, *both, "--base-model", saved[1], "--output", output)
+    assert result.exit_code == 0, result.output
+    (report,) = json.loads(output.read_text())["reports"]
+    held_out = [e.prompt for path in (dataset, other) for e in load_examples(path, half="held_out")]
+    asked = [outcome["query"] for outcome in report["outcomes"] if outcome["kind"] == "reliability"]
+    assert report["num_edits"] == 6 and sorted(asked) == sorted(held_out)
+
+
+def test_evaluate_refuses_more_edits_than_facts(checkpoint, dataset):
+    result = invoke("evaluate", checkpoint, "--dataset", dataset, "--num-edits", 7)
+    assert_refused(result, "num_edits must be between 1 and the 6 facts of facts.jsonl, got [7]")

@@ -177,7 +177,7 @@ def _eval_results(results: list[EvaluationResult]) -> list[EvalResult]:
         EvalResult(
             task_type="text-generation",
             task_name="Knowledge editing",
-            dataset_type=_slug(result.dataset.split(",")[0]),
+            dataset_type=_slug(Path(result.dataset.split(",")[0]).stem),
             dataset_name=result.dataset,
             metric_type=_slug(metric),
             metric_name=f"{metric}, protocol {result.protocol}, {edits:,} edits",

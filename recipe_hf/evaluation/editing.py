@@ -1,7 +1,7 @@
-"""Reliability, generality and locality of edits under the `strict` protocol.
+"""Reliability, generality, locality and portability of edits under the `strict` protocol.
 
-`strict`: the retriever sees the prompt only. Reliability and generality are the teacher-forced token accuracy of the
-answer; locality is the share of answer positions where the most likely token is the unedited model's.
+`strict`: the retriever sees the prompt only. Reliability, generality and portability are the teacher-forced token
+accuracy of the answer; locality is the share of answer positions where the most likely token is the unedited model's.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import chain
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from ..modeling.model import RecipeForCausalLM
 
 KINDS = ("reliability", "generality", "locality")
+PORTABILITY = "portability"
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Outcome:
     """What happened to one question.
 
     Args:
-        kind: `reliability`, `generality` or `locality`.
+        kind: `reliability`, `generality`, `locality` or `portability`.
         query: The question.
         answer: The expected answer.
         retrieved_id: Id of the fact whose prompt was used, or `None`.
@@ -65,18 +67,20 @@ class EditingReport:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Reliability, generality, locality, and of what the retriever does: recall@1 and gate fire rates, in percent.
+        """Mean accuracy of each kind of question asked, and what the retriever did with it, in percent.
 
-        `recall` is over the questions that have a fact, before the gate would matter: the right fact was used.
+        `_right_fact`: the right fact was used. `_fired`: any was. `_given_right_fact`: accuracy where the right one
+        was.
         """
-        of = {kind: [o for o in self.outcomes if o.kind == kind] for kind in KINDS}
-        percent = {kind: 100 * mean(o.accuracy for o in rows) for kind, rows in of.items()}
-        for kind in ("reliability", "generality"):
-            percent[f"{kind}_right_fact"] = 100 * mean(o.is_right_fact for o in of[kind])
-            percent[f"{kind}_fired"] = 100 * mean(o.retrieved_id is not None for o in of[kind])
-            right = [o.accuracy for o in of[kind] if o.is_right_fact]
-            percent[f"{kind}_given_right_fact"] = 100 * mean(right) if right else 0.0
-        percent["locality_fired"] = 100 * mean(o.retrieved_id is not None for o in of["locality"])
+        percent: dict[str, float] = {}
+        for kind in dict.fromkeys(o.kind for o in self.outcomes):
+            rows = [o for o in self.outcomes if o.kind == kind]
+            percent[kind] = 100 * mean(o.accuracy for o in rows)
+            percent[f"{kind}_fired"] = 100 * mean(o.retrieved_id is not None for o in rows)
+            if kind != "locality":
+                right = [o.accuracy for o in rows if o.is_right_fact]
+                percent[f"{kind}_right_fact"] = 100 * len(right) / len(rows)
+                percent[f"{kind}_given_right_fact"] = 100 * mean(right) if right else 0.0
         return percent
 
 
@@ -89,8 +93,11 @@ def evaluate_editing(
     num_questions: int | None = None,
     batch_size: int = 32,
     progress: bool = False,
+    portability: bool = False,
 ) -> EditingReport:
     """Adds facts to an empty knowledge base, asks about them, and puts the model's own knowledge back.
+
+    A fact without rephrasings is not asked for in other words, and one whose unrelated question was made up has none.
 
     Args:
         model: The model. Its knowledge is the same afterwards.
@@ -100,6 +107,7 @@ def evaluate_editing(
         num_questions: How many of the added facts to ask about; all by default.
         batch_size: Rows in one call of the base.
         progress: Whether to show a progress bar with the time left.
+        portability: Whether to ask what follows from the facts too; of several right answers, the first is expected.
 
     Raises:
         ValueError: If `num_edits` is not between 1 and the number of examples, or `num_questions` is below 1.
@@ -116,11 +124,7 @@ def evaluate_editing(
     with _empty_knowledge(model):
         ids = model.add_knowledge([(e.prompt, e.answer) for e in chosen])
         asked = list(zip(chosen, ids, strict=True))[:num_questions]
-        questions = [
-            *(("reliability", e.prompt, e.answer, i) for e, i in asked),
-            *(("generality", e.rephrase_prompt, e.answer, i) for e, i in asked),
-            *(("locality", e.locality_prompt, e.locality_answer, None) for e, _ in asked),
-        ]
+        questions = list(_questions(asked, portability))
         queries = [query for _, query, _, _ in questions]
         retrievals = model.retrieve(queries)
         rows = tokenize_rows(model.tokenizer, queries, [answer for _, _, answer, _ in questions])
@@ -143,6 +147,24 @@ def evaluate_editing(
         )
     ]
     return EditingReport(num_edits, seed, outcomes)
+
+
+def _questions(
+    asked: Sequence[tuple[EditExample, int]], portability: bool
+) -> Iterator[tuple[str, str, str, int | None]]:
+    """Kind, question, expected answer and the id of the right fact."""
+    for example, fact_id in asked:
+        yield "reliability", example.prompt, example.answer, fact_id
+    for example, fact_id in asked:
+        if example.rephrasings:
+            yield "generality", example.rephrase_prompt, example.answer, fact_id
+    for example, _ in asked:
+        if not example.unrelated_is_made_up:
+            yield "locality", example.locality_prompt, example.locality_answer, None
+    if portability:
+        for example, fact_id in asked:
+            for question, answers in chain.from_iterable(example.portability.values()):
+                yield PORTABILITY, question, answers[0], fact_id
 
 
 @contextmanager

@@ -16,6 +16,7 @@ COLUMNS = {
     "reliability": "reliability",
     "generality": "generality",
     "locality": "locality",
+    "portability": "portability",
     "reliability_right_fact": "right fact, edits",
     "generality_right_fact": "right fact, rephrasings",
     "locality_fired": "fired, unrelated",
@@ -23,14 +24,15 @@ COLUMNS = {
 
 
 def summarize(reports: Sequence[EditingReport]) -> dict[int, dict[str, str]]:
-    """For each number of edits, the mean of each metric in percent, and over several seeds its deviation."""
-    table: dict[int, dict[str, str]] = {}
-    for num_edits in sorted({report.num_edits for report in reports}):
-        metrics = [report.metrics for report in reports if report.num_edits == num_edits]
-        table[num_edits] = {
-            heading: _mean_and_deviation([m[name] for m in metrics]) for name, heading in COLUMNS.items()
-        }
-    return table
+    """For each number of edits, the mean of each metric asked for in percent, and over several seeds its deviation."""
+    by_number: dict[int, list[dict[str, float]]] = {}
+    for report in sorted(reports, key=lambda report: report.num_edits):
+        by_number.setdefault(report.num_edits, []).append(report.metrics)
+    asked = set.intersection(*(set(metrics) for rows in by_number.values() for metrics in rows))
+    return {
+        num_edits: {h: _mean_and_deviation([m[name] for m in rows]) for name, h in COLUMNS.items() if name in asked}
+        for num_edits, rows in by_number.items()
+    }
 
 
 def _mean_and_deviation(values: Sequence[float]) -> str:

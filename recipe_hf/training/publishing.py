@@ -29,6 +29,7 @@ def describe_run(directory: str | Path, **known: Any) -> TrainingRun:
     log = [json.loads(line) for line in (directory / METRICS_LOG).read_text(encoding="utf-8").splitlines()]
     config, metrics = record["config"], record["metrics"]
     held_out = config["num_eval_examples"]
+    kinds = [kind for kind in KINDS if f"eval_{kind}" in metrics]
     asked = min(held_out, config["num_eval_questions"])
     sources = config["train_file"] if isinstance(config["train_file"], list) else [config["train_file"]]
     data = " and ".join(_source_name(source) for source in sources)
@@ -39,13 +40,13 @@ def describe_run(directory: str | Path, **known: Any) -> TrainingRun:
         "hardware": f"{record['num_processes']} process(es) on {record['device']}",
         "hours": record["hours"],
         "training_config": config,
-        "notes": [_learning_curve(log, record["step"], held_out)],
+        "notes": [_learning_curve(log, record["step"], held_out, kinds)],
         "results": [
             EvaluationResult(
                 dataset=f"{_source_name(sources[-1])}, its last {held_out} rows, asking about {asked}",
                 protocol="strict",
                 seeds=[0],
-                rows={held_out: {kind: metrics[f"eval_{kind}"] for kind in KINDS}},
+                rows={held_out: {kind: metrics[f"eval_{kind}"] for kind in kinds}},
             )
         ],
     }
@@ -62,10 +63,10 @@ def _precision(config: dict[str, Any]) -> str:
     return "float32" if config["mixed_precision"] == "no" else "the precision it is published in"
 
 
-def _learning_curve(log: list[dict[str, Any]], last_step: int, held_out: int) -> str:
+def _learning_curve(log: list[dict[str, Any]], last_step: int, held_out: int, kinds: list[str]) -> str:
     points = []
     for line in log:
         if "eval_reliability" in line and line["step"] <= last_step:
-            scores = " / ".join(f"{line[f'eval_{kind}']:.0f}" for kind in KINDS)
+            scores = " / ".join(f"{line[f'eval_{kind}']:.0f}" for kind in kinds)
             points.append(f"step {line['step']}: {scores}")
-    return f"Learning curve ({' / '.join(KINDS)} with {held_out} held-out facts): {', '.join(points)}."
+    return f"Learning curve ({' / '.join(kinds)} with {held_out} held-out facts): {', '.join(points)}."

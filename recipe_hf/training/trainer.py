@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -199,8 +200,8 @@ class Trainer:
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             parts.append({name: loss.detach() for name, loss in losses.items()})
-        mean = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
-        return self.accelerator.reduce(mean, "mean")
+        means = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+        return self.accelerator.reduce(means, "mean")
 
     def _clip_gradients(self) -> None:
         """Clips each part of the model by its own norm: the encoder's is a thousand times that of the others."""
@@ -209,7 +210,7 @@ class Trainer:
             torch.nn.utils.clip_grad_norm_(group["params"], self.config.max_grad_norm)
 
     def _evaluate(self) -> None:
-        """Evaluates on the held-out facts; the best model so far, by the mean of the three metrics, is kept."""
+        """Evaluates on the held-out facts; the best model so far, by the mean of its metrics, is kept."""
         self.accelerator.wait_for_everyone()
         score = [0.0]
         if self.accelerator.is_main_process:
@@ -217,7 +218,7 @@ class Trainer:
             metrics = {f"eval_{name}": round(value, 2) for name, value in report.metrics.items()}
             self._log(metrics)
             logger.info(f"step {self.step}: {metrics}")
-            score = [sum(report.metrics[kind] for kind in KINDS) / len(KINDS)]
+            score = [mean(report.metrics[kind] for kind in KINDS if kind in report.metrics)]
             if score[0] > self.best_score:
                 self._save_best(metrics)
         broadcast_object_list(score)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -128,6 +130,40 @@ def test_metrics_are_averages_in_percent():
     assert (metrics["generality_right_fact"], metrics["generality_fired"], metrics["locality_fired"]) == (50, 75, 50)
     right = [o.accuracy for o in report().outcomes if o.kind == "generality" and o.is_right_fact]
     assert metrics["generality_given_right_fact"] == pytest.approx(100 * sum(right) / 2)
+
+
+def test_questions_that_the_data_lack_are_not_asked():
+    bare = replace(EXAMPLES[0], rephrasings=(), unrelated_is_made_up=True)
+    outcomes = evaluate_editing(model(), [bare, EXAMPLES[1]]).outcomes
+    assert Counter(o.kind for o in outcomes) == {"reliability": 2, "generality": 1, "locality": 1}
+    assert {o.query for o in outcomes} == {
+        bare.prompt,
+        EXAMPLES[1].prompt,
+        EXAMPLES[1].rephrase_prompt,
+        EXAMPLES[1].locality_prompt,
+    }
+    assert not {"generality", "locality"} & set(evaluate_editing(model(), [bare]).metrics)
+
+
+def test_portability_asks_every_question_and_expects_its_first_answer():
+    follows = {
+        "Reasoning": ((PROMPTS[1], ("a b", "four")), (UNRELATED[0], ("four",))),
+        "Alias": ((PROMPTS[0], ("c",)),),
+    }
+    examples = [replace(EXAMPLES[0], portability=follows), EXAMPLES[1]]
+    report = evaluate_editing(model(), examples, portability=True)
+    found = {o.query: o for o in report.outcomes if o.kind == "portability"}
+    assert {query: o.answer for query, o in found.items()} == {
+        PROMPTS[1]: "a b",
+        UNRELATED[0]: "four",
+        PROMPTS[0]: "c",
+    }
+    for outcome in found.values():
+        used, accuracy = slow_outcome("portability", outcome.query, outcome.answer, examples)
+        assert (outcome.retrieved_id is None) == (used is None) and outcome.is_right_fact == (used == 0)
+        assert outcome.accuracy == pytest.approx(accuracy)
+    assert report.metrics["portability"] == pytest.approx(100 * sum(o.accuracy for o in found.values()) / 3)
+    assert "portability" not in evaluate_editing(model(), examples).metrics
 
 
 def test_edits_and_questions_are_chosen_by_number_and_seed():
