@@ -73,6 +73,8 @@ class TrainingRun:
         training_data: The training data in words: name, part, number of rows.
         hardware: What it was trained on.
         hours: How long that took.
+        encoder_revision: Commit of that encoder.
+        versions: Versions of the libraries it was trained with, by name.
         base_model: Hub id of the base; `None` takes the checkpoint's `base_model_name_or_path`.
         results: Evaluations to tabulate.
         training_config: The configuration file of the run.
@@ -89,6 +91,8 @@ class TrainingRun:
     training_data: str
     hardware: str
     hours: float
+    encoder_revision: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)
     base_model: str | None = None
     results: list[EvaluationResult] = field(default_factory=list)
     training_config: dict[str, Any] = field(default_factory=dict)

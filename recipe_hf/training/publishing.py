@@ -39,6 +39,8 @@ def describe_run(directory: str | Path, **known: Any) -> TrainingRun:
         "training_data": f"{data}, without the last {held_out} rows, which were held out to choose the best step",
         "hardware": f"{record['num_processes']} process(es) on {record['device']}",
         "hours": record["hours"],
+        "encoder_revision": record.get("encoder_revision"),
+        "versions": record.get("versions", {}),
         "training_config": config,
         "notes": [_learning_curve(log, record["step"], held_out, kinds)],
         "results": [

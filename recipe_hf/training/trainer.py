@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import time
+from importlib.metadata import version
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -22,6 +23,7 @@ from ..cards.model_card import write_model_card
 from ..datasets import load_mixture
 from ..evaluation.editing import KINDS, evaluate_editing
 from ..hub import push_checkpoint
+from ..modeling.base import base_revision
 from ..modeling.model import RecipeForCausalLM
 from .config import StageConfig, TrainingConfig
 from .objective import RecipeObjective, parameter_groups
@@ -31,6 +33,7 @@ from .sampling import FactSampler
 logger = logging.get_logger(__name__)
 
 _CALIBRATION_FACTS = 512
+_VERSIONED = ("recipe-hf", "torch", "transformers", "accelerate")
 _PROGRESS = ("step", "best_score", "evaluations_since_best", "seconds")
 
 
@@ -250,6 +253,8 @@ class Trainer:
             "device": str(self.accelerator.device),
             "num_processes": self.accelerator.num_processes,
             "num_threads": torch.get_num_threads(),
+            "versions": {name: version(name) for name in _VERSIONED},
+            "encoder_revision": base_revision(self.config.encoder, None, None),
             "metrics": metrics,
             "config": dataclasses.asdict(self.config),
         }

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,17 @@ def test_card_says_what_the_run_and_the_checkpoint_know(tmp_path):
     ):
         assert expected in text
     assert "{{" not in text and "{%" not in text and "\n\n\n" not in text
+
+
+def test_card_pins_revisions_and_versions(tmp_path):
+    run = make_run(encoder_revision="e5ce", versions={"torch": "2.13.0", "transformers": "5.1.0"})
+    config = json.loads((make_checkpoint(tmp_path) / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"base_model_revision": "ba5e"}))
+    text = write_model_card(tmp_path, run).text
+    assert "dequantised, revision `ba5e`.\n" in text
+    assert "all-MiniLM-L6-v2 (`bert`), revision `e5ce`.\n" in text
+    assert "- Versions: torch 2.13.0, transformers 5.1.0.\n" in text
+    assert "revision" not in write_model_card(make_checkpoint(tmp_path), make_run()).text
 
 
 @pytest.mark.parametrize(

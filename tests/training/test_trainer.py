@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,7 @@ def test_best_checkpoint_says_how_it_was_made(finished: RecordingTrainer):
     }
     assert scores[summary["step"]] == pytest.approx(max(scores.values()), abs=0.02)
     assert finished.best_score == pytest.approx(max(scores.values()), abs=0.02)
+    assert summary["versions"]["torch"] == version("torch") and "recipe-hf" in summary["versions"]
     config = summary["config"]
     assert config["seed"] == 0 and [stage["name"] for stage in config["stages"]] == list(STEPS_OF)
 
