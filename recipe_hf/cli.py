@@ -90,6 +90,13 @@ def evaluate(
         Literal["train", "held_out"] | None,
         typer.Option(help="Take only this half of each data set, as training configurations do.", show_default=False),
     ] = None,
+    as_statements: Annotated[
+        bool,
+        typer.Option(
+            "--as-statements",
+            help="Tell the facts as whole statements: prompts are made of these alone, as in the paper.",
+        ),
+    ] = False,
     base_model: BaseModel = None,
     output: Annotated[Path | None, typer.Option(help="Also write each outcome to this JSON file.")] = None,
 ) -> None:
@@ -103,6 +110,7 @@ def evaluate(
 
     examples = [example for path in dataset for example in load_examples(path, half=half)]
     names = ", ".join(Path(path).name for path in dataset) + (f", half {half}" if half else "")
+    names += ", told as statements" if as_statements else ""
     num_edits = num_edits or [len(examples)]
     if max(num_edits) > len(examples) or min(num_edits) < 1:
         raise ValueError(f"num_edits must be between 1 and the {len(examples)} facts of {names}, got {num_edits}.")
@@ -112,7 +120,16 @@ def evaluate(
         for seed in seeds:
             typer.echo(f"{number} facts, seed {seed}", err=True)
             reports.append(
-                evaluate_editing(model, examples, number, seed, num_questions, progress=True, portability=True)
+                evaluate_editing(
+                    model,
+                    examples,
+                    number,
+                    seed,
+                    num_questions,
+                    progress=True,
+                    portability=True,
+                    as_statements=as_statements,
+                )
             )
     typer.echo(markdown_table(summarize(reports)))
     if output is not None:

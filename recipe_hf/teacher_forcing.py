@@ -36,7 +36,11 @@ def tokenize_rows(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], an
 
 
 def answer_logits(
-    lm: PreTrainedModel, rows: Sequence[Row], prefix: Tensor | None = None, num_buckets: int = 1
+    lm: PreTrainedModel,
+    rows: Sequence[Row],
+    prefix: Tensor | None = None,
+    num_buckets: int = 1,
+    prefix_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Logits at the answer tokens only, so that the LM head runs nowhere else.
 
@@ -44,18 +48,24 @@ def answer_logits(
         lm: The language model.
         rows: Prompts and answers.
         prefix: Continuous prompts to put before every row, `[batch, num_tokens, d_llm]`.
+        prefix_mask: Which of these tokens are there, `[batch, num_tokens]`; all by default.
         num_buckets: Calls of the language model, each with rows of similar length, so that less is spent on padding.
 
     Returns:
         Logits `[batch, n, vocab]` and labels `[batch, n]`, where `n` is the length of the longest answer. Shorter
         answers stand at the right; the columns before them are labelled `IGNORE_INDEX`.
     """
+    if prefix is None:
+        embeddings: Any = lm.get_input_embeddings()
+        prefix = torch.empty(len(rows), 0, embeddings.weight.shape[1], device=input_device(lm))
+    if prefix_mask is None:
+        prefix_mask = torch.ones(prefix.shape[:2], dtype=torch.bool, device=prefix.device)
     by_length = torch.tensor(sorted(range(len(rows)), key=lambda i: len(rows[i])))
     num_targets = max(len(row.answer_ids) for row in rows)
     logits, labels = [], []
     for bucket in by_length.tensor_split(min(num_buckets, len(rows))):
         chosen = [rows[i] for i in bucket.tolist()]
-        scores, targets = _answer_logits(lm, chosen, None if prefix is None else prefix[bucket.to(prefix.device)])
+        scores, targets = _answer_logits(lm, chosen, prefix[bucket], prefix_mask[bucket])
         missing = num_targets - targets.shape[1]
         logits.append(F.pad(scores, (0, 0, missing, 0)))
         labels.append(F.pad(targets, (missing, 0), value=IGNORE_INDEX))
@@ -63,7 +73,9 @@ def answer_logits(
     return torch.cat(logits)[position], torch.cat(labels)[position]
 
 
-def _answer_logits(lm: PreTrainedModel, rows: Sequence[Row], prefix: Tensor | None) -> tuple[Tensor, Tensor]:
+def _answer_logits(
+    lm: PreTrainedModel, rows: Sequence[Row], prefix: Tensor, prefix_mask: Tensor
+) -> tuple[Tensor, Tensor]:
     device = input_device(lm)
     longest = max(map(len, rows)) - 1
     num_targets = max(len(row.answer_ids) for row in rows)
@@ -76,9 +88,5 @@ def _answer_logits(lm: PreTrainedModel, rows: Sequence[Row], prefix: Tensor | No
         mask[i, longest - len(text) :] = 1
         labels[i, num_targets - len(row.answer_ids) :] = torch.tensor(row.answer_ids)
     ids, mask, labels = ids.to(device), mask.to(device), labels.to(device)
-    if prefix is None:
-        embeddings: Any = lm.get_input_embeddings()
-        prefix = torch.empty(len(rows), 0, embeddings.weight.shape[1], device=device)
-    present = torch.ones(prefix.shape[:2], dtype=torch.bool, device=device)
-    outputs: Any = prefixed_forward(lm, prefix, present, ids, mask, logits_to_keep=num_targets)
+    outputs: Any = prefixed_forward(lm, prefix, prefix_mask, ids, mask, logits_to_keep=num_targets)
     return outputs.logits, labels

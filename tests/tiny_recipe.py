@@ -96,9 +96,9 @@ def untrained_recipe(architecture: str = "llama", base: Any = None, **kwargs: An
     return model
 
 
-def tiny_recipe(architecture: str = "llama", base: Any = None) -> RecipeForCausalLM:
+def tiny_recipe(architecture: str = "llama", base: Any = None, **kwargs: Any) -> RecipeForCausalLM:
     """A RECIPE model in which each of `PROMPTS` fires its fact, and none of `UNRELATED` fires any."""
-    model = untrained_recipe(architecture, base)
+    model = untrained_recipe(architecture, base, **kwargs)
     model.retriever.load_state_dict(_fitted_retriever())
     return model
 

@@ -18,6 +18,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..datasets import EditExample
+from ..modeling.facts import compose_statement
 from ..modeling.knowledge import KnowledgeBase
 from ..teacher_forcing import IGNORE_INDEX, Row, answer_logits, tokenize_rows
 
@@ -94,6 +95,8 @@ def evaluate_editing(
     batch_size: int = 32,
     progress: bool = False,
     portability: bool = False,
+    as_statements: bool = False,
+    beside: Sequence[EditExample] = (),
 ) -> EditingReport:
     """Adds facts to an empty knowledge base, asks about them, and puts the model's own knowledge back.
 
@@ -108,6 +111,9 @@ def evaluate_editing(
         batch_size: Rows in one call of the base.
         progress: Whether to show a progress bar with the time left.
         portability: Whether to ask what follows from the facts too; of several right answers, the first is expected.
+        as_statements: Whether facts are told as whole statements, so that their continuous prompts are made of these
+            alone, as in the paper, also if the model makes prompts of answers.
+        beside: Further facts to add, which are not asked about.
 
     Raises:
         ValueError: If `num_edits` is not between 1 and the number of examples, or `num_questions` is below 1.
@@ -122,8 +128,9 @@ def evaluate_editing(
         raise ValueError(f"num_edits must be between 1 and the {len(examples)} examples at hand, got {num_edits}.")
     chosen = random.Random(seed).sample(list(examples), num_edits)
     with _empty_knowledge(model):
-        ids = model.add_knowledge([(e.prompt, e.answer) for e in chosen])
-        asked = list(zip(chosen, ids, strict=True))[:num_questions]
+        facts: list[Any] = [(e.prompt, e.answer) for e in (*chosen, *beside)]
+        ids = model.add_knowledge([compose_statement(*fact) for fact in facts] if as_statements else facts)
+        asked = list(zip(chosen, ids, strict=False))[:num_questions]
         questions = list(_questions(asked, portability))
         queries = [query for _, query, _, _ in questions]
         retrievals = model.retrieve(queries)
@@ -146,7 +153,7 @@ def evaluate_editing(
             questions, retrievals, used, accuracies, strict=True
         )
     ]
-    return EditingReport(num_edits, seed, outcomes)
+    return EditingReport(num_edits + len(beside), seed, outcomes)
 
 
 def _questions(
@@ -208,10 +215,11 @@ def _batch_accuracy(
     batch: Sequence[int],
 ) -> list[float]:
     chosen = [rows[i] for i in batch]
-    ids = [fact_ids[i] for i in batch]
-    keys = model.knowledge.keys([i for i in ids if i is not None])
-    prefix = model.prompt_encoder(keys.to(model.retriever.device)) if len(keys) else None
-    logits, labels = answer_logits(model.lm, chosen, prefix)
+    ids = [fact_id for i in batch if (fact_id := fact_ids[i]) is not None]
+    prefix, mask = None, None
+    if ids:
+        prefix, mask = model.continuous_prompts(model.knowledge.keys(ids), [model.knowledge[i].answer for i in ids])
+    logits, labels = answer_logits(model.lm, chosen, prefix, prefix_mask=mask)
     predicted = logits.argmax(-1)
     local = [n for n, i in enumerate(batch) if kinds[i] == "locality"]
     expected = labels.clone()

@@ -123,7 +123,8 @@ class RecipePreTrainedModel(KnowledgeMixin, PreTrainedModel):
                 added, removed and looked up without it.
             config: A config to use instead of the checkpoint's.
             **kwargs: `token`, `cache_dir`, `local_files_only` and `force_download` for checkpoint and base;
-                `revision`, `subfolder` and `variant` for the checkpoint; fields of [`RecipeConfig`]; anything else
+                `revision`, `subfolder` and `variant` for the checkpoint; fields of [`RecipeConfig`], of which
+                `num_answer_prompt_tokens` gives a checkpoint that has none new prompts of answers; anything else
                 (`dtype`, `device_map`, `max_memory`, `offload_folder`, `quantization_config`, `attn_implementation`,
                 ...) says how to load the base.
 
@@ -161,10 +162,12 @@ class RecipePreTrainedModel(KnowledgeMixin, PreTrainedModel):
         except SafetensorError as error:
             raise ValueError(f"The weights in {directory} are truncated or altered: {error}.") from error
         model, info = loaded
-        if info["missing_keys"]:
+        is_new = "answer_prompt_encoder." if fields.get("num_answer_prompt_tokens") else ()
+        missing = sorted(name for name in info["missing_keys"] if not name.startswith(is_new))
+        if missing:
             raise ValueError(
-                f"The weights in {directory} lack {len(info['missing_keys'])} tensors of the model, "
-                f"{', '.join(sorted(info['missing_keys'])[:3])} among them: the file was altered."
+                f"The weights in {directory} lack {len(missing)} tensors of the model, {', '.join(missing[:3])} among "
+                f"them: the file was altered."
             )
         model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
         model._load_parts(directory)

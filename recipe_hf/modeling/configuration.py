@@ -26,6 +26,9 @@ class RecipeConfig(PretrainedConfig):
         max_position_embeddings: Context length of the base.
         knowledge_dim: Width of the representations `r_k` and `r_q` (4096 in the paper). A positive multiple of 8.
         num_continuous_prompt_tokens: Length `l` of a continuous prompt (3 in the paper).
+        num_answer_prompt_tokens: Length of the continuous prompts that are made of a fact's answer where it was given
+            apart from the prompt, and take the place of those made of the statement. This goes beyond the paper; 0
+            for none.
         num_sentinel_tokens: Number `c` of trainable token embeddings of the knowledge sentinel (10 in the paper).
         use_pooler_output: Whether the encoder's pooler output joins the max, min and mean pooled features, as in
             the authors' code.
@@ -50,6 +53,7 @@ class RecipeConfig(PretrainedConfig):
         max_position_embeddings: int = 1024,
         knowledge_dim: int = 1024,
         num_continuous_prompt_tokens: int = 3,
+        num_answer_prompt_tokens: int = 0,
         num_sentinel_tokens: int = 10,
         use_pooler_output: bool = False,
         similarity_scale: float | None = None,
@@ -76,6 +80,9 @@ class RecipeConfig(PretrainedConfig):
         self.max_position_embeddings = _positive("max_position_embeddings", max_position_embeddings)
         self.knowledge_dim = _positive("knowledge_dim", knowledge_dim, multiple_of=8)
         self.num_continuous_prompt_tokens = _positive("num_continuous_prompt_tokens", num_continuous_prompt_tokens)
+        self.num_answer_prompt_tokens = num_answer_prompt_tokens and _positive(
+            "num_answer_prompt_tokens", num_answer_prompt_tokens
+        )
         self.num_sentinel_tokens = _positive("num_sentinel_tokens", num_sentinel_tokens)
         if num_sentinel_tokens > self.max_encoder_length:
             raise ValueError(

@@ -100,13 +100,14 @@ class KnowledgeMixin:
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _look_up(self, queries: list[str], batch_size: int = 64) -> tuple[list[Retrieval], Tensor]:
-        """Retrievals, and the key of the best fact of each query, `[len(queries), knowledge_dim]`."""
+    def _look_up(self, queries: list[str], batch_size: int = 64) -> tuple[list[Retrieval], Tensor, list[str | None]]:
+        """Retrievals; the key `[len(queries), knowledge_dim]` and the answer, if known, of each query's best fact."""
         retrievals = [Retrieval(None, None, -torch.inf, 0.0, False) for _ in queries]
         keys = torch.zeros(len(queries), self.config.knowledge_dim)
+        answers: list[str | None] = [None for _ in queries]
         asked = [row for row, query in enumerate(queries) if query.strip()]
         if not asked:
-            return retrievals, keys
+            return retrievals, keys, answers
         sentinel = self._refresh()
         with deterministic(self.retriever):
             encoded = self.retriever.encode_queries([queries[row] for row in asked], batch_size).float()
@@ -119,8 +120,9 @@ class KnowledgeMixin:
                 retrievals[row] = Retrieval(None, None, score, threshold, False)
             else:
                 retrievals[row] = Retrieval(fact.id, fact.statement, score, threshold, score > threshold)
+                answers[row] = fact.answer
         keys[asked] = hits.keys[:, 0]
-        return retrievals, keys
+        return retrievals, keys, answers
 
     def _encode_statements(self, statements: Sequence[str], batch_size: int = 64) -> Tensor:
         with torch.no_grad(), deterministic(self.retriever):

@@ -18,7 +18,7 @@ from .editing import check_queries
 from .knowledge import KnowledgeBase
 from .outputs import RecipeCausalLMOutput, Retrieval
 from .prefix import hidden_prefix, prefixed_forward
-from .prompt_encoder import PromptEncoder
+from .prompt_encoder import AnswerPromptEncoder, PromptEncoder, carried_tokens
 from .queries import read_queries
 from .retriever import Retriever
 
@@ -36,6 +36,8 @@ class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
     Attributes:
         retriever: Encodes statements and queries.
         prompt_encoder: Turns keys into continuous prompts.
+        answer_prompt_encoder: Turns answers into them, where they are known; None without
+            `config.num_answer_prompt_tokens`.
         lm: The base; None before one is attached.
         tokenizer: The base's tokenizer.
         knowledge: The facts, a [`KnowledgeBase`].
@@ -50,6 +52,11 @@ class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.retriever = Retriever(config)
         self.prompt_encoder = PromptEncoder(config)
+        self.answer_prompt_encoder = (
+            AnswerPromptEncoder(config.num_answer_prompt_tokens, config.hidden_size, shared=True)
+            if config.num_answer_prompt_tokens
+            else None
+        )
         self.lm: Any = None
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self.knowledge = KnowledgeBase(config.knowledge_dim)
@@ -58,7 +65,7 @@ class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear):
+        if isinstance(module, (nn.Linear, AnswerPromptEncoder)):
             module.reset_parameters()
         elif isinstance(module, Retriever):
             nn.init.normal_(module.sentinel_embeds, std=getattr(self.config.encoder_config, "initializer_range", 0.02))
@@ -106,8 +113,8 @@ class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
         if kwargs.get("past_key_values") is not None:
             raise ValueError("past_key_values must not be given to forward, which takes whole texts: use generate.")
         texts = self._queries(queries, input_ids, attention_mask, query_mask, labels)
-        retrievals, keys = self._look_up(texts)
-        prefix = self._prefix(retrievals, keys)
+        retrievals, keys, answers = self._look_up(texts)
+        prefix = self._prefix(retrievals, keys, answers)
         kwargs.setdefault("use_cache", False)
         outputs: Any
         if prefix is not None:
@@ -171,8 +178,8 @@ class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
                 raise ValueError("queries must be given with inputs_embeds, whose text is not known.")
             ids = kwargs["inputs_embeds"]
             queries = [""] * len(ids) if queries is None else queries
-        retrievals, keys = self._look_up(self._queries(queries, ids, kwargs.get("attention_mask")))
-        prefix = self._prefix(retrievals, keys)
+        retrievals, keys, answers = self._look_up(self._queries(queries, ids, kwargs.get("attention_mask")))
+        prefix = self._prefix(retrievals, keys, answers)
         with nullcontext() if prefix is None else hidden_prefix(*prefix):
             outputs = lm.generate(inputs, generation_config, *args, **kwargs)
         if isinstance(outputs, ModelOutput):
@@ -196,15 +203,63 @@ class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
             raise RuntimeError("The queries cannot be read without the base's tokenizer: set model.tokenizer.")
         return read_queries(self.tokenizer, input_ids, attention_mask, query_mask, labels)
 
-    def _prefix(self, retrievals: list[Retrieval], keys: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Continuous prompts `[B, l, d_llm]` of the facts that fired (eq. 7), and their mask `[B, l]`."""
-        fired = torch.tensor([retrieval.fired for retrieval in retrievals])
-        if not fired.any():
+    def _prefix(
+        self, retrievals: list[Retrieval], keys: Tensor, answers: list[str | None]
+    ) -> tuple[Tensor, Tensor] | None:
+        """Continuous prompts `[B, l, d_llm]` of the facts that fired, and their mask `[B, l]`."""
+        rows = [row for row, retrieval in enumerate(retrievals) if retrieval.fired]
+        if not rows:
             return None
-        prompts = self.prompt_encoder(keys[fired].to(self.prompt_encoder.output.weight))
-        embeds = prompts.new_zeros(len(fired), *prompts.shape[1:])
-        embeds[fired] = prompts
-        return embeds, fired.to(embeds.device).unsqueeze(1).expand(-1, embeds.shape[1])
+        prompts, present = self.continuous_prompts(keys[rows], [answers[row] for row in rows])
+        embeds = prompts.new_zeros(len(retrievals), *prompts.shape[1:])
+        mask = present.new_zeros(len(retrievals), present.shape[1])
+        embeds[rows], mask[rows] = prompts, present
+        return embeds, mask
+
+    def continuous_prompts(self, keys: Tensor, answers: Sequence[str | None]) -> tuple[Tensor, Tensor]:
+        """The continuous prompts of facts: of their keys (eq. 7), or of their answers if the model has such prompts.
+
+        Args:
+            keys: `[n, knowledge_dim]`.
+            answers: The answer of each fact, None where it is not known apart from the statement.
+
+        Returns:
+            Prompts `[n, l, d_llm]`, and a mask `[n, l]` of the tokens that are there: the two kinds differ in length.
+
+        Raises:
+            RuntimeError: If answers are to be read without the base or its tokenizer.
+        """
+        prompts = self.prompt_encoder(keys.to(self.prompt_encoder.output.weight))
+        mask = torch.ones(prompts.shape[:2], dtype=torch.bool, device=prompts.device)
+        known = [row for row, answer in enumerate(answers) if answer is not None]
+        if self.answer_prompt_encoder is None or not known:
+            return prompts, mask
+        of_answers = self.answer_prompts([answer for answer in answers if answer is not None])
+        missing = max(of_answers.shape[1] - prompts.shape[1], 0)
+        prompts, mask = nn.functional.pad(prompts, (0, 0, 0, missing)), nn.functional.pad(mask, (0, missing))
+        prompts, width = prompts.clone(), of_answers.shape[1]
+        prompts[known, :width] = of_answers.to(prompts)
+        mask[known] = torch.arange(mask.shape[1], device=mask.device) < width
+        return prompts, mask
+
+    def answer_prompts(self, answers: Sequence[str]) -> Tensor:
+        """Continuous prompts of answers alone, `[n, num_answer_prompt_tokens, d_llm]`.
+
+        Raises:
+            RuntimeError: If the model makes no such prompts, or has no base or tokenizer.
+        """
+        encoder = self.answer_prompt_encoder
+        if encoder is None:
+            raise RuntimeError("The model makes no prompts of answers: its num_answer_prompt_tokens is 0.")
+        if self.tokenizer is None:
+            raise RuntimeError("Answers cannot be read without the base's tokenizer: set model.tokenizer.")
+        ids = self.tokenizer([f" {answer}" for answer in answers], add_special_tokens=False)["input_ids"]
+        carried = [tokens for answer in ids for tokens in carried_tokens(answer, encoder.num_tokens)]
+        flat = torch.tensor([token for tokens in carried for token in tokens], device=self.device)
+        with torch.no_grad():
+            embeds = self.get_input_embeddings()(flat).to(encoder.offset)
+        pieces = torch.stack([part.mean(0) for part in embeds.split([len(tokens) for tokens in carried])])
+        return encoder(pieces.unflatten(0, (len(answers), -1)))
 
     # ------------------------------------------------------------------ the base
 

@@ -1,6 +1,8 @@
-"""The prompt encoder: from a key to continuous prompt tokens (paper eq. 7)."""
+"""From a fact to continuous prompt tokens: of its key (paper eq. 7), or of its answer where that is known."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,3 +21,52 @@ class PromptEncoder(nn.Module):
 
     def forward(self, keys: Tensor) -> Tensor:
         return self.output(keys + torch.relu(self.residual(keys))).unflatten(-1, self.shape)
+
+
+class AnswerPromptEncoder(nn.Module):
+    """Prompt token `i` is `offset_i + e_i W_i`, `e_i` the mean word embedding of the answer's tokens that it carries.
+
+    This goes beyond the paper, whose prompts are made of the statement alone.
+
+    Args:
+        num_tokens: Length of the prompt.
+        width: `d_llm`.
+        shared: Whether all prompt tokens have one `W`.
+    """
+
+    def __init__(self, num_tokens: int, width: int, shared: bool = False) -> None:
+        super().__init__()
+        self.offset = nn.Parameter(torch.empty(num_tokens, width))
+        self.weight = nn.Parameter(torch.empty(1 if shared else num_tokens, width, width))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Makes the prompt the word embeddings themselves."""
+        self.offset.zero_()
+        self.weight.copy_(torch.eye(self.offset.shape[1]))
+
+    @property
+    def num_tokens(self) -> int:
+        """Length of the prompt."""
+        return len(self.offset)
+
+    def token(self, index: int, pieces: Tensor) -> Tensor:
+        """Prompt token `index` for mean word embeddings `[n, d_llm]`."""
+        return self.offset[index] + pieces @ self.weight[index % len(self.weight)]
+
+    def forward(self, pieces: Tensor) -> Tensor:
+        """Continuous prompts for `[n, num_tokens, d_llm]`."""
+        return torch.stack([self.token(i, piece) for i, piece in enumerate(pieces.unbind(1))], dim=1)
+
+
+def carried_tokens(ids: Sequence[int], num_tokens: int) -> list[tuple[int, ...]]:
+    """Which of an answer's tokens each prompt token carries.
+
+    Prompt token `i` carries token `i`, the last one all that remain; those left over carry the answer's last again.
+
+    >>> carried_tokens([5, 6, 7, 8], 3), carried_tokens([5, 6], 3)
+    ([(5,), (6,), (7, 8)], [(5,), (6,), (6,)])
+    """
+    last = num_tokens - 1
+    return [tuple(ids[i:] if i == last else ids[i : i + 1]) or (ids[-1],) for i in range(num_tokens)]

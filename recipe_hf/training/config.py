@@ -34,8 +34,9 @@ class StageConfig:
     Args:
         name: What the log calls it.
         steps: Number of optimizer steps.
-        prompts: What the editing losses prefix: continuous prompts of the `statement` (eq. 7), or, in a warm start,
-            those made of the `answer`'s own word embeddings (see [`~recipe_hf.training.warm_start.AnswerPrompt`]).
+        prompts: What the editing losses prefix: continuous prompts of the `statement` (eq. 7); in a warm start, those
+            made of the `answer`'s own word embeddings, which teach MLP_P (see [`~recipe_hf.training.warm_start`]); or
+            those of a `known_answer` that the checkpoint keeps, see `num_answer_prompt_tokens`.
         contrastive_batch_size: Facts in the contrastive and read-out losses; 0 leaves these out.
         query_batch_size: How many of these facts also bring their queries; the others add keys and read-outs alone.
             `None` for all.
@@ -44,7 +45,7 @@ class StageConfig:
         learning_rate: Of the heads, and of the sentinel and the prompt encoder where these have none of their own.
         key_learning_rate: Of MLP_K, where it is not that of MLP_Q; 0 keeps the keys of a frozen encoder as they are.
         sentinel_learning_rate: Of the sentinel's token embeddings.
-        prompt_learning_rate: Of the prompt encoder, or of the warm start's prompts.
+        prompt_learning_rate: Of whatever makes the prompts.
         encoder_learning_rate: Of the text encoder; 0 freezes it, and features of texts met before are reused.
         encoder_layers: How many of the encoder's last layers are trained; `None` trains all of it.
         warmup_steps: Steps over which the learning rates rise.
@@ -55,7 +56,7 @@ class StageConfig:
 
     name: str
     steps: int
-    prompts: Literal["statement", "answer"] = "statement"
+    prompts: Literal["statement", "answer", "known_answer"] = "statement"
     contrastive_batch_size: int = 0
     query_batch_size: int | None = None
     editing_batch_size: int = 0
@@ -84,7 +85,14 @@ class StageConfig:
         for name in (*rates, "encoder_learning_rate"):
             _require_number(f"{name} {stage}", getattr(self, name))
         _require(self.batch_size > 0, f"the batch sizes {stage}", self.batch_size, "above 0, at least one of them")
-        _require(self.prompts in ("statement", "answer"), f"prompts {stage}", self.prompts, "'statement' or 'answer'")
+        kinds = ("statement", "answer", "known_answer")
+        _require(self.prompts in kinds, f"prompts {stage}", self.prompts, f"one of {', '.join(kinds)}")
+        _require(
+            self.prompts == "statement" or not self.contrastive_batch_size,
+            f"contrastive_batch_size {stage}",
+            self.contrastive_batch_size,
+            f"0 with prompts: {self.prompts}",
+        )
         _require(
             self.lr_scheduler_type in ("cosine", "constant"),
             f"lr_scheduler_type {stage}",
@@ -124,13 +132,18 @@ class TrainingConfig:
         output_dir: Where checkpoints and logs go.
         stages: The schedule.
         encoder: Hub id or directory of the starting text encoder.
+        checkpoint: A trained checkpoint, in a directory or on the Hub, to go on from instead of new weights. Its
+            encoder and its sizes are taken too; such a run has no warm start and no `read_out`, which need one.
         base_model_name_or_path: Base that the checkpoint names, where `base_model` is a local copy of it.
         base_model_revision: Revision of the base.
         knowledge_dim: See [`RecipeConfig`].
         num_continuous_prompt_tokens: See [`RecipeConfig`].
+        num_answer_prompt_tokens: See [`RecipeConfig`].
         num_sentinel_tokens: See [`RecipeConfig`].
         num_eval_examples: How many of the last rows of `train_file`, or of the last source in it, are held out.
         num_eval_questions: How many of these each evaluation asks about; all of them are in its knowledge base.
+        num_eval_training_facts: How many of the facts trained on its knowledge base holds beside the held-out ones:
+            the more there are, the harder it is to tell a fact from all others, and from none.
         eval_steps: Steps between evaluations, each of which may give a new best checkpoint.
         save_steps: Steps between checkpoints to resume from.
         logging_steps: Steps between log lines.
@@ -161,13 +174,16 @@ class TrainingConfig:
     output_dir: str
     stages: tuple[StageConfig, ...]
     encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
+    checkpoint: str | None = None
     base_model_name_or_path: str | None = None
     base_model_revision: str | None = None
     knowledge_dim: int = 1024
     num_continuous_prompt_tokens: int = 3
+    num_answer_prompt_tokens: int = 0
     num_sentinel_tokens: int = 10
     num_eval_examples: int = 500
     num_eval_questions: int = 100
+    num_eval_training_facts: int = 0
     eval_steps: int = 100
     save_steps: int = 100
     logging_steps: int = 10
@@ -209,7 +225,7 @@ class TrainingConfig:
         for name in ("early_stopping_patience", "hub_steps"):
             if getattr(self, name) is not None:
                 _require_integer(name, getattr(self, name), at_least=1)
-        for name in ("key_memory", "seed"):
+        for name in ("key_memory", "num_eval_training_facts", "seed"):
             _require_integer(name, getattr(self, name), at_least=0)
         for name in ("temperature", "max_grad_norm"):
             _require_number(name, getattr(self, name))
@@ -222,6 +238,20 @@ class TrainingConfig:
             self.hub_model_id,
             "a repository id such as 'organisation/name' with push_to_hub",
         )
+        _require_integer("num_answer_prompt_tokens", self.num_answer_prompt_tokens, at_least=0)
+        for stage in self.stages:
+            _require(
+                stage.prompts != "known_answer" or self.num_answer_prompt_tokens > 0,
+                "num_answer_prompt_tokens",
+                self.num_answer_prompt_tokens,
+                f"above 0 for stage {stage.name!r}",
+            )
+            if self.checkpoint is not None:
+                _require(
+                    stage.prompts != "answer", f"prompts of stage {stage.name!r}", "answer", "others with a checkpoint"
+                )
+                uses = stage.contrastive_batch_size and stage.weight("read_out")
+                _require(not uses, f"the weight of read_out of stage {stage.name!r}", uses, "0 with a checkpoint")
         modes = ("no", "fp16", "bf16")
         _require(
             self.mixed_precision in modes, "mixed_precision", self.mixed_precision, "'no' in quotes, fp16 or bf16"

@@ -11,11 +11,12 @@ from torch.distributed.nn.functional import all_gather
 
 from ..modeling.facts import compose_statement
 from ..modeling.model import RecipeForCausalLM
+from ..modeling.prompt_encoder import AnswerPromptEncoder
 from ..teacher_forcing import IGNORE_INDEX, Row, answer_logits, tokenize_rows
 from .config import StageConfig, TrainingConfig
 from .losses import contrastive_losses, editing_loss, locality_loss, read_out_loss
 from .sampling import FactSampler, TrainingFact
-from .warm_start import AnswerPool, AnswerPrompt
+from .warm_start import AnswerPool
 
 _READ_OUT_CANDIDATES = 1024
 _CONTINUATION_TOKENS = 4
@@ -100,11 +101,10 @@ class RecipeObjective(nn.Module):
         self.retriever = model.retriever
         self.prompt_encoder = model.prompt_encoder
         embeddings = model.lm.get_input_embeddings().weight.detach().float()
-        self.answer_prompt = AnswerPrompt(config.num_continuous_prompt_tokens, embeddings.shape[1])
-        self.memory = KeyMemory(config.key_memory, config.knowledge_dim)
-        self.pool = AnswerPool(
-            sampler.answers, self.tokenizer, embeddings, num_tokens=config.num_continuous_prompt_tokens
-        )
+        self.answer_prompt_encoder = model.answer_prompt_encoder
+        self.answer_prompt = AnswerPromptEncoder(model.config.num_continuous_prompt_tokens, embeddings.shape[1])
+        self.memory = KeyMemory(config.key_memory, model.config.knowledge_dim)
+        self.pool = AnswerPool(sampler.answers, self.tokenizer, embeddings, num_tokens=self.answer_prompt.num_tokens)
         self.cache = FeatureCache()
 
     @property
@@ -114,10 +114,12 @@ class RecipeObjective(nn.Module):
 
     def start_stage(self, stage: StageConfig, previous: StageConfig | None) -> None:
         """Freezes what the stage leaves alone, and hands over from a warm start to the prompt encoder."""
-        warm = stage.prompts == "answer"
-        self.answer_prompt.requires_grad_(warm)
-        self.prompt_encoder.requires_grad_(not warm)
-        self.retriever.requires_grad_(not warm)
+        of_statements = stage.prompts == "statement"
+        self.prompt_encoder.requires_grad_(of_statements)
+        self.retriever.requires_grad_(of_statements)
+        self.answer_prompt.requires_grad_(stage.prompts == "answer")
+        if self.answer_prompt_encoder is not None:
+            self.answer_prompt_encoder.requires_grad_(stage.prompts == "known_answer")
         self.retriever.encoder.requires_grad_(False)
         if stage.encoder_learning_rate > 0:
             trained: nn.Module = self.retriever.encoder
@@ -125,7 +127,7 @@ class RecipeObjective(nn.Module):
                 stacks = [module for module in trained.modules() if isinstance(module, nn.ModuleList)]
                 trained = max(stacks, key=len)[-stage.encoder_layers :]
             trained.requires_grad_(True)
-        if previous is not None and previous.prompts == "answer" and not warm:
+        if previous is not None and previous.prompts == "answer" and of_statements:
             with torch.no_grad():
                 self.prompt_encoder.output.bias.copy_(self._center().flatten())
                 self.prompt_encoder.output.weight.mul_(0.1)
@@ -150,6 +152,8 @@ class RecipeObjective(nn.Module):
             edited = facts[: stage.editing_batch_size]
             if stage.prompts == "answer":
                 prompts = self.answer_prompt(self._pieces(self._labels(edited)))
+            elif stage.prompts == "known_answer":
+                prompts = self.model.answer_prompts([fact.answer for fact in edited])
             else:
                 prompts = self.prompt_encoder(self._keys(edited, stage) if keys is None else keys[: len(edited)])
             losses |= self._editing(edited, prompts, stage)
@@ -287,13 +291,16 @@ def _queries(facts: Sequence[TrainingFact]) -> list[str]:
 
 def parameter_groups(objective: RecipeObjective) -> list[dict[str, Any]]:
     """Parameters by the field of [`StageConfig`] that holds their learning rate; `factor` multiplies it."""
-    retriever, prompt = objective.retriever, objective.answer_prompt
-    return [
+    retriever = objective.retriever
+    groups: list[dict[str, Any]] = [
         {"rate": "key_learning_rate", "factor": 1.0, "params": list(retriever.mlp_k.parameters())},
         {"rate": "learning_rate", "factor": 1.0, "params": list(retriever.mlp_q.parameters())},
         {"rate": "encoder_learning_rate", "factor": 1.0, "params": list(retriever.encoder.parameters())},
         {"rate": "sentinel_learning_rate", "factor": 1.0, "params": [retriever.sentinel_embeds]},
         {"rate": "prompt_learning_rate", "factor": 1.0, "params": list(objective.prompt_encoder.parameters())},
-        {"rate": "prompt_learning_rate", "factor": 1.0, "params": [prompt.offset]},
-        {"rate": "prompt_learning_rate", "factor": 0.1, "params": [prompt.weight]},
     ]
+    for prompts in (objective.answer_prompt, objective.answer_prompt_encoder):
+        if prompts is not None:
+            groups.append({"rate": "prompt_learning_rate", "factor": 1.0, "params": [prompts.offset]})
+            groups.append({"rate": "prompt_learning_rate", "factor": 0.1, "params": [prompts.weight]})
+    return groups

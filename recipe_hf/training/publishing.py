@@ -29,6 +29,7 @@ def describe_run(directory: str | Path, **known: Any) -> TrainingRun:
     log = [json.loads(line) for line in (directory / METRICS_LOG).read_text(encoding="utf-8").splitlines()]
     config, metrics = record["config"], record["metrics"]
     held_out = config["num_eval_examples"]
+    held = held_out + config.get("num_eval_training_facts", 0)
     kinds = [kind for kind in KINDS if f"eval_{kind}" in metrics]
     asked = min(held_out, config["num_eval_questions"])
     sources = config["train_file"] if isinstance(config["train_file"], list) else [config["train_file"]]
@@ -42,13 +43,13 @@ def describe_run(directory: str | Path, **known: Any) -> TrainingRun:
         "encoder_revision": record.get("encoder_revision"),
         "versions": record.get("versions", {}),
         "training_config": config,
-        "notes": [_learning_curve(log, record["step"], held_out, kinds)],
+        "notes": [_learning_curve(log, record["step"], held, kinds)],
         "results": [
             EvaluationResult(
                 dataset=f"{_source_name(sources[-1])}, its last {held_out} rows, asking about {asked}",
                 protocol="strict",
                 seeds=[0],
-                rows={held_out: {kind: metrics[f"eval_{kind}"] for kind in kinds}},
+                rows={held: {kind: metrics[f"eval_{kind}"] for kind in kinds}},
             )
         ],
     }
@@ -65,10 +66,10 @@ def _precision(config: dict[str, Any]) -> str:
     return "float32" if config["mixed_precision"] == "no" else "the precision it is published in"
 
 
-def _learning_curve(log: list[dict[str, Any]], last_step: int, held_out: int, kinds: list[str]) -> str:
+def _learning_curve(log: list[dict[str, Any]], last_step: int, held: int, kinds: list[str]) -> str:
     points = []
     for line in log:
         if "eval_reliability" in line and line["step"] <= last_step:
             scores = " / ".join(f"{line[f'eval_{kind}']:.0f}" for kind in kinds)
             points.append(f"step {line['step']}: {scores}")
-    return f"Learning curve ({' / '.join(kinds)} with {held_out} held-out facts): {', '.join(points)}."
+    return f"Learning curve ({' / '.join(kinds)} with {held:,} facts held): {', '.join(points)}."

@@ -24,6 +24,7 @@ from ..datasets import load_mixture
 from ..evaluation.editing import KINDS, evaluate_editing
 from ..hub import push_checkpoint
 from ..modeling.base import base_revision
+from ..modeling.knowledge import KnowledgeBase
 from ..modeling.model import RecipeForCausalLM
 from .config import StageConfig, TrainingConfig
 from .objective import RecipeObjective, parameter_groups
@@ -77,16 +78,7 @@ class Trainer:
                 f"The batch sizes of stages, times the number of processes, must be at most the "
                 f"{len(self.sampler.examples)} facts to train on, got {largest}."
             )
-        self.model = RecipeForCausalLM.from_base_pretrained(
-            config.base_model,
-            encoder=config.encoder,
-            base_model_name_or_path=config.base_model_name_or_path,
-            revision=config.base_model_revision or "main",
-            dtype=torch.float32 if config.mixed_precision == "no" else "auto",
-            knowledge_dim=config.knowledge_dim,
-            num_continuous_prompt_tokens=config.num_continuous_prompt_tokens,
-            num_sentinel_tokens=config.num_sentinel_tokens,
-        )
+        self.model = _new_model(config) if config.checkpoint is None else _trained_model(config.checkpoint, config)
         self.model.lm.to(self.accelerator.device)
         self.objective = RecipeObjective(
             self.model,
@@ -136,7 +128,7 @@ class Trainer:
             self.accelerator.init_trackers("recipe-hf", config={"seed": self.config.seed})
         if resume:
             self.accelerator.load_state(str(checkpoint))
-        else:
+        elif self.config.checkpoint is None:
             self.objective.fit_standardizer(self.sampler.draw(0, min(_CALIBRATION_FACTS, len(self.sampler.examples))))
 
         main = self.accelerator.is_main_process
@@ -162,7 +154,7 @@ class Trainer:
                         bar.set_postfix(values)
                         self._log({"stage": stage.name, **values})
                     last = self.step == self.config.num_steps
-                    if last or (self.step % self.config.eval_steps == 0 and stage.prompts == "statement"):
+                    if last or (self.step % self.config.eval_steps == 0 and stage.prompts != "answer"):
                         self._evaluate()
                     if last or self.step % self.config.save_steps == 0 or self._is_stopped():
                         self._save(checkpoint)
@@ -217,7 +209,12 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         score = [0.0]
         if self.accelerator.is_main_process:
-            report = evaluate_editing(self.model, self.held_out, num_questions=self.config.num_eval_questions)
+            report = evaluate_editing(
+                self.model,
+                self.held_out,
+                num_questions=self.config.num_eval_questions,
+                beside=self.sampler.examples[: self.config.num_eval_training_facts],
+            )
             metrics = {f"eval_{name}": round(value, 2) for name, value in report.metrics.items()}
             self._log(metrics)
             logger.info(f"step {self.step}: {metrics}")
@@ -283,6 +280,36 @@ class Trainer:
             line = {"step": self.step, "seconds": round(self.seconds, 1), **values}
             with open(self.output_dir / METRICS_LOG, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+
+
+def _new_model(config: TrainingConfig) -> RecipeForCausalLM:
+    return RecipeForCausalLM.from_base_pretrained(
+        config.base_model,
+        encoder=config.encoder,
+        base_model_name_or_path=config.base_model_name_or_path,
+        revision=config.base_model_revision or "main",
+        dtype=_base_dtype(config),
+        knowledge_dim=config.knowledge_dim,
+        num_continuous_prompt_tokens=config.num_continuous_prompt_tokens,
+        num_answer_prompt_tokens=config.num_answer_prompt_tokens,
+        num_sentinel_tokens=config.num_sentinel_tokens,
+    )
+
+
+def _trained_model(checkpoint: str, config: TrainingConfig) -> RecipeForCausalLM:
+    """The checkpoint to go on from, without its facts."""
+    sizes: dict[str, Any] = (
+        {"num_answer_prompt_tokens": config.num_answer_prompt_tokens} if config.num_answer_prompt_tokens else {}
+    )
+    model = RecipeForCausalLM.from_pretrained(
+        checkpoint, base_model=config.base_model, dtype=_base_dtype(config), **sizes
+    )
+    model.knowledge = KnowledgeBase(model.config.knowledge_dim)
+    return model
+
+
+def _base_dtype(config: TrainingConfig) -> Any:
+    return torch.float32 if config.mixed_precision == "no" else "auto"
 
 
 def _replace(new: Path, directory: Path) -> None:

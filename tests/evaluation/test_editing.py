@@ -166,6 +166,18 @@ def test_portability_asks_every_question_and_expects_its_first_answer():
     assert "portability" not in evaluate_editing(model(), examples).metrics
 
 
+def test_facts_told_as_statements_have_the_prompts_of_the_paper():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        both = tiny_recipe(num_answer_prompt_tokens=2)
+    both.load_state_dict(model().state_dict(), strict=False)
+    as_statements = evaluate_editing(both, EXAMPLES, as_statements=True)
+    assert [o.accuracy for o in as_statements.outcomes] == pytest.approx([o.accuracy for o in report().outcomes])
+    assert [o.is_right_fact for o in as_statements.outcomes] == [o.is_right_fact for o in report().outcomes]
+    told = evaluate_editing(both, EXAMPLES).outcomes
+    assert [o.accuracy for o in told] != pytest.approx([o.accuracy for o in report().outcomes])
+
+
 def test_edits_and_questions_are_chosen_by_number_and_seed():
     def key(outcome: Outcome) -> tuple[str, str, int | None, float]:
         return outcome.kind, outcome.query, outcome.retrieved_id, outcome.accuracy
@@ -181,6 +193,15 @@ def test_edits_and_questions_are_chosen_by_number_and_seed():
     assert [key(o) for o in few] == [key(o) for n, o in enumerate(report().outcomes) if n % 4 < 2]
 
 
+def test_facts_beside_are_held_and_not_asked_about():
+    found = evaluate_editing(model(), EXAMPLES[:2], beside=EXAMPLES[2:])
+    assert found.num_edits == 4
+    assert sorted(o.query for o in found.outcomes if o.kind == "reliability") == sorted(PROMPTS[:2])
+    # The rephrasing and the unrelated question of EXAMPLES[2] are prompts of others; here, its own fact is held.
+    asked = evaluate_editing(model(), [EXAMPLES[1], EXAMPLES[3]], beside=[EXAMPLES[2]])
+    assert any(o.kind == "locality" and o.query == PROMPTS[2] and o.retrieved_id == 2 for o in asked.outcomes)
+
+
 def test_own_knowledge_is_as_before():
     own = model().knowledge
     ids = model().add_knowledge(["Zork is a game.", "Gotham is a city."])
@@ -192,7 +213,7 @@ def test_own_knowledge_is_as_before():
 
 
 def test_own_knowledge_is_as_before_when_evaluation_fails(monkeypatch: pytest.MonkeyPatch):
-    def fail(*args: object) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
     own, ids = model().knowledge, model().add_knowledge(["Zork is a game."])

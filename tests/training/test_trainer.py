@@ -89,6 +89,16 @@ def test_held_out_facts_are_evaluated_and_never_trained_on(finished: RecordingTr
     assert finished.sampler.examples == EXAMPLES[:-6]
 
 
+def test_evaluation_may_hold_facts_of_the_training_part_too(parts: Path, tmp_path: Path):
+    trainer = Trainer(tiny_config(parts, tmp_path, num_eval_training_facts=9))
+    seen: list[int] = []
+    add = trainer.model.add_knowledge
+    trainer.model.add_knowledge = lambda facts: seen.append(len(facts)) or add(facts)
+    trainer.output_dir.mkdir(exist_ok=True)
+    trainer._evaluate()
+    assert seen == [15] and not len(trainer.model.knowledge)
+
+
 def test_best_checkpoint_loads_as_the_model_that_was_kept(finished: RecordingTrainer):
     best = finished.output_dir / "best"
     loaded = RecipeForCausalLM.from_pretrained(best)
@@ -322,3 +332,40 @@ def test_bfloat16_run_learns_and_saves(parts: Path, tmp_path: Path):
         AcceleratorState._reset_state(reset_partial_state=True)
     assert len(trainer.losses) == 10
     assert RecipeForCausalLM.from_pretrained(tmp_path / "best").retriever.sentinel_embeds.dtype == torch.float32
+
+
+# ---------------------------------------------------------------------- from a checkpoint
+
+
+def test_prompts_of_known_answers_are_trained_onto_a_checkpoint(
+    parts: Path, finished: RecordingTrainer, tmp_path: Path
+):
+    best = finished.output_dir / "best"
+    stage = StageConfig("known answers", 3, "known_answer", editing_batch_size=4, learning_rate=0.01, warmup_steps=0)
+    changes = {"checkpoint": str(best), "num_answer_prompt_tokens": 4, "knowledge_dim": 1024}
+    trainer = RecordingTrainer(tiny_config(parts, tmp_path / "run", stages=(stage,), eval_steps=2, **changes))
+    trainer.train()
+    assert set(trainer.losses[2]) == {"reliability", "generality", "locality", "continuation"}
+    assert [line["step"] for line in read_log(trainer.config) if "eval_reliability" in line] == [2, 3]
+
+    before, after = (
+        RecipeForCausalLM.from_pretrained(best),
+        RecipeForCausalLM.from_pretrained(tmp_path / "run" / "best"),
+    )
+    weights = after.state_dict()
+    assert all(torch.equal(weights.pop(name), tensor) for name, tensor in before.state_dict().items())
+    assert sorted(weights) == ["answer_prompt_encoder.offset", "answer_prompt_encoder.weight"]
+    assert weights["answer_prompt_encoder.offset"].abs().amax(1).min() > 0.001
+    assert after.config.num_answer_prompt_tokens == 4 and after.config.knowledge_dim == 64
+
+
+def test_the_rest_of_a_checkpoint_trains_on_without_a_warm_start(
+    parts: Path, finished: RecordingTrainer, tmp_path: Path
+):
+    best = finished.output_dir / "best"
+    stage = StageConfig("heads", 3, contrastive_batch_size=6, learning_rate=1e-9, loss_weights={"read_out": 0.0})
+    trainer = RecordingTrainer(tiny_config(parts, tmp_path / "run", stages=(stage,), checkpoint=str(best)))
+    trainer.train()
+    weights = trainer.model.state_dict()
+    for name, tensor in RecipeForCausalLM.from_pretrained(best).state_dict().items():
+        torch.testing.assert_close(weights[name], tensor, atol=1e-6, rtol=0.0)

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import torch
 
-from recipe_hf.training.warm_start import AnswerPool, AnswerPrompt
+from recipe_hf.modeling.prompt_encoder import AnswerPromptEncoder
+from recipe_hf.training.warm_start import AnswerPool
 from tests.tiny import HIDDEN_SIZE
 from tests.tiny_recipe import base_tokenizer
 
@@ -58,11 +59,11 @@ def test_equal_pieces_share_a_label():
 
 def test_prompts_start_as_the_pieces_themselves():
     pieces = pool().gather(pool().labels)
-    torch.testing.assert_close(AnswerPrompt(3, HIDDEN_SIZE)(pieces), pieces)
+    torch.testing.assert_close(AnswerPromptEncoder(3, HIDDEN_SIZE)(pieces), pieces)
 
 
 def test_prompts_are_affine_in_each_piece():
-    prompt = AnswerPrompt(3, HIDDEN_SIZE)
+    prompt = AnswerPromptEncoder(3, HIDDEN_SIZE)
     with torch.no_grad():
         for parameter in prompt.parameters():
             parameter.normal_(generator=torch.Generator().manual_seed(1))
