@@ -26,9 +26,8 @@ class RecipeConfig(PretrainedConfig):
         max_position_embeddings: Context length of the base.
         knowledge_dim: Width of the representations `r_k` and `r_q` (4096 in the paper). A positive multiple of 8.
         num_continuous_prompt_tokens: Length `l` of a continuous prompt (3 in the paper).
-        num_answer_prompt_tokens: Length of the continuous prompts that are made of a fact's answer where it was given
-            apart from the prompt, and take the place of those made of the statement. This goes beyond the paper; 0
-            for none.
+        num_answer_prompt_tokens: Number of further continuous prompt tokens, made of a fact's answer where it
+            was given apart from the prompt. This goes beyond the paper; 0 for none.
         num_sentinel_tokens: Number `c` of trainable token embeddings of the knowledge sentinel (10 in the paper).
         use_pooler_output: Whether the encoder's pooler output joins the max, min and mean pooled features, as in
             the authors' code.

@@ -217,14 +217,15 @@ class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
         return embeds, mask
 
     def continuous_prompts(self, keys: Tensor, answers: Sequence[str | None]) -> tuple[Tensor, Tensor]:
-        """The continuous prompts of facts: of their keys (eq. 7), or of their answers if the model has such prompts.
+        """The continuous prompts of facts: of their keys (eq. 7), then of their answers if the model has such prompts.
 
         Args:
             keys: `[n, knowledge_dim]`.
             answers: The answer of each fact, None where it is not known apart from the statement.
 
         Returns:
-            Prompts `[n, l, d_llm]`, and a mask `[n, l]` of the tokens that are there: the two kinds differ in length.
+            Prompts `[n, l, d_llm]`, and a mask `[n, l]` of the tokens that are there: a fact whose answer is not known
+            has those of its key only.
 
         Raises:
             RuntimeError: If answers are to be read without the base or its tokenizer.
@@ -234,13 +235,12 @@ class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
         known = [row for row, answer in enumerate(answers) if answer is not None]
         if self.answer_prompt_encoder is None or not known:
             return prompts, mask
-        of_answers = self.answer_prompts([answer for answer in answers if answer is not None])
-        missing = max(of_answers.shape[1] - prompts.shape[1], 0)
-        prompts, mask = nn.functional.pad(prompts, (0, 0, 0, missing)), nn.functional.pad(mask, (0, missing))
-        prompts, width = prompts.clone(), of_answers.shape[1]
-        prompts[known, :width] = of_answers.to(prompts)
-        mask[known] = torch.arange(mask.shape[1], device=mask.device) < width
-        return prompts, mask
+        of_answers = self.answer_prompts([answer for answer in answers if answer is not None]).to(prompts)
+        added = prompts.new_zeros(len(prompts), *of_answers.shape[1:])
+        added[known] = of_answers
+        is_known = torch.tensor([answer is not None for answer in answers], device=mask.device)
+        mask = torch.cat([mask, is_known.unsqueeze(1).expand(-1, added.shape[1])], dim=1)
+        return torch.cat([prompts, added], dim=1), mask
 
     def answer_prompts(self, answers: Sequence[str]) -> Tensor:
         """Continuous prompts of answers alone, `[n, num_answer_prompt_tokens, d_llm]`.

@@ -36,7 +36,7 @@ class StageConfig:
         steps: Number of optimizer steps.
         prompts: What the editing losses prefix: continuous prompts of the `statement` (eq. 7); in a warm start, those
             made of the `answer`'s own word embeddings, which teach MLP_P (see [`~recipe_hf.training.warm_start`]); or
-            those of a `known_answer` that the checkpoint keeps, see `num_answer_prompt_tokens`.
+            those of statement and `known_answer` both, of which the latter are trained (`num_answer_prompt_tokens`).
         contrastive_batch_size: Facts in the contrastive and read-out losses; 0 leaves these out.
         query_batch_size: How many of these facts also bring their queries; the others add keys and read-outs alone.
             `None` for all.

@@ -153,7 +153,9 @@ class RecipeObjective(nn.Module):
             if stage.prompts == "answer":
                 prompts = self.answer_prompt(self._pieces(self._labels(edited)))
             elif stage.prompts == "known_answer":
-                prompts = self.model.answer_prompts([fact.answer for fact in edited])
+                with torch.no_grad():
+                    keys = self._keys(edited, stage)
+                prompts, _ = self.model.continuous_prompts(keys, [fact.answer for fact in edited])
             else:
                 prompts = self.prompt_encoder(self._keys(edited, stage) if keys is None else keys[: len(edited)])
             losses |= self._editing(edited, prompts, stage)

@@ -42,13 +42,12 @@ def test_prompts_of_answers_and_of_statements_side_by_side(num_tokens: int):
     model = recipe(num_tokens)
     keys = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
     prompts, mask = model.continuous_prompts(keys, ["Ann Lee", None, "a", None])
-    length = max(num_tokens, 3)
-    assert prompts.shape == (4, length, WIDTH)
-    for row, count in enumerate([num_tokens, 3, num_tokens, 3]):
-        assert mask[row].tolist() == [True] * count + [False] * (length - count)
-    torch.testing.assert_close(prompts[0, :num_tokens], prompt_of_answer(model, "Ann Lee"))
-    torch.testing.assert_close(prompts[2, :num_tokens], prompt_of_answer(model, "a"))
-    torch.testing.assert_close(prompts[[1, 3], :3], model.prompt_encoder(keys)[[1, 3]])
+    assert prompts.shape == (4, 3 + num_tokens, WIDTH)
+    for row, count in enumerate([3 + num_tokens, 3, 3 + num_tokens, 3]):
+        assert mask[row].tolist() == [True] * count + [False] * (3 + num_tokens - count)
+    torch.testing.assert_close(prompts[:, :3], model.prompt_encoder(keys))
+    torch.testing.assert_close(prompts[0, 3:], prompt_of_answer(model, "Ann Lee"))
+    torch.testing.assert_close(prompts[2, 3:], prompt_of_answer(model, "a"))
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -57,12 +56,8 @@ def test_prompts_of_answers_and_of_statements_side_by_side(num_tokens: int):
 def test_a_batch_mixes_known_answers_statements_and_misses(architecture: str, side: str):
     model = recipe(5, architecture)
     told, statement = model.add_knowledge([FACTS[0], " ".join(FACTS[2])])
-    prompts = [
-        prompt_of_answer(model, FACTS[0][1]),
-        None,
-        model.prompt_encoder(model.knowledge.keys([statement]))[0],
-        None,
-    ]
+    of_keys = model.prompt_encoder(model.knowledge.keys([told, statement]))
+    prompts = [torch.cat([of_keys[0], prompt_of_answer(model, FACTS[0][1])]), None, of_keys[1], None]
     batch = batch_of(model, MIXED, side)
     logits = model(**batch).logits
     generated = model.generate(**batch, **GREEDY)[:, batch.input_ids.shape[1] :]
