@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 import recipe_hf.training
+from recipe_hf.datasets import DataSource
 from recipe_hf.training.config import StageConfig, TrainingConfig
 
 CONFIGS = sorted((Path(recipe_hf.training.__file__).parent / "configs").glob("*.yaml"))
@@ -32,7 +33,9 @@ def test_there_are_shipped_configs():
 def test_shipped_config_loads(path: Path):
     config = TrainingConfig.from_yaml(path)
     assert config.num_steps == sum(stage["steps"] for stage in yaml.safe_load(path.read_text())["stages"])
-    assert not Path(config.base_model).is_absolute() and not Path(config.train_file).is_absolute()
+    sources = config.train_file if isinstance(config.train_file, list) else [config.train_file]
+    paths = [config.base_model, *(DataSource.parse(source).path for source in sources)]
+    assert not any(Path(part).is_absolute() for part in paths)
 
 
 def test_values_reach_their_fields(tmp_path: Path):
