@@ -21,8 +21,9 @@ lint: .venv/.installed
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-# Trains the released checkpoint from scratch, in 80 minutes on two cores, into runs/. The data are not in the repository:
-# put counterfact-train.json, as EasyEdit and the RECIPE authors publish it, into data/.
+# Trains a checkpoint like the released one from scratch, less its prompts of known answers (docs/training.md), into
+# runs/release, in 80 minutes on two cores. The data are not in the repository: put counterfact-train.json, as EasyEdit
+# and the RECIPE authors publish it, into data/.
 train-release: .venv/.installed models data/counterfact-train.json
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		training/train.py --config training/configs/smollm2-135m-counterfact.yaml

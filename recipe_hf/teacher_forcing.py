@@ -48,8 +48,8 @@ def answer_logits(
         lm: The language model.
         rows: Prompts and answers.
         prefix: Continuous prompts to put before every row, `[batch, num_tokens, d_llm]`.
-        prefix_mask: Which of these tokens are there, `[batch, num_tokens]`; all by default.
         num_buckets: Calls of the language model, each with rows of similar length, so that less is spent on padding.
+        prefix_mask: Which tokens of `prefix` are there, `[batch, num_tokens]`; all by default.
 
     Returns:
         Logits `[batch, n, vocab]` and labels `[batch, n]`, where `n` is the length of the longest answer. Shorter

@@ -232,13 +232,13 @@ class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
         """
         prompts = self.prompt_encoder(keys.to(self.prompt_encoder.output.weight))
         mask = torch.ones(prompts.shape[:2], dtype=torch.bool, device=prompts.device)
-        known = [row for row, answer in enumerate(answers) if answer is not None]
+        known = [answer for answer in answers if answer is not None]
         if self.answer_prompt_encoder is None or not known:
             return prompts, mask
-        of_answers = self.answer_prompts([answer for answer in answers if answer is not None]).to(prompts)
-        added = prompts.new_zeros(len(prompts), *of_answers.shape[1:])
-        added[known] = of_answers
         is_known = torch.tensor([answer is not None for answer in answers], device=mask.device)
+        of_answers = self.answer_prompts(known).to(prompts)
+        added = prompts.new_zeros(len(prompts), *of_answers.shape[1:])
+        added[is_known] = of_answers
         mask = torch.cat([mask, is_known.unsqueeze(1).expand(-1, added.shape[1])], dim=1)
         return torch.cat([prompts, added], dim=1), mask
 

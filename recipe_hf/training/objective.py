@@ -102,9 +102,11 @@ class RecipeObjective(nn.Module):
         self.prompt_encoder = model.prompt_encoder
         embeddings = model.lm.get_input_embeddings().weight.detach().float()
         self.answer_prompt_encoder = model.answer_prompt_encoder
-        self.answer_prompt = AnswerPromptEncoder(model.config.num_continuous_prompt_tokens, embeddings.shape[1])
+        self.warm_start_prompt = AnswerPromptEncoder(model.config.num_continuous_prompt_tokens, embeddings.shape[1])
         self.memory = KeyMemory(config.key_memory, model.config.knowledge_dim)
-        self.pool = AnswerPool(sampler.answers, self.tokenizer, embeddings, num_tokens=self.answer_prompt.num_tokens)
+        self.pool = AnswerPool(
+            sampler.answers, self.tokenizer, embeddings, num_tokens=self.warm_start_prompt.num_tokens
+        )
         self.cache = FeatureCache()
 
     @property
@@ -117,7 +119,7 @@ class RecipeObjective(nn.Module):
         of_statements = stage.prompts == "statement"
         self.prompt_encoder.requires_grad_(of_statements)
         self.retriever.requires_grad_(of_statements)
-        self.answer_prompt.requires_grad_(stage.prompts == "answer")
+        self.warm_start_prompt.requires_grad_(stage.prompts == "answer")
         if self.answer_prompt_encoder is not None:
             self.answer_prompt_encoder.requires_grad_(stage.prompts == "known_answer")
         self.retriever.encoder.requires_grad_(False)
@@ -151,7 +153,7 @@ class RecipeObjective(nn.Module):
         if stage.editing_batch_size:
             edited = facts[: stage.editing_batch_size]
             if stage.prompts == "answer":
-                prompts = self.answer_prompt(self._pieces(self._labels(edited)))
+                prompts = self.warm_start_prompt(self._pieces(self._labels(edited)))
             elif stage.prompts == "known_answer":
                 with torch.no_grad():
                     keys = self._keys(edited, stage)
@@ -212,11 +214,11 @@ class RecipeObjective(nn.Module):
         return losses, keys
 
     def _pieces(self, labels: Tensor) -> Tensor:
-        return self.pool.gather(labels).to(self.answer_prompt.offset.device)
+        return self.pool.gather(labels).to(self.warm_start_prompt.offset.device)
 
     def _center(self) -> Tensor:
         """Mean continuous prompt of all answers, `[num_tokens, d_llm]`."""
-        return self.answer_prompt(self.pool.mean.unsqueeze(0).to(self.answer_prompt.offset.device))[0]
+        return self.warm_start_prompt(self.pool.mean.unsqueeze(0).to(self.warm_start_prompt.offset.device))[0]
 
     def _read_out(self, keys: Tensor, labels: Tensor, batch_labels: Tensor, step: int) -> Tensor:
         generator = torch.Generator().manual_seed(step)
@@ -225,7 +227,7 @@ class RecipeObjective(nn.Module):
             for token, pieces in enumerate(self.pool.pieces):
                 drawn = torch.randint(len(pieces), (_READ_OUT_CANDIDATES,), generator=generator)
                 chosen = torch.cat([batch_labels[:, token], drawn]).unique()
-                candidates.append(self.answer_prompt.token(token, pieces[chosen].to(keys.device)))
+                candidates.append(self.warm_start_prompt.token(token, pieces[chosen].to(keys.device)))
                 positions.append(torch.searchsorted(chosen, labels[:, token].contiguous()))
             center = self._center()
         return read_out_loss(
@@ -301,7 +303,7 @@ def parameter_groups(objective: RecipeObjective) -> list[dict[str, Any]]:
         {"rate": "sentinel_learning_rate", "factor": 1.0, "params": [retriever.sentinel_embeds]},
         {"rate": "prompt_learning_rate", "factor": 1.0, "params": list(objective.prompt_encoder.parameters())},
     ]
-    for prompts in (objective.answer_prompt, objective.answer_prompt_encoder):
+    for prompts in (objective.warm_start_prompt, objective.answer_prompt_encoder):
         if prompts is not None:
             groups.append({"rate": "prompt_learning_rate", "factor": 1.0, "params": [prompts.offset]})
             groups.append({"rate": "prompt_learning_rate", "factor": 0.1, "params": [prompts.weight]})

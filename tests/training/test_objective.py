@@ -218,7 +218,7 @@ def test_model_without_tokenizer_is_refused():
 
 def test_stages_train_their_parts():
     warm = trained_parts(make(WARM))
-    assert warm == {"answer_prompt.offset", "answer_prompt.weight"}
+    assert warm == {"warm_start_prompt.offset", "warm_start_prompt.weight"}
     heads = trained_parts(make(HEADS))
     assert {name.split(".")[0] for name in heads} == {"retriever", "prompt_encoder"}
     assert "retriever.sentinel_embeds" in heads and not any("retriever.encoder." in name for name in heads)
@@ -250,11 +250,11 @@ def test_gradients_reach_what_is_trained_and_nothing_else(stage: StageConfig):
 def test_warm_start_hands_its_mean_prompt_over_once():
     objective = make(WARM)
     output = objective.prompt_encoder.output
-    objective.answer_prompt.offset.normal_()
+    objective.warm_start_prompt.offset.normal_()
     weight = output.weight.clone()
     objective.start_stage(HEADS, WARM)
     pieces = torch.stack([pieces.mean(0) for pieces in objective.pool.pieces])
-    torch.testing.assert_close(output.bias.view(3, -1), objective.answer_prompt(pieces.unsqueeze(0))[0], **CLOSE)
+    torch.testing.assert_close(output.bias.view(3, -1), objective.warm_start_prompt(pieces.unsqueeze(0))[0], **CLOSE)
     torch.testing.assert_close(output.weight, 0.1 * weight)
     output.bias.zero_()
     objective.start_stage(JOINT, HEADS)
