@@ -225,7 +225,7 @@ class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
 
         Returns:
             Prompts `[n, l, d_llm]`, and a mask `[n, l]` of the tokens that are there: a fact whose answer is not known
-            has those of its key only.
+            has those of its key only, and one whose answer is short fewer than others.
 
         Raises:
             RuntimeError: If answers are to be read without the base or its tokenizer.
@@ -236,14 +236,19 @@ class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
         if self.answer_prompt_encoder is None or not known:
             return prompts, mask
         is_known = torch.tensor([answer is not None for answer in answers], device=mask.device)
-        of_answers = self.answer_prompts(known).to(prompts)
+        of_answers, present = self.answer_prompts(known)
         added = prompts.new_zeros(len(prompts), *of_answers.shape[1:])
-        added[is_known] = of_answers
-        mask = torch.cat([mask, is_known.unsqueeze(1).expand(-1, added.shape[1])], dim=1)
-        return torch.cat([prompts, added], dim=1), mask
+        added[is_known] = of_answers.to(prompts)
+        is_there = mask.new_zeros(added.shape[:2])
+        is_there[is_known] = present
+        return torch.cat([prompts, added], dim=1), torch.cat([mask, is_there], dim=1)
 
-    def answer_prompts(self, answers: Sequence[str]) -> Tensor:
-        """Continuous prompts of answers alone, `[n, num_answer_prompt_tokens, d_llm]`.
+    def answer_prompts(self, answers: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Continuous prompts of answers alone.
+
+        Returns:
+            Prompts `[n, num_answer_prompt_tokens, d_llm]`, and a mask `[n, num_answer_prompt_tokens]` of the tokens
+            that are there: one for each token of the answer, the last one for all that remain.
 
         Raises:
             RuntimeError: If the model makes no such prompts, or has no base or tokenizer.
@@ -256,10 +261,13 @@ class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
         ids = self.tokenizer([f" {answer}" for answer in answers], add_special_tokens=False)["input_ids"]
         carried = [tokens for answer in ids for tokens in carried_tokens(answer, encoder.num_tokens)]
         flat = torch.tensor([token for tokens in carried for token in tokens], device=self.device)
+        present = torch.tensor([bool(tokens) for tokens in carried], device=self.device)
         with torch.no_grad():
             embeds = self.get_input_embeddings()(flat).to(encoder.offset)
-        pieces = torch.stack([part.mean(0) for part in embeds.split([len(tokens) for tokens in carried])])
-        return encoder(pieces.unflatten(0, (len(answers), -1)))
+        pieces = embeds.new_zeros(len(carried), embeds.shape[1])
+        pieces[present] = torch.stack([part.mean(0) for part in embeds.split([len(t) for t in carried if t])])
+        shape = (len(answers), encoder.num_tokens)
+        return encoder(pieces.unflatten(0, shape)), present.unflatten(0, shape)
 
     # ------------------------------------------------------------------ the base
 

@@ -63,10 +63,10 @@ class AnswerPromptEncoder(nn.Module):
 def carried_tokens(ids: Sequence[int], num_tokens: int) -> list[tuple[int, ...]]:
     """Which of an answer's tokens each prompt token carries.
 
-    Prompt token `i` carries token `i`, the last one all that remain; those left over carry the answer's last again.
+    Prompt token `i` carries token `i`, the last one all that remain; those left over carry none.
 
     >>> carried_tokens([5, 6, 7, 8], 3), carried_tokens([5, 6], 3)
-    ([(5,), (6,), (7, 8)], [(5,), (6,), (6,)])
+    ([(5,), (6,), (7, 8)], [(5,), (6,), ()])
     """
     last = num_tokens - 1
-    return [tuple(ids[i:] if i == last else ids[i : i + 1]) or (ids[-1],) for i in range(num_tokens)]
+    return [tuple(ids[i:] if i == last else ids[i : i + 1]) for i in range(num_tokens)]

@@ -11,7 +11,8 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 #: The seven loss terms of the paper (eq. 10-12 and the parts of eq. 14-15), and two of our own: `read_out` brings the
-#: prompts of statements near those of the warm start, `continuation` keeps what follows the answer as the base has it.
+#: prompts of statements near those of the warm start, or of the checkpoint gone on from; `continuation` keeps what
+#: follows the answer as the base has it.
 LOSSES = (
     "reliability",
     "generality",
@@ -40,6 +41,8 @@ class StageConfig:
         contrastive_batch_size: Facts in the contrastive and read-out losses; 0 leaves these out.
         query_batch_size: How many of these facts also bring their queries; the others add keys and read-outs alone.
             `None` for all.
+        mined_negatives: How many further facts each query brings as candidates: those whose keys are nearest to it,
+            among all facts trained on (see [`~recipe_hf.training.objective.FactKeys`]).
         editing_batch_size: Facts in the editing losses, at most `contrastive_batch_size` if that is not 0; 0 leaves
             the LLM out.
         learning_rate: Of the heads, and of the sentinel and the prompt encoder where these have none of their own.
@@ -59,6 +62,7 @@ class StageConfig:
     prompts: Literal["statement", "answer", "known_answer"] = "statement"
     contrastive_batch_size: int = 0
     query_batch_size: int | None = None
+    mined_negatives: int = 0
     editing_batch_size: int = 0
     learning_rate: float = 1e-5
     key_learning_rate: float | None = None
@@ -76,7 +80,7 @@ class StageConfig:
             if getattr(self, name) is None:
                 object.__setattr__(self, name, self.learning_rate)
         stage = f"of stage {self.name!r}"
-        for name in ("steps", "contrastive_batch_size", "editing_batch_size", "warmup_steps"):
+        for name in ("steps", "contrastive_batch_size", "mined_negatives", "editing_batch_size", "warmup_steps"):
             _require_integer(f"{name} {stage}", getattr(self, name), at_least=0)
         for name in ("encoder_layers", "answer_variants", "query_batch_size"):
             if getattr(self, name) is not None:
@@ -133,7 +137,7 @@ class TrainingConfig:
         stages: The schedule.
         encoder: Hub id or directory of the starting text encoder.
         checkpoint: A trained checkpoint, in a directory or on the Hub, to go on from instead of new weights. Its
-            encoder and its sizes are taken too; such a run has no warm start and no `read_out`, which need one.
+            encoder and its sizes are taken too; such a run has no warm start.
         base_model_name_or_path: Base that the checkpoint names, where `base_model` is a local copy of it.
         base_model_revision: Revision of the base.
         knowledge_dim: See [`RecipeConfig`].
@@ -152,6 +156,11 @@ class TrainingConfig:
         same_template_share: See [`FactSampler`].
         hard_negative_share: See [`FactSampler`].
         distractor_share: See [`FactSampler`].
+        question_share: See [`FactSampler`].
+        other_property_share: See [`FactSampler`].
+        unrelated_text_share: See [`FactSampler`].
+        unrelated_texts_file: JSONL file of rows with a `text`, needed with `unrelated_text_share`.
+        mining_steps: Steps between encodings of all facts trained on, for stages with `mined_negatives`.
         key_memory: How many keys of past steps serve as further negatives.
         temperature: `tau` of the contrastive losses.
         hinge_scale: Margin from which predictions are good enough to be left out of the losses; `None` for none.
@@ -192,6 +201,11 @@ class TrainingConfig:
     same_template_share: float = 0.0
     hard_negative_share: float = 0.0
     distractor_share: float = 0.0
+    question_share: float = 0.0
+    other_property_share: float = 0.0
+    unrelated_text_share: float = 0.0
+    unrelated_texts_file: str | None = None
+    mining_steps: int = 200
     key_memory: int = 0
     temperature: float = 1.0
     hinge_scale: float | None = None
@@ -209,13 +223,28 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         _require(len(self.stages) > 0, "stages", self.stages, "at least one")
-        for name in ("answer_resampling", "subject_share", "same_template_share", "distractor_share"):
+        for name in (
+            "answer_resampling",
+            "subject_share",
+            "same_template_share",
+            "distractor_share",
+            "question_share",
+            "other_property_share",
+        ):
             _require_number(name, getattr(self, name), at_most=1)
+        _require_number("unrelated_text_share", self.unrelated_text_share, at_most=1 - self.other_property_share)
+        _require(
+            not self.unrelated_text_share or bool(self.unrelated_texts_file),
+            "unrelated_texts_file",
+            self.unrelated_texts_file,
+            "a path with unrelated_text_share",
+        )
         _require_number("hard_negative_share", self.hard_negative_share, at_most=0.5)
         for name in (
             "eval_steps",
             "save_steps",
             "logging_steps",
+            "mining_steps",
             "num_eval_examples",
             "num_eval_questions",
             "length_buckets",
@@ -250,8 +279,6 @@ class TrainingConfig:
                 _require(
                     stage.prompts != "answer", f"prompts of stage {stage.name!r}", "answer", "others with a checkpoint"
                 )
-                uses = stage.contrastive_batch_size and stage.weight("read_out")
-                _require(not uses, f"the weight of read_out of stage {stage.name!r}", uses, "0 with a checkpoint")
         modes = ("no", "fp16", "bf16")
         _require(
             self.mixed_precision in modes, "mixed_precision", self.mixed_precision, "'no' in quotes, fp16 or bf16"

@@ -52,6 +52,7 @@ def contrastive_losses(
     sentinel: Tensor,
     extra_keys: Tensor,
     same_fact: Tensor,
+    asked_fact: Tensor,
     scale: float,
     temperature: float = 1.0,
     hinge_scale: float | None = None,
@@ -65,6 +66,8 @@ def contrastive_losses(
         sentinel: Key of the sentinel, `[knowledge_dim]`.
         extra_keys: Further keys that serve as negatives, `[m, knowledge_dim]`; `m` may be 0.
         same_fact: Whether key `j` is the fact of row `i` or one it cannot be told from, `[batch, n + m]`.
+        asked_fact: Whether the unrelated prompt of row `i` in truth asks for the fact of key `j`, `[batch, n + m]`:
+            such keys are no wrong choice.
         scale: Factor on dot products.
         temperature: Temperature of the softmax, `tau`.
         hinge_scale: Leave out rows whose right candidate is already this many times likelier than the best wrong
@@ -93,7 +96,7 @@ def contrastive_losses(
     return {
         "neighbor_reliability": info_nce(queries, own, twins),
         "neighbor_generality": info_nce(rephrases, own, twins),
-        "sentinel_locality": info_nce(neighbors, to_sentinel),
+        "sentinel_locality": info_nce(neighbors, to_sentinel, F.pad(asked_fact, (1, 0))),
         "sentinel_edit": (info_nce(queries, to_sentinel, own_fact) + info_nce(rephrases, to_sentinel, own_fact)) / 2,
     }
 
@@ -118,3 +121,12 @@ def read_out_loss(prompts: Tensor, candidates: list[Tensor], labels: Tensor, cen
         cosine = F.normalize(guess, dim=-1) @ F.normalize(vectors, dim=-1).T
         choice = choice + F.cross_entropy(cosine / 0.05, label)
     return error / variance + choice / len(candidates)
+
+
+def distillation_loss(prompts: Tensor, targets: Tensor) -> Tensor:
+    """Squared error of continuous prompts, relative to the variance of `targets` over the batch.
+
+    Both `[batch, num_tokens, d_llm]`.
+    """
+    variance = (targets - targets.mean(0)).square().mean()
+    return (prompts.float() - targets).square().mean() / variance

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from copy import deepcopy
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,64 +15,13 @@ from ..modeling.model import RecipeForCausalLM
 from ..modeling.prompt_encoder import AnswerPromptEncoder
 from ..teacher_forcing import IGNORE_INDEX, Row, answer_logits, tokenize_rows
 from .config import StageConfig, TrainingConfig
-from .losses import contrastive_losses, editing_loss, locality_loss, read_out_loss
+from .losses import contrastive_losses, distillation_loss, editing_loss, locality_loss, read_out_loss
+from .memory import FactKeys, FeatureCache, KeyMemory
 from .sampling import FactSampler, TrainingFact
 from .warm_start import AnswerPool
 
 _READ_OUT_CANDIDATES = 1024
 _CONTINUATION_TOKENS = 4
-
-
-class KeyMemory(nn.Module):
-    """A ring of the last keys made, as further negatives. It is part of a checkpoint, so that resuming is exact."""
-
-    keys: Tensor
-    facts: Tensor
-    count: Tensor
-
-    def __init__(self, size: int, dim: int) -> None:
-        super().__init__()
-        # Accelerate takes two empty tensors for one shared tensor, and saves only the first: resuming would fail.
-        self.register_buffer("keys", torch.zeros(size, dim), persistent=size > 0)
-        self.register_buffer("facts", torch.full((size,), -1), persistent=size > 0)
-        self.register_buffer("count", torch.zeros((), dtype=torch.long))
-
-    def filled(self) -> tuple[Tensor, Tensor]:
-        """Keys `[m, dim]` and the numbers of their facts `[m]`."""
-        size = min(int(self.count), len(self.facts))
-        return self.keys[:size], self.facts[:size]
-
-    def clear(self) -> None:
-        """Forgets all: an encoder in training moves on, and pushing away its earlier keys makes it diverge."""
-        self.count.zero_()
-
-    @torch.no_grad()
-    def push(self, keys: Tensor, facts: Tensor) -> None:
-        """Takes the place of the oldest by `keys` `[n, dim]` of `facts` `[n]`."""
-        size = len(self.facts)
-        if size:
-            keys, facts = keys[-size:], facts[-size:]
-            places = (self.count + torch.arange(len(facts), device=facts.device)) % size
-            self.keys[places], self.facts[places] = keys.detach().to(self.keys), facts
-            self.count += len(facts)
-
-
-class FeatureCache:
-    """Encoder features of texts met before, for as long as the encoder is frozen."""
-
-    def __init__(self) -> None:
-        self._features: dict[str, Tensor] = {}
-
-    @torch.no_grad()
-    def __call__(self, model: RecipeForCausalLM, texts: Sequence[str]) -> Tensor:
-        new = [text for text in dict.fromkeys(texts) if text not in self._features]
-        if new:
-            self._features.update(zip(new, model.retriever.text_features(new), strict=True))
-        return torch.stack([self._features[text] for text in texts])
-
-    def clear(self) -> None:
-        """Forgets all, because the encoder has moved."""
-        self._features.clear()
 
 
 class RecipeObjective(nn.Module):
@@ -94,7 +44,9 @@ class RecipeObjective(nn.Module):
         if model.tokenizer is None:
             raise RuntimeError("The model has no tokenizer of its base: set model.tokenizer.")
         self._model = [model]
+        self._checkpoint = None if config.checkpoint is None else deepcopy((model.retriever, model.prompt_encoder))
         self.tokenizer = model.tokenizer
+        self.sampler = sampler
         self.config = config
         self.process_index = process_index
         self.num_processes = num_processes
@@ -104,10 +56,13 @@ class RecipeObjective(nn.Module):
         self.answer_prompt_encoder = model.answer_prompt_encoder
         self.warm_start_prompt = AnswerPromptEncoder(model.config.num_continuous_prompt_tokens, embeddings.shape[1])
         self.memory = KeyMemory(config.key_memory, model.config.knowledge_dim)
+        mines = any(stage.mined_negatives for stage in config.stages)
+        self.fact_keys = FactKeys(len(sampler.examples) if mines else 0, model.config.knowledge_dim)
+        self.register_buffer("_same_as", torch.tensor(sampler.same_as), persistent=False)
         self.pool = AnswerPool(
             sampler.answers, self.tokenizer, embeddings, num_tokens=self.warm_start_prompt.num_tokens
         )
-        self.cache = FeatureCache()
+        self.cache, self.checkpoint_cache = FeatureCache(), FeatureCache()
 
     @property
     def model(self) -> RecipeForCausalLM:
@@ -140,6 +95,12 @@ class RecipeObjective(nn.Module):
         features = self.retriever.text_features([*_statements(facts), *_queries(facts)])
         self.retriever.standardizer.fit(features)
 
+    @torch.no_grad()
+    def encode_all_facts(self) -> None:
+        """Makes the keys anew among which negatives are mined."""
+        statements = [self.sampler.own_statement(number) for number in range(len(self.sampler.examples))]
+        self.fact_keys.keys.copy_(self.retriever.encode_statements(statements))
+
     def forward(self, batch: Sequence[TrainingFact], stage: StageConfig, step: int) -> dict[str, Tensor]:
         """The losses of a step on the batch of all processes, unweighted, by name."""
         losses: dict[str, Tensor] = {}
@@ -149,62 +110,67 @@ class RecipeObjective(nn.Module):
             contrastive, keys = self._contrastive(facts, batch, stage)
             losses |= contrastive
             if stage.weight("read_out") > 0:
-                losses["read_out"] = self._read_out(keys, self._labels(facts), self._labels(batch), step)
+                if self._checkpoint is None:
+                    losses["read_out"] = self._read_out(keys, self._labels(facts), self._labels(batch), step)
+                else:
+                    losses["read_out"] = distillation_loss(self.prompt_encoder(keys), self._former_prompts(facts))
         if stage.editing_batch_size:
-            edited = facts[: stage.editing_batch_size]
+            edited, present = facts[: stage.editing_batch_size], None
             if stage.prompts == "answer":
                 prompts = self.warm_start_prompt(self._pieces(self._labels(edited)))
             elif stage.prompts == "known_answer":
                 with torch.no_grad():
-                    keys = self._keys(edited, stage)
-                prompts, _ = self.model.continuous_prompts(keys, [fact.answer for fact in edited])
+                    keys = self._keys(_statements(edited), stage)
+                prompts, present = self.model.continuous_prompts(keys, [fact.answer for fact in edited])
             else:
-                prompts = self.prompt_encoder(self._keys(edited, stage) if keys is None else keys[: len(edited)])
-            losses |= self._editing(edited, prompts, stage)
+                keys = self._keys(_statements(edited), stage) if keys is None else keys[: len(edited)]
+                prompts = self.prompt_encoder(keys)
+            losses |= self._editing(edited, prompts, present, stage)
         return losses
 
     def _labels(self, facts: Sequence[TrainingFact]) -> Tensor:
         return self.pool.labels[[self.pool.index[fact.answer] for fact in facts]]
 
-    def _gather(self, keys: Tensor) -> list[Tensor]:
-        """The keys of each process, its own first; gradients flow back to all."""
+    def _gather(self, values: Tensor) -> list[Tensor]:
+        """The values of each process, its own first; gradients flow back to all."""
         if self.num_processes == 1:
-            return [keys]
-        gathered = all_gather(keys.contiguous())
+            return [values]
+        gathered = all_gather(values.contiguous())
         return [*gathered[self.process_index :], *gathered[: self.process_index]]
 
-    def _features(self, texts: Sequence[str], stage: StageConfig) -> Tensor:
+    def _features(self, texts: Sequence[str], stage: StageConfig, keep: Literal["start", "end"] = "start") -> Tensor:
         if stage.encoder_learning_rate == 0:
-            return self.cache(self.model, texts)
+            return self.retriever.standardizer(self.cache(self.retriever, texts, keep))
         self.cache.clear()
-        return self.retriever.text_features(texts).float()
+        return self.retriever.standardizer(self.retriever.text_features(texts, keep=keep).float())
 
-    def _keys(self, facts: Sequence[TrainingFact], stage: StageConfig) -> Tensor:
-        statements = _statements(facts)
-        return self.retriever.mlp_k(self.retriever.standardizer(self._features(statements, stage)))
+    def _keys(self, statements: Sequence[str], stage: StageConfig) -> Tensor:
+        return self.retriever.mlp_k(self._features(statements, stage))
 
     def _contrastive(
         self, facts: Sequence[TrainingFact], batch: Sequence[TrainingFact], stage: StageConfig
     ) -> tuple[dict[str, Tensor], Tensor]:
         asked = facts[: stage.query_batch_size]
-        texts = [*_statements(facts), *_queries(asked)]
-        features = self.retriever.standardizer(self._features(texts, stage))
-        keys = self.retriever.mlp_k(features[: len(facts)])
-        queries, rephrases, neighbors = self.retriever.mlp_q(features[len(facts) :]).chunk(3)
+        queries, rephrases, neighbors = self.retriever.mlp_q(self._features(_queries(asked), stage, "end")).chunk(3)
+        mined = self._mine(torch.cat([queries, rephrases, neighbors]), asked, stage)
+        mined_statements = [self.sampler.own_statement(number) for number in mined.tolist()]
+        keys, mined_keys = self._keys([*_statements(facts), *mined_statements], stage).tensor_split([len(facts)])
         shares = self._gather(keys)
         numbers = torch.tensor([fact.number for fact in batch], device=keys.device)
         by_process = numbers.view(-1, self.num_processes).T.roll(-self.process_index, 0)
         if stage.encoder_learning_rate > 0:
             self.memory.clear()
         past_keys, past_numbers = self.memory.filled()
+        candidates = torch.cat([by_process.flatten(), *self._gather(mined), past_numbers])
         losses = contrastive_losses(
             queries,
             rephrases,
             neighbors,
             torch.cat(shares),
             self.retriever.encode_sentinel(),
-            past_keys.clone(),
-            by_process[0, : len(asked)].unsqueeze(1) == torch.cat([by_process.flatten(), past_numbers]),
+            torch.cat([*self._gather(mined_keys), past_keys.clone()]),
+            self._same_as[by_process[0, : len(asked)]].unsqueeze(1) == self._same_as[candidates],
+            torch.stack([torch.isin(candidates, candidates.new_tensor(self.sampler.asked_for(f))) for f in asked]),
             self.model.config.scale,
             self.config.temperature,
             self.config.hinge_scale,
@@ -212,6 +178,21 @@ class RecipeObjective(nn.Module):
         in_order = torch.stack(shares, dim=1).roll(self.process_index, 1)
         self.memory.push(in_order.flatten(0, 1), numbers)
         return losses, keys
+
+    def _mine(self, queries: Tensor, asked: Sequence[TrainingFact], stage: StageConfig) -> Tensor:
+        """Numbers of the facts that the queries `[3 * len(asked), dim]` are nearest to, but for their own."""
+        if not stage.mined_negatives:
+            return torch.empty(0, dtype=torch.long, device=queries.device)
+        own = self._same_as[[fact.number for fact in asked]].repeat(3)
+        return self.fact_keys.nearest(queries, own.unsqueeze(1) == self._same_as, stage.mined_negatives)
+
+    @torch.no_grad()
+    def _former_prompts(self, facts: Sequence[TrainingFact]) -> Tensor:
+        """The prompts that the checkpoint gone on from makes of these facts, `[len(facts), num_tokens, d_llm]`."""
+        assert self._checkpoint is not None
+        retriever, prompt_encoder = (module.to(self.retriever.device) for module in self._checkpoint)
+        features = self.checkpoint_cache(retriever, _statements(facts))
+        return prompt_encoder(retriever.mlp_k(retriever.standardizer(features)))
 
     def _pieces(self, labels: Tensor) -> Tensor:
         return self.pool.gather(labels).to(self.warm_start_prompt.offset.device)
@@ -234,7 +215,9 @@ class RecipeObjective(nn.Module):
             self.prompt_encoder(keys).float(), candidates, torch.stack(positions, dim=1).to(keys.device), center
         )
 
-    def _editing(self, facts: Sequence[TrainingFact], prompts: Tensor, stage: StageConfig) -> dict[str, Tensor]:
+    def _editing(
+        self, facts: Sequence[TrainingFact], prompts: Tensor, present: Tensor | None, stage: StageConfig
+    ) -> dict[str, Tensor]:
         """Reliability, generality and locality rows (eq. 10-12) in one call of the base."""
         lm, count = self.model.lm, len(facts)
         answers = [fact.answer for fact in facts]
@@ -254,7 +237,9 @@ class RecipeObjective(nn.Module):
         rows[:count] = [
             Row(row.prompt_ids, row.answer_ids + ids) for row, ids in zip(rows[:count], following, strict=True)
         ]
-        logits, labels = answer_logits(lm, rows, prompts.repeat(len(texts), 1, 1), self.config.length_buckets)
+        prefix = prompts.repeat(len(texts), 1, 1)
+        prefix_mask = None if present is None else present.repeat(len(texts), 1)
+        logits, labels = answer_logits(lm, rows, prefix, self.config.length_buckets, prefix_mask)
         left_to_base = torch.zeros_like(labels, dtype=torch.bool)
         left_to_base[2 * count :] = True
         for row, ids in zip(left_to_base, following, strict=False):

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..datasets import EditExample
 from ..modeling.facts import compose_statement
+from .questions import OtherProperties, QuestionForms, template
 
 T = TypeVar("T")
 
@@ -47,6 +48,11 @@ class FactSampler:
         hard_negative_share: Share of a step's facts that are drawn, last in the batch, from those whose prompt differs
             from that of another fact of the step in the subject only.
         distractor_share: Share of facts whose questions come after one to four statements of other facts.
+        question_share: Share of facts that are asked for in question form (see [`QuestionForms`]).
+        other_property_share: Share of facts whose unrelated question asks for another property of the same subject
+            (see [`OtherProperties`]).
+        unrelated_text_share: Share of facts whose unrelated question is one of `unrelated_texts`.
+        unrelated_texts: Texts of any kind that ask for no fact.
         probabilities: How likely each fact is to be drawn, as [`~recipe_hf.datasets.load_mixture`] says; all alike by
             default.
     """
@@ -61,6 +67,10 @@ class FactSampler:
         probabilities: Sequence[float] | None = None,
         hard_negative_share: float = 0.0,
         distractor_share: float = 0.0,
+        question_share: float = 0.0,
+        other_property_share: float = 0.0,
+        unrelated_text_share: float = 0.0,
+        unrelated_texts: Sequence[str] = (),
     ) -> None:
         self.examples = list(examples)
         self.seed = seed
@@ -70,10 +80,26 @@ class FactSampler:
         self.probabilities = None if probabilities is None else np.array(probabilities) / sum(probabilities)
         self.hard_negative_share = hard_negative_share
         self.distractor_share = distractor_share
-        self._templates = [_template(example) for example in self.examples]
+        self.question_share = question_share
+        self.other_property_share = other_property_share
+        self.unrelated_text_share = unrelated_text_share
+        self._unrelated_texts = list(unrelated_texts)
+        self._question_forms = QuestionForms()
+        self._other_properties = OtherProperties(self.examples)
+        self._templates = [template(example.prompt, example.subject) for example in self.examples]
         self._by_template: dict[str, list[int]] = {}
-        for number, template in enumerate(self._templates):
-            self._by_template.setdefault(template, []).append(number)
+        for number, found in enumerate(self._templates):
+            self._by_template.setdefault(found, []).append(number)
+        first: dict[object, int] = {}
+        #: For each example the first that asks for the same: about the same subject, with the same answer so far.
+        self.same_as = [
+            first.setdefault((e.subject, e.ground_truth) if e.subject and e.ground_truth else number, number)
+            for number, e in enumerate(self.examples)
+        ]
+        self._by_ground_truth: dict[str, list[int]] = {}
+        for number, e in enumerate(self.examples):
+            if e.subject and e.ground_truth:
+                self._by_ground_truth.setdefault(e.ground_truth, []).append(number)
         self._answers = sorted({e.answer for e in examples} | {e.locality_answer for e in examples})
         self._subjects = sorted({e.subject for e in examples if e.subject})
 
@@ -81,6 +107,18 @@ class FactSampler:
     def answers(self) -> list[str]:
         """Every answer that a step may hold."""
         return [*self._answers, *self._subjects]
+
+    def own_statement(self, number: int) -> str:
+        """The statement of an example with the answer that the data give."""
+        return compose_statement(self.examples[number].prompt, self.examples[number].answer)
+
+    def asked_for(self, fact: TrainingFact) -> list[int]:
+        """Numbers of the examples that the unrelated question of a fact in truth asks for, as its answer shows."""
+        example = fact.example
+        if example.unrelated_is_made_up:
+            return []
+        same_answer = self._by_ground_truth.get(example.locality_answer, [])
+        return [number for number in same_answer if self.examples[number].subject in example.locality_prompt]
 
     def draw(self, step: int, size: int, answer_variants: int | None = None) -> list[TrainingFact]:
         """The `size` facts of a step. `answer_variants` bounds how many drawn answers a fact may have in all."""
@@ -94,13 +132,22 @@ class FactSampler:
 
     def _example(self, rng: np.random.Generator, number: int) -> EditExample:
         example = self.examples[number]
-        if max(len(example.rephrasings), len(example.unrelated)) <= 1:
+        rephrasings, unrelated = _one(rng, example.rephrasings), _one(rng, example.unrelated)
+        if self.question_share and rng.random() < self.question_share:
+            question = self._question_forms.draw(rng, example)
+            rephrasings = rephrasings if question is None else (question,)
+        made_up = example.unrelated_is_made_up
+        kind = rng.random() if self.other_property_share or self.unrelated_text_share else 1.0
+        if kind < self.other_property_share:
+            other = self._other_properties.draw(rng, example)
+            made_up = other is not None
+            unrelated = ((other, example.locality_answer),) if other is not None else unrelated
+        elif kind < self.other_property_share + self.unrelated_text_share:
+            text = self._unrelated_texts[rng.integers(len(self._unrelated_texts))]
+            unrelated, made_up = ((text, example.locality_answer),), True
+        if (rephrasings, unrelated) == (example.rephrasings, example.unrelated):
             return example
-        return replace(
-            example,
-            rephrasings=_one(rng, example.rephrasings),
-            unrelated=_one(rng, example.unrelated),
-        )
+        return replace(example, rephrasings=rephrasings, unrelated=unrelated, unrelated_is_made_up=made_up)
 
     def _distractor(self, rng: np.random.Generator) -> str:
         if not self.distractor_share or rng.random() >= self.distractor_share:
@@ -138,7 +185,3 @@ def _one(rng: np.random.Generator, items: tuple[T, ...]) -> tuple[T, ...]:
     """One of `items`, or none if there is none."""
     start = int(rng.integers(len(items))) if len(items) > 1 else 0
     return items[start : start + 1]
-
-
-def _template(example: EditExample) -> str:
-    return example.prompt.replace(example.subject, "{}") if example.subject else example.prompt

@@ -29,6 +29,7 @@ from ..modeling.model import RecipeForCausalLM
 from .config import StageConfig, TrainingConfig
 from .objective import RecipeObjective, parameter_groups
 from .publishing import METRICS_LOG, RUN_RECORD, describe_run
+from .questions import load_texts
 from .sampling import FactSampler
 
 logger = logging.get_logger(__name__)
@@ -71,6 +72,10 @@ class Trainer:
             None if isinstance(config.train_file, str) else shares[: -config.num_eval_examples],
             config.hard_negative_share,
             config.distractor_share,
+            config.question_share,
+            config.other_property_share,
+            config.unrelated_text_share,
+            load_texts(config.unrelated_texts_file) if config.unrelated_texts_file else (),
         )
         largest = max(stage.batch_size for stage in config.stages) * self.accelerator.num_processes
         if largest > len(self.sampler.examples):
@@ -176,6 +181,8 @@ class Trainer:
         factor = learning_rate_factor(stage_step, stage)
         for group in self.optimizer.param_groups:
             group["lr"] = getattr(stage, group["rate"]) * group["factor"] * factor
+        if stage.mined_negatives and stage_step % self.config.mining_steps == 0:
+            self.objective.encode_all_facts()
         parts = []
         for number in range(self.config.gradient_accumulation_steps):
             draw = self.step * self.config.gradient_accumulation_steps + number

@@ -19,6 +19,8 @@ from ..modeling.prompt_encoder import carried_tokens
 class AnswerPool:
     """Answers to draw from, and the pieces of them that each prompt token carries.
 
+    The tokens that a short answer leaves over carry its last one again.
+
     Args:
         answers: The answers; each text once.
         tokenizer: The base's tokenizer.
@@ -36,6 +38,7 @@ class AnswerPool:
         ids = tokenizer([f" {answer}" for answer in self.answers], add_special_tokens=False)["input_ids"]
         for row, tokens in enumerate(ids):
             for i, carried in enumerate(carried_tokens(tokens, num_tokens)):
+                carried = carried or (tokens[-1],)
                 self.labels[row, i] = pieces[i].setdefault(carried, len(pieces[i]))
         self.pieces = [torch.stack([embeddings[list(p)].mean(0) for p in carried]) for carried in pieces]
         #: What each prompt token carries on average, `[num_tokens, d_llm]`.

@@ -25,13 +25,13 @@ def recipe(num_tokens: int, architecture: str = "llama") -> RecipeForCausalLM:
 
 @torch.no_grad()
 def prompt_of_answer(model: RecipeForCausalLM, answer: str) -> Tensor:
-    """The definition, token by token."""
+    """The definition, token by token: as many as the answer has, the last for all that remain."""
     encoder, count = model.answer_prompt_encoder, model.config.num_answer_prompt_tokens
     ids = model.tokenizer(f" {answer}", add_special_tokens=False)["input_ids"]
     rows = []
-    for i in range(count):
+    for i in range(min(count, len(ids))):
         carried = ids[i:] if i == count - 1 else ids[i : i + 1]
-        embeds = model.lm.get_input_embeddings()(torch.tensor(carried or ids[-1:]))
+        embeds = model.lm.get_input_embeddings()(torch.tensor(carried))
         rows.append(encoder.offset[i] + encoder.weight[0].T @ embeds.mean(0))
     return torch.stack(rows)
 
@@ -43,11 +43,13 @@ def test_prompts_of_answers_and_of_statements_side_by_side(num_tokens: int):
     keys = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
     prompts, mask = model.continuous_prompts(keys, ["Ann Lee", None, "a", None])
     assert prompts.shape == (4, 3 + num_tokens, WIDTH)
-    for row, count in enumerate([3 + num_tokens, 3, 3 + num_tokens, 3]):
-        assert mask[row].tolist() == [True] * count + [False] * (3 + num_tokens - count)
     torch.testing.assert_close(prompts[:, :3], model.prompt_encoder(keys))
-    torch.testing.assert_close(prompts[0, 3:], prompt_of_answer(model, "Ann Lee"))
-    torch.testing.assert_close(prompts[2, 3:], prompt_of_answer(model, "a"))
+    none = torch.empty(0, WIDTH)
+    answers = [prompt_of_answer(model, "Ann Lee"), none, prompt_of_answer(model, "a"), none]
+    for row, expected in enumerate(answers):
+        count = 3 + len(expected)
+        assert mask[row].tolist() == [True] * count + [False] * (3 + num_tokens - count)
+        torch.testing.assert_close(prompts[row, 3:count], expected)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -99,8 +101,9 @@ def test_a_checkpoint_without_them_gets_some_that_start_as_word_embeddings(tmp_p
     plain.save_pretrained(tmp_path)
     model = RecipeForCausalLM.from_pretrained(tmp_path, base_model=tiny_base(), num_answer_prompt_tokens=3)
     ids = model.tokenizer(" a", add_special_tokens=False)["input_ids"]
-    expected = model.lm.get_input_embeddings()(torch.tensor([*ids, ids[-1]]))
-    torch.testing.assert_close(model.answer_prompts(["a"])[0], expected)
+    prompts, mask = model.answer_prompts(["a"])
+    torch.testing.assert_close(prompts[mask], model.lm.get_input_embeddings()(torch.tensor(ids)))
+    assert mask.tolist() == [[True] * len(ids) + [False] * (3 - len(ids))] and len(ids) < 3
     with pytest.raises(RuntimeError, match="its num_answer_prompt_tokens is 0"):
         plain.answer_prompts(["a"])
 

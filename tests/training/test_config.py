@@ -96,7 +96,19 @@ def test_overrides_replace_values_unless_none(tmp_path: Path):
             "num_answer_prompt_tokens must be above 0 for stage 'joint', got 0",
         ),
         ({"num_answer_prompt_tokens": -1}, None, "num_answer_prompt_tokens must be an integer of at least 0, got -1"),
-        ({"checkpoint": "c"}, None, "the weight of read_out of stage 'joint' must be 0 with a checkpoint, got 1.0"),
+        (None, {"mined_negatives": -1}, "mined_negatives of stage 'joint' must be an integer of at least 0, got -1"),
+        ({"mining_steps": 0}, None, "mining_steps must be an integer of at least 1, got 0"),
+        ({"question_share": 2}, None, "question_share must be between 0 and 1, got 2"),
+        (
+            {"other_property_share": 0.75, "unrelated_text_share": 0.5, "unrelated_texts_file": "t"},
+            None,
+            "unrelated_text_share must be between 0 and 0.25, got 0.5",
+        ),
+        (
+            {"unrelated_text_share": 0.5},
+            None,
+            "unrelated_texts_file must be a path with unrelated_text_share, got None",
+        ),
         (
             {"checkpoint": "c"},
             {"prompts": "answer", "contrastive_batch_size": 0},

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from recipe_hf.teacher_forcing import IGNORE_INDEX
-from recipe_hf.training.losses import contrastive_losses, editing_loss, locality_loss, read_out_loss
+from recipe_hf.training.losses import contrastive_losses, distillation_loss, editing_loss, locality_loss, read_out_loss
 
 X = IGNORE_INDEX
 SCALE = 0.5
@@ -96,6 +96,7 @@ def losses(**changes: Any) -> dict[str, float]:
         "sentinel": SENTINEL,
         "extra_keys": MEMORY,
         "same_fact": SAME_FACT,
+        "asked_fact": torch.zeros_like(SAME_FACT),
         "scale": SCALE,
     }
     return {name: loss.item() for name, loss in contrastive_losses(**arguments | changes).items()}
@@ -137,12 +138,19 @@ def test_contrastive_losses_scale_and_temperature():
 
 
 def test_contrastive_losses_without_memory():
-    found = losses(extra_keys=MEMORY[:0], same_fact=SAME_FACT[:, :2])
+    found = losses(extra_keys=MEMORY[:0], same_fact=SAME_FACT[:, :2], asked_fact=torch.zeros(2, 2, dtype=torch.bool))
     first = info_nce(QUERIES[0], KEYS[0], [SENTINEL, KEYS[1]])
     second = info_nce(QUERIES[1], KEYS[1], [SENTINEL, KEYS[0]])
     assert found["neighbor_reliability"] == pytest.approx((first + second) / 2, rel=1e-5)
     absent = [info_nce(a[i], SENTINEL, [KEYS[1 - i]]) for a in (QUERIES, REPHRASES) for i in (0, 1)]
     assert found["sentinel_edit"] == pytest.approx(sum(absent) / 4, rel=1e-5)
+
+
+def test_a_fact_that_an_unrelated_prompt_asks_for_is_no_wrong_choice_of_it():
+    found = losses(asked_fact=torch.tensor([[True, False, True, False], [False, False, False, False]]))
+    first = info_nce(NEIGHBORS[0], SENTINEL, [KEYS[1], MEMORY[1]])
+    second = info_nce(NEIGHBORS[1], SENTINEL, [*KEYS, *MEMORY])
+    assert found == pytest.approx(expected() | {"sentinel_locality": (first + second) / 2}, rel=1e-5)
 
 
 def test_contrastive_losses_with_a_hinge_drop_rows_decided_by_a_margin():
@@ -161,13 +169,14 @@ def test_sentinel_edit_of_a_single_fact_has_no_other_candidate():
         keys=KEYS[:1],
         extra_keys=MEMORY[:0],
         same_fact=torch.tensor([[True]]),
+        asked_fact=torch.tensor([[False]]),
     )
     assert found["sentinel_edit"] == 0
 
 
 def test_contrastive_losses_reach_queries_keys_and_sentinel():
     parts = [t.clone().requires_grad_() for t in (QUERIES, REPHRASES, NEIGHBORS, KEYS, SENTINEL)]
-    sum(contrastive_losses(*parts, MEMORY, SAME_FACT, SCALE).values()).backward()
+    sum(contrastive_losses(*parts, MEMORY, SAME_FACT, ~SAME_FACT, SCALE).values()).backward()
     assert all(part.grad.isfinite().all() and part.grad.abs().max() > 0 for part in parts)
 
 
@@ -199,3 +208,11 @@ def test_read_out_loss_averages_the_choice_over_tokens_and_is_least_at_the_targe
         choices += sum(negative_log_softmax(row, i) for i, row in enumerate(rows)) / 3
     assert least.item() == pytest.approx(choices / 2, rel=1e-3, abs=1e-6)
     assert read_out_loss(targets + 0.3, candidates, labels, offset) > least
+
+
+def test_distillation_loss_is_relative_to_the_variance_of_the_targets():
+    targets = torch.tensor([[[1.0, 5.0]], [[3.0, 5.0]]])
+    assert distillation_loss(targets, targets) == 0
+    # Deviations from the mean are 1, 0, 1 and 0; the errors 0.5 everywhere.
+    assert distillation_loss(targets + 0.5, targets).item() == pytest.approx(0.25 / 0.5)
+    assert distillation_loss(10 * targets + 5, 10 * targets).item() == pytest.approx(0.25 / 0.5)

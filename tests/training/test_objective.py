@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from recipe_hf.training.config import LOSSES, StageConfig, TrainingConfig
 from recipe_hf.training.losses import contrastive_losses
-from recipe_hf.training.objective import FeatureCache, KeyMemory, RecipeObjective, parameter_groups
+from recipe_hf.training.objective import RecipeObjective, parameter_groups
 from recipe_hf.training.sampling import FactSampler
 from tests.tiny_recipe import untrained_recipe
 from tests.tiny_training import EXAMPLES
@@ -30,7 +30,8 @@ def make(stage: StageConfig, **changes: Any) -> RecipeObjective:
     """An objective at the beginning of a stage."""
     values = {"knowledge_dim": 64, "num_sentinel_tokens": 4, "temperature": 0.5} | changes
     objective = RecipeObjective(untrained_recipe(), TrainingConfig("b", "t", "o", (stage,), **values), SAMPLER)
-    objective.fit_standardizer(FACTS)
+    if objective.config.checkpoint is None:
+        objective.fit_standardizer(FACTS)
     objective.start_stage(stage, None)
     return objective
 
@@ -113,11 +114,54 @@ def test_contrastive_losses_are_over_statements_questions_and_past_keys():
         retriever.encode_sentinel(),
         past,
         same,
+        torch.zeros_like(same),
         scale=1 / math.sqrt(64),
         temperature=0.5,
     )
     for name, value in expected.items():
         torch.testing.assert_close(losses[name], value, **CLOSE)
+
+
+@torch.no_grad()
+def test_mined_negatives_are_the_facts_that_each_query_is_nearest_to():
+    stage = replace(ENCODER, mined_negatives=1)
+    objective = make(stage)
+    objective.encode_all_facts()
+    losses = objective(FACTS, stage, 0)
+    retriever = objective.retriever
+    everything = retriever.encode_statements([f"{e.prompt} {e.answer}" for e in EXAMPLES])
+    keys = retriever.encode_statements([f"{fact.example.prompt} {fact.answer}" for fact in FACTS])
+    asked = [getattr(f.example, name) for name in ("prompt", "rephrase_prompt", "locality_prompt") for f in FACTS]
+    queries = retriever.encode_queries(asked)
+    mined = []
+    for place, scores in enumerate(queries @ everything.T):
+        scores[FACTS[place % 4].number] = -torch.inf
+        mined.append(int(scores.argmax()))
+    candidates = torch.cat([retriever.encode_sentinel().unsqueeze(0), keys, everything[mined]])
+    numbers = [-1, *(fact.number for fact in FACTS), *mined]
+    for name, rows, target in (("neighbor_generality", range(4, 8), None), ("sentinel_locality", range(8, 12), 0)):
+        expected = 0.0
+        for place, row in enumerate(rows):
+            logits = queries[row] @ candidates.T / 8 / 0.5
+            twins = [i for i, n in enumerate(numbers) if n == FACTS[place].number and i != place + 1]
+            if target is None:
+                logits[twins] = -torch.inf
+            expected += cross_entropy(logits, torch.tensor(place + 1 if target is None else target)) / 4
+        torch.testing.assert_close(losses[name], expected, **CLOSE)
+
+
+def test_a_run_on_a_checkpoint_reads_out_the_prompts_that_it_gave():
+    objective = make(ENCODER, checkpoint="given")
+    assert objective(FACTS, ENCODER, 0)["read_out"] < 1e-9
+    with torch.no_grad():
+        objective.prompt_encoder.output.bias.add_(0.5)
+    loss = objective(FACTS, ENCODER, 0)["read_out"]
+    statements = [f"{fact.example.prompt} {fact.answer}" for fact in FACTS]
+    with torch.no_grad():
+        targets = objective.prompt_encoder(objective.retriever.encode_statements(statements)) - 0.5
+    torch.testing.assert_close(loss, 0.25 / (targets - targets.mean(0)).square().mean(), **CLOSE)
+    loss.backward()
+    assert all(p.grad is not None for p in objective.prompt_encoder.parameters())
 
 
 @torch.no_grad()
@@ -318,46 +362,7 @@ def test_joint_training_learns_a_fixed_batch():
     assert all(torch.equal(weight, base[name]) for name, weight in objective.model.lm.state_dict().items())
 
 
-# ---------------------------------------------------------------------- memory and cache
-
-
-def test_key_memory_is_a_ring():
-    memory = KeyMemory(5, 2)
-    assert memory.filled()[0].shape == (0, 2)
-    for start in (0, 2, 4):
-        memory.push(torch.full((2, 2), float(start), requires_grad=True), torch.tensor([start, start + 1]))
-    keys, facts = memory.filled()
-    assert facts.tolist() == [5, 1, 2, 3, 4]
-    assert keys[:, 0].tolist() == [4, 0, 2, 2, 4]
-    assert not keys.requires_grad
-
-
-def test_key_memory_keeps_the_last_of_a_batch_larger_than_itself():
-    memory = KeyMemory(3, 1)
-    memory.push(torch.arange(5.0).unsqueeze(1), torch.arange(5))
-    keys, facts = memory.filled()
-    assert sorted(facts.tolist()) == [2, 3, 4]
-    assert keys.squeeze(1).tolist() == facts.tolist()
-
-
-def test_key_memory_of_no_size_stays_empty():
-    memory = KeyMemory(0, 4)
-    memory.push(torch.ones(2, 4), torch.tensor([1, 2]))
-    assert memory.filled()[0].shape == (0, 4)
-
-
-@torch.no_grad()
-def test_feature_cache_equals_fresh_features_and_encodes_each_text_once(monkeypatch: pytest.MonkeyPatch):
-    model, cache, encoded = untrained_recipe(), FeatureCache(), []
-    fresh = model.retriever.text_features
-    monkeypatch.setattr(model.retriever, "text_features", lambda texts: encoded.append(texts) or fresh(texts))
-    texts = ["one", "a longer second", "three", "one"]
-    torch.testing.assert_close(cache(model, texts[:2]), fresh(texts[:2]), **CLOSE)
-    torch.testing.assert_close(cache(model, texts), fresh(texts), **CLOSE)
-    assert encoded == [["one", "a longer second"], ["three"]]
-    cache.clear()
-    cache(model, texts[:1])
-    assert encoded[2:] == [["one"]]
+# ---------------------------------------------------------------------- features
 
 
 def test_no_feature_of_an_older_encoder_is_used():

@@ -139,3 +139,56 @@ def test_distractors_are_one_to_four_statements():
     assert {len(text.split(". ")) - 1 for text in texts} == {1, 2, 3, 4}
     assert {part for text in texts for part in text.split(". ")[:-1]} == statements
     assert not any(fact.distractor for fact in many(sampler(), steps=5))
+
+
+def test_shares_of_question_forms_other_properties_and_unrelated_texts():
+    examples = [
+        EditExample(prompt, answer, subject, (f"Of {subject},",), ((f"S{n} is", "x"),), ground_truth=truth)
+        for n, subject in enumerate(f"Person {letter}" for letter in "ABCDEFGH")
+        for prompt, answer, truth in (
+            (f"The mother tongue of {subject} is", "French", "English"),
+            (f"{subject} died in", "Rome", "Paris"),
+        )
+    ]
+    chosen = FactSampler(
+        examples,
+        0,
+        0.0,
+        0.0,
+        question_share=0.3,
+        other_property_share=0.4,
+        unrelated_text_share=0.2,
+        unrelated_texts=["How to bake?"],
+    )
+    facts = many(chosen)
+    for fact in facts:
+        assert fact.example.rephrasings != fact.example.unrelated
+        assert fact.example.unrelated_is_made_up == (not fact.example.locality_prompt.startswith("S"))
+    unrelated = [fact.example.locality_prompt for fact in facts]
+    questions = [fact for fact in facts if not fact.example.rephrase_prompt.startswith("Of ")]
+    assert len(questions) / len(facts) == pytest.approx(0.3, abs=0.03)
+    assert {f.example.rephrase_prompt for f in questions if f.number == 0} == {
+        "What is the mother tongue of Person A?",
+        "What is Person A's mother tongue?",
+        "What is the native language of Person A?",
+        "What is Person A's first language?",
+    }
+    assert unrelated.count("How to bake?") / len(facts) == pytest.approx(0.2, abs=0.03)
+    others = [fact for fact in facts if fact.example.locality_prompt in {e.prompt for e in examples}]
+    # Half of the attempts draw the fact's own property, and eight attempts rarely all fail.
+    assert len(others) / len(facts) == pytest.approx(0.4, abs=0.03)
+    assert all(f.example.locality_prompt == examples[f.number ^ 1].prompt for f in others)
+
+
+def test_facts_with_the_same_subject_and_the_same_answer_so_far_are_the_same():
+    examples = [
+        EditExample("X speaks", "French", "X", ground_truth="Greek", unrelated=(("u", "a"),)),
+        EditExample("X's mother tongue is", "Welsh", "X", ground_truth="Greek", unrelated=(("X speaks", "Greek"),)),
+        EditExample("X died in", "Rome", "X", ground_truth="Oslo", unrelated=(("Y speaks", "Greek"),)),
+        EditExample("X is", "old", "X", unrelated=(("u", "a"),)),
+        EditExample("X was", "old", "X", unrelated=(("u", ""),)),
+    ]
+    chosen = FactSampler(examples, 0, 0.0, 0.0)
+    assert chosen.same_as == [0, 0, 2, 3, 4]
+    asked = {fact.number: chosen.asked_for(fact) for fact in chosen.draw(0, 5)}
+    assert asked == {0: [], 1: [0, 1], 2: [], 3: [], 4: []}

@@ -78,7 +78,7 @@ def test_two_processes_train_through_every_stage_and_resume(parts: Path, tmp_pat
 
 def test_two_processes_have_the_losses_of_one_with_their_joint_batch(parts: Path, tmp_path: Path):
     warm = dataclasses.replace(STAGES[0], editing_batch_size=4)
-    joint = dataclasses.replace(STAGES[3], steps=4, query_batch_size=4, editing_batch_size=2)
+    joint = dataclasses.replace(STAGES[3], steps=4, query_batch_size=4, mined_negatives=1, editing_batch_size=2)
     logs = []
     for processes in (1, 2):
         sizes = ("contrastive_batch_size", "query_batch_size", "editing_batch_size")

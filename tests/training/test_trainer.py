@@ -369,3 +369,31 @@ def test_the_rest_of_a_checkpoint_trains_on_without_a_warm_start(
     weights = trainer.model.state_dict()
     for name, tensor in RecipeForCausalLM.from_pretrained(best).state_dict().items():
         torch.testing.assert_close(weights[name], tensor, atol=1e-6, rtol=0.0)
+
+
+def test_mining_run_on_a_checkpoint_resumes_as_an_unbroken_one(
+    parts: Path, finished: RecordingTrainer, tmp_path: Path
+):
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text('{"text": "The weather is fine."}\n')
+    stage = StageConfig(
+        "retrieval", 5, contrastive_batch_size=6, mined_negatives=2, learning_rate=1e-3, encoder_learning_rate=1e-3
+    )
+    values: dict[str, Any] = {
+        "checkpoint": str(finished.output_dir / "best"),
+        "mining_steps": 2,
+        "other_property_share": 0.3,
+        "unrelated_text_share": 0.3,
+        "unrelated_texts_file": str(texts),
+        "save_steps": 3,
+    }
+    whole = RecordingTrainer(tiny_config(parts, tmp_path / "whole", stages=(stage,), **values))
+    whole.train()
+    config = tiny_config(parts, tmp_path / "broken", stages=(stage,), **values)
+    with pytest.raises(Interrupted):
+        RecordingTrainer(config, stop_at=3).train()
+    resumed = RecordingTrainer(config)
+    resumed.train(resume=True)
+    assert list(resumed.losses) == [3, 4]
+    for step, losses in resumed.losses.items():
+        assert losses == pytest.approx(whole.losses[step], abs=1e-5, rel=1e-5), step

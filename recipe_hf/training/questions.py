@@ -1,0 +1,92 @@
+"""Questions that a data set lacks: in question form, and about another property of a fact's subject."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from ..datasets import EditExample
+
+_FORMS_FILE = Path(__file__).parent / "question_forms.yaml"
+_MIN_FACTS = 3
+_ATTEMPTS = 8
+
+
+def template(prompt: str, subject: str) -> str:
+    """The prompt with `{}` in the place of its subject."""
+    return prompt.replace(subject, "{}") if subject else prompt
+
+
+class QuestionForms:
+    """Questions that ask for what the prompts of CounterFact leave open ("What is the mother tongue of X?")."""
+
+    def __init__(self) -> None:
+        groups = yaml.safe_load(_FORMS_FILE.read_text(encoding="utf-8"))
+        self._questions = {prompt: group["questions"] for group in groups for prompt in group["prompts"]}
+
+    def draw(self, rng: np.random.Generator, example: EditExample) -> str | None:
+        """One of the questions for a fact, `None` if none is known."""
+        questions = self._questions.get(template(example.prompt, example.subject))
+        return str(rng.choice(questions)).format(example.subject) if questions else None
+
+
+class OtherProperties:
+    """Questions about a fact's subject that ask for something else, made of the questions about other subjects.
+
+    Two prompts that are the same but for the subject ask for one property. Two properties differ if no answer to one
+    of them, before or after an edit, is an answer to the other.
+
+    Args:
+        examples: The facts whose prompts and unrelated questions are put to use.
+    """
+
+    def __init__(self, examples: Sequence[EditExample]) -> None:
+        self._answers: dict[str, set[str]] = {}
+        counts: dict[str, int] = {}
+        for example in examples:
+            asked = [(example.prompt, {example.answer, example.ground_truth})]
+            asked += [(question, {answer}) for question, answer in example.unrelated]
+            for question, answers in asked:
+                if example.subject and example.subject in question:
+                    found = template(question, example.subject)
+                    counts[found] = counts.get(found, 0) + 1
+                    self._answers.setdefault(found, set()).update(answers - {""})
+        self._common = [found for found, count in counts.items() if count >= _MIN_FACTS]
+
+    def draw(self, rng: np.random.Generator, example: EditExample) -> str | None:
+        """A question about the subject of `example` and another property; `None` if none was found."""
+        own = self._answers.get(template(example.prompt, example.subject))
+        if not own or not self._common:
+            return None
+        for number in rng.integers(len(self._common), size=_ATTEMPTS):
+            found = self._common[number]
+            if self._answers[found].isdisjoint(own):
+                return found.replace("{}", example.subject)
+        return None
+
+
+def load_texts(path: str | Path) -> list[str]:
+    """The texts of a JSONL file whose rows have a field `text`.
+
+    Raises:
+        ValueError: If a row is not of this form, or there is none.
+    """
+    texts = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            text = json.loads(line)["text"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f'{path}, line {number} must be a JSON object with a "text", got {line[:80]!r}.'
+            ) from error
+        if not isinstance(text, str):
+            raise ValueError(f"{path}, line {number}: text must be a string, got {text!r}.")
+        if text.strip():
+            texts.append(text)
+    if not texts:
+        raise ValueError(f"{path} must hold at least one text, got none.")
+    return texts
