@@ -124,7 +124,7 @@ class RecipePreTrainedModel(KnowledgeMixin, PreTrainedModel):
             config: A config to use instead of the checkpoint's.
             **kwargs: `token`, `cache_dir`, `local_files_only` and `force_download` for checkpoint and base;
                 `revision`, `subfolder` and `variant` for the checkpoint; fields of [`RecipeConfig`], of which
-                `num_answer_prompt_tokens` gives a checkpoint that has none new prompts of answers; anything else
+                `num_answer_prompt_tokens` gives a checkpoint with another number new prompts of answers; anything else
                 (`dtype`, `device_map`, `max_memory`, `offload_folder`, `quantization_config`, `attn_implementation`,
                 ...) says how to load the base.
 
@@ -158,17 +158,21 @@ class RecipePreTrainedModel(KnowledgeMixin, PreTrainedModel):
                 variant=variant,
                 use_safetensors=True,
                 output_loading_info=True,
+                ignore_mismatched_sizes="num_answer_prompt_tokens" in fields,
             )
         except SafetensorError as error:
             raise ValueError(f"The weights in {directory} are truncated or altered: {error}.") from error
         model, info = loaded
         is_new = "answer_prompt_encoder." if fields.get("num_answer_prompt_tokens") else ()
-        missing = sorted(name for name in info["missing_keys"] if not name.startswith(is_new))
+        absent = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
+        missing = sorted(name for name in absent if not name.startswith(is_new))
         if missing:
             raise ValueError(
                 f"The weights in {directory} lack {len(missing)} tensors of the model, {', '.join(missing[:3])} among "
                 f"them: the file was altered."
             )
+        if model.answer_prompt_encoder is not None and absent:
+            model.answer_prompt_encoder.reset_parameters()
         model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
         model._load_parts(directory)
 

@@ -108,6 +108,26 @@ def test_a_checkpoint_without_them_gets_some_that_start_as_word_embeddings(tmp_p
         plain.answer_prompts(["a"])
 
 
+def test_another_number_of_them_makes_them_new(tmp_path: Path):
+    model = recipe(3)
+    model.save_pretrained(tmp_path)
+    loaded = RecipeForCausalLM.from_pretrained(tmp_path, base_model=tiny_base(), num_answer_prompt_tokens=5)
+    fresh = loaded.answer_prompt_encoder
+    assert fresh.offset.shape == (5, WIDTH) and not fresh.offset.any()
+    assert torch.equal(fresh.weight[0], torch.eye(WIDTH))
+    assert torch.equal(loaded.prompt_encoder.output.weight, model.prompt_encoder.output.weight)
+    same = RecipeForCausalLM.from_pretrained(tmp_path, base_model=tiny_base(), num_answer_prompt_tokens=3)
+    assert torch.equal(same.answer_prompt_encoder.offset, model.answer_prompt_encoder.offset)
+
+
+def test_sizes_other_than_theirs_must_fit(tmp_path: Path):
+    recipe(3).save_pretrained(tmp_path)
+    with pytest.raises((ValueError, RuntimeError)):
+        RecipeForCausalLM.from_pretrained(
+            tmp_path, base_model=tiny_base(), num_answer_prompt_tokens=5, num_sentinel_tokens=7
+        )
+
+
 def test_answers_need_the_tokenizer():
     model = recipe(3)
     model.add_knowledge([FACTS[0], " ".join(FACTS[2])])
