@@ -144,8 +144,8 @@ def add(
         Path | None,
         typer.Option(
             "--from",
-            help="JSON lines: a statement, [prompt, answer], or an object with prompt and answer (or statement) "
-            "and, if wanted, metadata.",
+            help="JSON lines or Parquet: a statement, [prompt, answer], or an object with prompt and answer (or "
+            "statement) and, if wanted, metadata, valid_from, valid_until.",
         ),
     ] = None,
     on_conflict: Annotated[
@@ -153,7 +153,9 @@ def add(
     ] = "replace",
 ) -> None:
     """Adds facts to a checkpoint: all of them, or none if one is refused."""
-    facts = list(statements or []) + (_read_facts(source) if source else [])
+    from .modeling.knowledge.exchange import read_facts
+
+    facts = list(statements or []) + (read_facts(source) if source else [])
     if not facts:
         raise ValueError("add needs at least one statement, or --from FILE.")
     # A fact is encoded by the retriever alone: no base is needed.
@@ -211,6 +213,23 @@ def ask(
 
 
 @app.command()
+def salvage(
+    damaged: Annotated[Path, typer.Argument(help="File of a damaged knowledge base.", show_default=False)],
+    new: Annotated[Path, typer.Argument(help="File to make.", show_default=False)],
+) -> None:
+    """Saves every fact that can be read of a damaged knowledge base to a new file."""
+    from .modeling.knowledge.salvage import salvage
+
+    saved = salvage(damaged, new)
+    lost = "how many are lost, it does not say" if saved.lost is None else f"{saved.lost} lost"
+    typer.echo(f"{new} now holds {_count(saved.facts)} and {saved.past} past ones; {lost}.")
+    if saved.keys_lost:
+        typer.echo(
+            f"{_count(saved.keys_lost)} lost the key: the model makes all keys anew when it next opens the file."
+        )
+
+
+@app.command()
 def push(
     checkpoint: Checkpoint,
     repo_id: Annotated[str, typer.Argument(help="Where to, as ORGANISATION/NAME.", show_default=False)],
@@ -251,18 +270,6 @@ def _knowledge(checkpoint: Path) -> Any:
     if (_directory(checkpoint) / "knowledge").is_dir():
         return KnowledgeBase.load(checkpoint / "knowledge")
     return KnowledgeBase(json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))["knowledge_dim"])
-
-
-def _read_facts(path: Path) -> list[Any]:
-    facts = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            facts.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}: not JSON ({error.msg}).") from error
-    return facts
 
 
 def _line(fact: Any) -> str:

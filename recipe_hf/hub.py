@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import tempfile
@@ -98,7 +97,7 @@ def push_knowledge(
     Raises:
         OSError: As in [`push_checkpoint`].
     """
-    knowledge = copy.copy(knowledge)  # Other threads may go on changing the original.
+    knowledge = knowledge.snapshot()  # Other threads may go on changing the original.
     rows = [{name: getattr(fact, name) for name in COLUMNS} for fact in knowledge]
     for row in rows:
         row["metadata"] = json.dumps(row["metadata"], ensure_ascii=False)

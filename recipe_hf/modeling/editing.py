@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from .facts import parse_facts
 from .knowledge import KnowledgeBase, OnConflict
+from .knowledge.exchange import read_facts
 from .outputs import Retrieval
 from .prompt_encoder import PromptEncoder
 from .retriever import Retriever
@@ -27,8 +29,8 @@ class KnowledgeMixin:
     retriever: Retriever
     prompt_encoder: PromptEncoder
     _knowledge: KnowledgeBase
-    # The weights' versions when the keys were last known to be theirs, and the sentinel's key.
-    _current: tuple[tuple[Any, ...], Tensor] | None = None
+    # Versions and fingerprint of the weights when last looked at, and the sentinel's key.
+    _current: tuple[tuple[Any, ...], str, Tensor] | None = None
 
     @property
     def knowledge(self) -> KnowledgeBase:
@@ -41,7 +43,29 @@ class KnowledgeMixin:
             got = f"one of width {knowledge.dim}" if isinstance(knowledge, KnowledgeBase) else type(knowledge).__name__
             raise ValueError(f"knowledge must be a KnowledgeBase of width {self.config.knowledge_dim}, got {got}.")
         self._knowledge = knowledge
-        self._current = None
+
+    def open_knowledge(
+        self, path: str | os.PathLike[str], *, read_only: bool = False, namespace: str = ""
+    ) -> KnowledgeBase:
+        """Takes the facts from a file from now on, made if it is not there, and keeps every change in it.
+
+        The facts that the model had are let go: `model.knowledge.copy_to(path)` would take them along.
+
+        Args:
+            path: The file, as in [`KnowledgeBase.open`].
+            read_only: Whether to leave writing to another process.
+            namespace: Which namespace of it.
+
+        Returns:
+            The knowledge base, which is `model.knowledge` too.
+
+        Raises:
+            BlockingIOError: If it is open for writing already; the message says where.
+            OSError: If the file cannot be read or written.
+            ValueError: If the file is damaged, or its keys are of another width.
+        """
+        self.knowledge = KnowledgeBase.open(path, self.config.knowledge_dim, read_only=read_only, namespace=namespace)
+        return self.knowledge
 
     @torch.inference_mode(False)
     def add_knowledge(
@@ -73,10 +97,29 @@ class KnowledgeMixin:
         statements = [fact.statement for fact in parsed]
         if not truncation:
             self._check_lengths(statements)
-        self._refresh()
-        fingerprint = self.knowledge.encoder_fingerprint
-        keys = self._encode_statements(statements, batch_size)
+        fingerprint, _ = self._refresh()
+        keys = self.encode_statements(statements, batch_size)
         return self.knowledge.add(parsed, keys, on_conflict, encoder_fingerprint=fingerprint)
+
+    def import_knowledge(
+        self, path: str | os.PathLike[str], on_conflict: OnConflict = "replace", **kwargs: Any
+    ) -> list[int]:
+        """Adds the facts of a file, all or none: JSON lines, or Parquet with `recipe-hf[parquet]`.
+
+        Args:
+            path: What `knowledge.export` writes, or what
+                [`read_facts`][recipe_hf.modeling.knowledge.exchange.read_facts] describes.
+            on_conflict: As in `add_knowledge`.
+            **kwargs: Further arguments of `add_knowledge`.
+
+        Returns:
+            The id of each fact; ids in the file do not count.
+
+        Raises:
+            ImportError: If it is a Parquet file, and pyarrow is not installed.
+            ValueError: If the file is not as described, or a fact is refused.
+        """
+        return self.add_knowledge(read_facts(path), on_conflict, **kwargs)
 
     def remove_knowledge(self, ids: int | Iterable[int]) -> None:
         """Removes facts, all or none; they stay in the readable history.
@@ -108,7 +151,7 @@ class KnowledgeMixin:
         asked = [row for row, query in enumerate(queries) if query.strip()]
         if not asked:
             return retrievals, keys, answers
-        sentinel = self._refresh()
+        _, sentinel = self._refresh()
         with deterministic(self.retriever):
             encoded = self.retriever.encode_queries([queries[row] for row in asked], batch_size).float()
             scale = self.config.scale
@@ -124,7 +167,9 @@ class KnowledgeMixin:
         keys[asked] = hits.keys[:, 0]
         return retrievals, keys, answers
 
-    def _encode_statements(self, statements: Sequence[str], batch_size: int = 64) -> Tensor:
+    @torch.inference_mode(False)
+    def encode_statements(self, statements: Sequence[str], batch_size: int = 64) -> Tensor:
+        """Keys `[len(statements), knowledge_dim]` of statements (eq. 6), by the present weights, in float32."""
         with torch.no_grad(), deterministic(self.retriever):
             return self.retriever.encode_statements(statements, batch_size).float()
 
@@ -140,33 +185,28 @@ class KnowledgeMixin:
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _refresh(self) -> Tensor:
-        """Brings the stored keys and the sentinel in step with the weights; gives the sentinel's key.
+    def _refresh(self) -> tuple[str, Tensor]:
+        """Brings the stored keys in step with the weights; gives the fingerprint of these and the sentinel's key.
 
         Versions of the weights say whether anything was written; only then a hash says whether it changed the keys.
         """
         versions = weight_versions(self.retriever)
-        current = self._current
-        if current is not None and current[0] == versions:
-            return current[1]
-        found = key_fingerprint(self.retriever)
-        while self.knowledge.encoder_fingerprint != found:
+        if self._current is None or self._current[0] != versions:
+            found = key_fingerprint(self.retriever)
+            with deterministic(self.retriever):
+                self._current = versions, found, self.retriever.encode_sentinel().float()
+        _, found, sentinel = self._current
+        while len(self.knowledge) and self.knowledge.encoder_fingerprint != found:
             facts = list(self.knowledge)
-            if facts:
-                logger.info(f"The weights changed: encoding the statements of {len(facts)} facts again.")
-                keys = self._encode_statements([fact.statement for fact in facts])
-            else:
-                keys = torch.empty(0, self.config.knowledge_dim)
+            logger.info(f"The weights changed: encoding the statements of {len(facts)} facts again.")
             ids = [fact.id for fact in facts]
+            keys = self.encode_statements([fact.statement for fact in facts])
             try:
                 self.knowledge.replace_keys(keys, found, ids)
             except ValueError:
                 if ids == [fact.id for fact in self.knowledge]:
                     raise
-        with deterministic(self.retriever):
-            sentinel = self.retriever.encode_sentinel().float()
-        self._current = versions, sentinel
-        return sentinel
+        return found, sentinel
 
 
 def check_queries(queries: str | Sequence[str], batch: int | None = None) -> list[str]:

@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-_FIELDS = ("statement", "prompt", "answer", "metadata")
+from .timestamps import to_timestamp
+
+_FIELDS = ("statement", "prompt", "answer", "metadata", "valid_from", "valid_until")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,12 +21,16 @@ class NewFact:
         prompt: What asks for the fact, if it was given as a prompt and its answer.
         answer: What the prompt is to be continued with.
         metadata: Anything JSON can hold.
+        valid_from: When it begins to be used, ISO 8601, UTC; None for at once.
+        valid_until: When it ceases to be, ISO 8601, UTC; None for never.
     """
 
     statement: str
     prompt: str | None = None
     answer: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict, hash=False)
+    valid_from: str | None = None
+    valid_until: str | None = None
 
     @property
     def subject(self) -> tuple[str, str]:
@@ -34,6 +40,18 @@ class NewFact:
         """
         kind, text = ("statement", self.statement) if self.prompt is None else ("prompt", self.prompt)
         return kind, normalize_whitespace(text)
+
+    def is_valid_at(self, time: str) -> bool:
+        """Whether the fact is used at `time`."""
+        return (self.valid_from or "") <= time and (self.valid_until is None or time < self.valid_until)
+
+    def conflicts_with(self, other: NewFact) -> bool:
+        """Whether there is a time for which both would be the fact about one subject."""
+        return (
+            self.subject == other.subject
+            and (self.valid_until is None or (other.valid_from or "") < self.valid_until)
+            and (other.valid_until is None or (self.valid_from or "") < other.valid_until)
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The fact as a JSON object, without what is empty."""
@@ -87,7 +105,8 @@ def parse_facts(facts: Iterable[Any]) -> list[NewFact]:
 
     Args:
         facts: A list of statements, `(prompt, answer)` pairs, `NewFact`s, or dicts with `statement`, or `prompt` and
-            `answer`, or all three, and optionally `metadata`.
+            `answer`, or all three, and optionally `metadata`, `valid_from` and `valid_until` (a `datetime`, or
+            ISO 8601; UTC where no time zone is given).
 
     Returns:
         One fact for each item, in their order.
@@ -124,7 +143,12 @@ def _parse(item: Any, where: str) -> NewFact:
     for name, text in texts.items():
         _check_text(text, f"{where}.{name}")
     texts.setdefault("statement", compose_statement(texts.get("prompt", ""), texts.get("answer", "")))
-    return NewFact(**texts, metadata=_copy_metadata(item.get("metadata"), f"{where}.metadata"))
+    times = {name: to_timestamp(item[name], f"{where}.{name}") for name in _FIELDS[4:] if item.get(name) is not None}
+    if len(times) == 2 and times["valid_from"] >= times["valid_until"]:
+        raise ValueError(
+            f"{where}.valid_until must be later than valid_from, {times['valid_from']}, got {times['valid_until']}."
+        )
+    return NewFact(**texts, **times, metadata=_copy_metadata(item.get("metadata"), f"{where}.metadata"))
 
 
 def _check_text(text: Any, where: str) -> None:

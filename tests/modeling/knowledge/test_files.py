@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
-from recipe_hf.modeling import knowledge_files
 from recipe_hf.modeling.knowledge import FACTS_FILE, KEYS_FILE, KnowledgeBase
-from recipe_hf.modeling.knowledge_files import MANIFEST, read_manifest, write_files
+from recipe_hf.modeling.knowledge import files as knowledge_files
+from recipe_hf.modeling.knowledge.files import MANIFEST, read_manifest, write_files
 
 FILES = [FACTS_FILE, KEYS_FILE, MANIFEST]
 
@@ -24,7 +24,7 @@ def make(answers: list[str]) -> KnowledgeBase:
 
 
 def content(base: KnowledgeBase) -> tuple:
-    return list(base), base.history(), base.keys([fact.id for fact in base]).tolist(), base._next_id
+    return list(base), base.history(), base.keys([fact.id for fact in base]).tolist(), base._contents().next_id
 
 
 @pytest.fixture

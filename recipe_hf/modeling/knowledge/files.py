@@ -1,4 +1,4 @@
-"""The files of a saved knowledge base: written whole or not at all, and checked when read.
+"""Sets of files, as of a saved knowledge base: written whole or not at all, and checked when read.
 
 A directory holds data files and a manifest with their SHA-256 sums. New data files are first written under a
 temporary name; renaming the new manifest over the old one is the moment of the change; then the data files get their
@@ -31,12 +31,12 @@ def write_files(directory: str | os.PathLike[str], files: Mapping[str, bytes], m
     body = {"format_version": FORMAT_VERSION, **manifest, "files": sums}
     text = json.dumps({**body, "sha256": _manifest_sum(body)}, indent=2)
     _write_synced(directory / (MANIFEST + _NEW), text.encode())
-    _sync_directory(directory)
+    sync_directory(directory)
     os.replace(directory / (MANIFEST + _NEW), directory / MANIFEST)
-    _sync_directory(directory)
+    sync_directory(directory)
     for name in files:
         os.replace(directory / (name + _NEW), directory / name)
-    _sync_directory(directory)
+    sync_directory(directory)
 
 
 def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
@@ -100,7 +100,8 @@ def _write_synced(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
+    """Makes the names in a directory durable."""
     if os.name != "posix":
         return
     descriptor = os.open(directory, os.O_RDONLY)

@@ -44,8 +44,12 @@ class KeyIndex:
         self._compact()
         return self._keys[: self._num_rows]
 
-    def add(self, ids: Sequence[int], keys: NDArray[np.float32]) -> None:
-        """Adds `keys` `[n, dim]` under ascending `ids` larger than any before."""
+    def add(self, ids: Sequence[int] | NDArray[np.int64], keys: NDArray[np.float32]) -> None:
+        """Adds `keys` `[n, dim]` under ascending `ids`, none of which is there."""
+        if len(ids) and self._num_rows and ids[0] <= self._ids[self._num_rows - 1]:
+            ids, keys = np.concatenate([self.ids, ids]), np.concatenate([self.keys, keys])
+            order = np.argsort(ids)
+            ids, keys, self._num_rows = ids[order], keys[order], 0
         needed = self._num_rows + len(ids)
         if needed > len(self._ids):
             capacity = max(needed, 2 * len(self._ids))
@@ -63,20 +67,24 @@ class KeyIndex:
         return self.keys[np.searchsorted(self.ids, np.asarray(ids, np.int64))]
 
     def search(
-        self, queries: NDArray[np.float32], k: int, threads: int
+        self, queries: NDArray[np.float32], k: int, threads: int, among: NDArray[np.int64] | None = None
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Ids and dot products of the best keys for each query, best first; of equal best keys the smallest id wins.
 
-        Shapes: `[b, dim]` with `b` > 0 -> `[b, min(k, n)]` twice.
+        Shapes: `[b, dim]` with `b` > 0 -> `[b, min(k, n)]` twice. With `among`, `n` counts only those ids.
         """
-        k = min(k, len(self))
+        ids, keys = self.ids, self.keys
+        if among is not None:
+            ids, rows, _ = np.intersect1d(ids, among, assume_unique=True, return_indices=True)
+            keys = keys[rows]
+        k = min(k, len(ids))
         if not k:
             return np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32)
-        found = usearch_search(self.keys, queries * _SCALE, k, MetricKind.IP, exact=True, threads=threads)
+        found = usearch_search(keys, queries * _SCALE, k, MetricKind.IP, exact=True, threads=threads)
         rows = found.keys.astype(np.int64).reshape(len(queries), k)
-        scores = (self.keys[rows] * queries[:, None]).sum(-1)
+        scores = (keys[rows] * queries[:, None]).sum(-1)
         order = np.argsort(-scores, axis=1, kind="stable")
-        return self.ids[np.take_along_axis(rows, order, 1)], np.take_along_axis(scores, order, 1)
+        return ids[np.take_along_axis(rows, order, 1)], np.take_along_axis(scores, order, 1)
 
     def _compact(self) -> None:
         if self._removed:

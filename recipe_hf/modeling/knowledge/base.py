@@ -1,0 +1,396 @@
+"""The knowledge base: facts, their history, their keys, and search among them (paper eq. 9)."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .. import timestamps
+from ..facts import Fact, NewFact, PastFact, normalize_whitespace, parse_facts
+from .live_index import LiveIndex
+from .persistence import Persistence
+from .space import Space, namespaces
+from .store import Store
+from .vectors import check_vectors
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+OnConflict = Literal["replace", "keep", "error"]
+Encode = Callable[[list[str]], Tensor]
+
+
+@dataclass(frozen=True)
+class Hits:
+    """The best facts for each of `b` queries, read in one step.
+
+    Attributes:
+        ids: `[b, k]`, int64, best first; -1 where the knowledge base has fewer than `k` facts.
+        scores: `[b, k]`, float32, dot products of query and key; -inf beside an id of -1.
+        keys: `[b, k, dim]`, float32; 0 beside an id of -1.
+        facts: `b` lists of `k` facts; None beside an id of -1.
+    """
+
+    ids: Tensor
+    scores: Tensor
+    keys: Tensor
+    facts: list[list[Fact | None]]
+
+
+class KnowledgeBase(Persistence):
+    """Facts with ids, filed under their keys. Any number of threads may use it at once.
+
+    Every operation happens whole or not at all. All tensors given back are copies on the CPU. Constructed, it lives in
+    memory; `KnowledgeBase.open` keeps one in a file.
+
+    Args:
+        dim: Width of the keys, `knowledge_dim`.
+
+    Raises:
+        ValueError: If `dim` is not a positive integer.
+    """
+
+    def __init__(self, dim: int) -> None:
+        _check_dim(dim)
+        self._enter(Store.memory(dim), "")
+
+    def _enter(self, store: Store, namespace: str) -> None:
+        """Makes this the knowledge base of a namespace in a store."""
+        if not isinstance(namespace, str) or not _is_unicode(namespace):
+            raise ValueError(f"namespace must be a string, got {namespace!r}.")
+        self._store = store
+        self._space = Space(store, namespace)
+        # One for all who use the namespace: setdefault is atomic.
+        self._index: LiveIndex = store.shared.setdefault(namespace, LiveIndex(self._space))
+
+    # ------------------------------------------------------------------ on disk, and apart
+
+    @classmethod
+    def open(
+        cls, path: str | os.PathLike[str], dim: int | None = None, *, read_only: bool = False, namespace: str = ""
+    ) -> Self:
+        """Opens the knowledge base kept in a file, or makes one where there is none.
+
+        What `add` and the other changes did is on disk when they return. One process may write at a time, any number
+        may read meanwhile. Beside the file lie its write-ahead log, the name of who writes, and the index, which is
+        made anew whenever it is missing, old or damaged.
+
+        Args:
+            path: The file.
+            dim: Width of the keys. By default that of the keys in the file, or of the first ones added.
+            read_only: Whether to leave writing to another process, whose changes are seen as they come.
+            namespace: As in `namespace`.
+
+        Raises:
+            BlockingIOError: If it is open for writing already; the message says where.
+            FileNotFoundError: If it is to be read only and is not there.
+            OSError: If the file cannot be read or written.
+            ValueError: If the file is damaged, of a newer version, or of something else; if `dim` is not its width.
+        """
+        if dim is not None:
+            _check_dim(dim)
+        base = cls.__new__(cls)
+        base._enter(Store.open(path, dim, read_only), namespace)
+        return base
+
+    def close(self) -> None:
+        """Closes the file, for all namespaces. Nothing is lost without it, but the index may have to be made anew."""
+        if self._store.is_open:
+            if self._store.path is not None:
+                with self._store.view():
+                    for index in self._store.shared.values():
+                        index.save()
+            self._store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def namespace(self, name: str) -> Self:
+        """The knowledge base of a namespace: one of its own, with its own ids, in the same store.
+
+        No fact of one can be found, listed, replaced or removed from another.
+
+        Args:
+            name: Which; "" is the one there is by default.
+        """
+        base = type(self).__new__(type(self))
+        base._enter(self._store, name)
+        return base
+
+    def namespaces(self) -> list[str]:
+        """The names of all namespaces that hold or held facts."""
+        with self._store.view():
+            return namespaces(self._store)
+
+    # ------------------------------------------------------------------ changing
+
+    def add(
+        self,
+        facts: Iterable[Any],
+        keys: Tensor,
+        on_conflict: OnConflict = "replace",
+        encoder_fingerprint: str | None = None,
+    ) -> list[int]:
+        """Adds facts, all or none, as if one after the other.
+
+        Args:
+            facts: What [`~recipe_hf.modeling.facts.parse_facts`] takes, or what it gave.
+            keys: `[n, dim]`, the key `r_k` of each fact's statement.
+            on_conflict: What to do with a fact whose prompt (or statement, for one without a prompt) is there already,
+                for a time that both are valid: `"replace"` moves the old fact to the history, `"keep"` leaves it and
+                drops the new one, `"error"` refuses the whole batch.
+            encoder_fingerprint: Names the weights that made `keys`. All keys must be of the same weights.
+
+        Returns:
+            For each fact its id, or with `"keep"` the id of the fact that stayed.
+
+        Raises:
+            OSError: If the disk is full or fails, or the store is read only.
+            ValueError: If an argument is not as described, or a prompt is there already under `"error"`.
+        """
+        if on_conflict not in ("replace", "keep", "error"):
+            raise ValueError(f"on_conflict must be 'replace', 'keep' or 'error', got {on_conflict!r}.")
+        new_facts = parse_facts(facts)
+        with self._change() as now:
+            vectors = check_vectors("keys", keys, self.dim, len(new_facts))
+            state = self._space.state
+            if encoder_fingerprint not in (None, state.encoder_fingerprint):
+                if state.size:
+                    raise ValueError(
+                        f"encoder_fingerprint must be {state.encoder_fingerprint!r}, that of the keys already there, "
+                        f"got {encoder_fingerprint!r}: re-encode those first (replace_keys)."
+                    )
+                self._rekey([], vectors[:0], encoder_fingerprint, now)
+            self._space.fix_dim(vectors.shape[1])
+            return [
+                self._add_one(new, key, on_conflict, now, f"facts[{position}]")
+                for position, (new, key) in enumerate(zip(new_facts, vectors, strict=True))
+            ]
+
+    def _add_one(self, new: NewFact, key: NDArray[np.float32], on_conflict: OnConflict, now: str, where: str) -> int:
+        conflicts = self._space.conflicts(new)
+        if conflicts and on_conflict == "error":
+            raise ValueError(
+                f"{where} must have a new prompt under on_conflict='error', got {new.subject[1]!r}, "
+                f"which fact {conflicts[0].id} has."
+            )
+        if conflicts and on_conflict == "keep":
+            return conflicts[0].id
+        state = self._space.state
+        fact = Fact(**vars(new), id=state.next_id, created_at=now)
+        self._space.insert(fact, key)
+        self._space.set_state(size=state.size + 1, next_id=fact.id + 1)
+        self._end(conflicts, now, "replaced", fact.id)
+        return fact.id
+
+    def remove(self, ids: int | Iterable[int]) -> None:
+        """Removes facts, all or none; they stay in the history.
+
+        Raises:
+            KeyError: If an id is not that of a fact in the knowledge base.
+            OSError: If the disk is full or fails, or the store is read only.
+        """
+        with self._change() as now:
+            self._end([self[i] for i in dict.fromkeys([ids] if isinstance(ids, int) else ids)], now, "removed")
+
+    def clear(self) -> None:
+        """Removes all facts; they stay in the history, and their ids stay taken."""
+        with self._change() as now:
+            self._end(self._space.present(), now, "removed")
+
+    def _end(self, facts: Sequence[Fact], now: str, reason: str, replaced_by: int | None = None) -> None:
+        state = self._space.state
+        for departure, fact in enumerate(facts, state.num_past):
+            self._space.end(fact, departure, now, reason, replaced_by)
+        self._space.set_state(size=state.size - len(facts), num_past=state.num_past + len(facts))
+
+    def restore(self, id: int, encode: Encode | None = None) -> int:
+        """Brings a past fact back, as a new one that says the same; what is there in its place goes to the history.
+
+        Args:
+            id: The past fact's id, as in `history`.
+            encode: Makes the keys of statements, where the fact's own is not known or of other weights:
+                `model.encode_statements`.
+
+        Returns:
+            The id it has now.
+
+        Raises:
+            KeyError: If `id` is not that of a past fact.
+            ValueError: If the key is needed and there is no `encode`.
+        """
+        with self._change() as now:
+            past = self._space.get(id) if _is_id(id) else None
+            if not isinstance(past, PastFact):
+                raise KeyError(f"id must be that of a past fact of the knowledge base, got {id!r}.")
+            key = self._space.key(id)
+            if key is None:
+                (key,) = self._encoded([past], encode)
+            return self._add_one(parse_facts([past])[0], key, "replace", now, "id")
+
+    def replace_keys(self, keys: Tensor, encoder_fingerprint: str | None, ids: Sequence[int] | None = None) -> None:
+        """Gives every fact a new key, after the weights that made the keys changed.
+
+        Args:
+            keys: `[len(self), dim]`, in the order of iteration.
+            encoder_fingerprint: Names the weights that made `keys`.
+            ids: Ids of the facts that were encoded, in order. Pass them where another thread may add or remove
+                meanwhile: keys for any other facts than the present ones are then refused.
+
+        Raises:
+            ValueError: If `keys` are not as described, or `ids` are not those of the present facts.
+        """
+        with self._change() as now:
+            present = self._space.ids().tolist()
+            if ids is not None and list(ids) != present:
+                raise ValueError("ids must be those of all present facts in order: facts came or went meanwhile.")
+            self._rekey(present, check_vectors("keys", keys, self.dim, len(present)), encoder_fingerprint, now)
+
+    def _rekey(self, ids: list[int], keys: NDArray[np.float32], fingerprint: str | None, now: str) -> None:
+        self._space.replace_keys(ids, keys)
+        self._space.set_state(encoder_fingerprint=fingerprint, rekeyed_at=now)
+
+    @contextmanager
+    def _change(self) -> Iterator[str]:
+        """Context of one change; gives its time, which is never before that of the change before it."""
+        with self._store.change():
+            now = timestamps.now(after=self._space.state.changed_at)
+            yield now
+            if self._space.state.next_id:
+                self._space.set_state(changed_at=now)
+
+    # ------------------------------------------------------------------ reading
+
+    @property
+    def dim(self) -> int | None:  # type: ignore[override]
+        """Width of the keys; None in a store that has none yet."""
+        return self._store.dim
+
+    @property
+    def encoder_fingerprint(self) -> str | None:
+        """Names the encoder weights that made the keys; None if nobody said."""
+        with self._store.view():
+            return self._space.state.encoder_fingerprint
+
+    def __len__(self) -> int:
+        with self._store.view():
+            return self._space.state.size
+
+    def __iter__(self) -> Iterator[Fact]:
+        """The facts there are now, oldest first."""
+        with self._store.view():
+            return iter(self._space.present())
+
+    def __contains__(self, id: object) -> bool:
+        return self.get(id) is not None
+
+    def __getitem__(self, id: int) -> Fact:
+        fact = self.get(id)
+        if fact is None:
+            raise KeyError(f"id must be that of a fact in the knowledge base, got {id!r}.")
+        return fact
+
+    def get(self, id: Any, default: Any = None) -> Any:
+        """The fact with this id, or `default`."""
+        if not _is_id(id):
+            return default
+        with self._store.view():
+            fact = self._space.get(id)
+        return default if fact is None or isinstance(fact, PastFact) else fact
+
+    def __repr__(self) -> str:
+        if not self._store.is_open:
+            return f"KnowledgeBase(closed, {str(self._store.path)!r})"
+        where = "" if self._store.path is None else f", {str(self._store.path)!r}"
+        space = f", namespace={self._space.name!r}" if self._space.name else ""
+        return f"KnowledgeBase({len(self)} facts, dim={self.dim}{where}{space})"
+
+    def history(self, prompt: str | None = None) -> list[PastFact]:
+        """The facts that were replaced or removed, in the order they left; with `prompt`, those about it only.
+
+        `prompt` may also be the statement of a fact without a prompt.
+        """
+        with self._store.view():
+            return self._space.past(None if prompt is None else normalize_whitespace(prompt))
+
+    def keys(self, ids: Iterable[int]) -> Tensor:
+        """Keys `[len(ids), dim]` of facts.
+
+        Raises:
+            KeyError: If an id is not that of a fact in the knowledge base.
+        """
+        with self._store.view():
+            return torch.from_numpy(self._space.keys(self[i].id for i in ids))
+
+    def search(self, queries: Tensor, k: int = 1, where: Mapping[str, Any] | None = None) -> tuple[Tensor, Tensor]:
+        """Exact search for the `k` keys with the largest dot product with each query, of facts that are valid now.
+
+        Args:
+            queries: `[b, dim]`, the representations `r_q`.
+            k: How many.
+            where: Values that the metadata of a fact must have, all of them, for it to be found.
+
+        Returns:
+            `ids` and `scores`, both `[b, k]`, as in [`Hits`]. Of equal best keys the oldest fact wins.
+
+        Raises:
+            ValueError: If an argument is not as described.
+        """
+        hits = self.lookup(queries, k, where)
+        return hits.ids, hits.scores
+
+    def lookup(self, queries: Tensor, k: int = 1, where: Mapping[str, Any] | None = None) -> Hits:
+        """As `search`, with the facts and keys found, whatever other threads add or remove meanwhile."""
+        if isinstance(k, bool) or not isinstance(k, int) or k <= 0:
+            raise ValueError(f"k must be a positive integer, got {k!r}.")
+        with self._store.view():
+            vectors = check_vectors("queries", queries, self.dim)
+            ids = np.full((len(vectors), k), -1, np.int64)
+            scores = np.full((len(vectors), k), -np.inf, np.float32)
+            keys = np.zeros((len(vectors), k, vectors.shape[1]), np.float32)
+            among = None if where is None else self._space.labelled_ids(_checked_where(where))
+            if len(vectors) and len(self):
+                found = self._index.search(vectors, k, torch.get_num_threads(), among)
+                n = found[0].shape[1]
+                ids[:, :n], scores[:, :n], keys[:, :n] = found
+            facts_of = {id: self._space.get(id) for id in set(ids.flatten().tolist())}
+            facts = [[facts_of[id] for id in row] for row in ids.tolist()]
+        return Hits(torch.from_numpy(ids), torch.from_numpy(scores), torch.from_numpy(keys), facts)
+
+
+def _check_dim(dim: Any) -> None:
+    if isinstance(dim, bool) or not isinstance(dim, int) or dim <= 0:
+        raise ValueError(f"dim must be a positive integer, got {dim!r}.")
+
+
+def _checked_where(where: Any) -> dict[str, Any]:
+    try:
+        if isinstance(where, Mapping) and all(isinstance(name, str) for name in where):
+            return json.loads(json.dumps(dict(where), allow_nan=False))
+    except (TypeError, ValueError, RecursionError):
+        pass
+    raise ValueError(f"where must be a dict of names and JSON values, such as {{'source': 'x'}}, got {where!r}.")
+
+
+def _is_id(id: Any) -> bool:
+    return isinstance(id, int) and not isinstance(id, bool)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,194 @@
+"""Knowledge bases copied, saved, published, and exchanged with other programs."""
+
+from __future__ import annotations
+
+import copy
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from huggingface_hub import CommitInfo
+from numpy.typing import NDArray
+
+from .. import timestamps
+from ..download import download
+from ..facts import Fact, PastFact
+from .contents import Contents
+from .exchange import write_facts
+from .space import Space
+from .store import Store
+from .vectors import check_vectors
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from .base import Encode
+
+
+class Persistence:
+    """The part of [`KnowledgeBase`] that makes copies of it, here and elsewhere."""
+
+    _store: Store
+    _space: Space
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Saves facts, history and keys to a directory, in place of a knowledge base saved there before.
+
+        Writes `knowledge.jsonl`, `keys.safetensors` and `manifest.json`. If it is interrupted at any moment, the
+        directory loads as it was before or as it is after, never as a mixture. Of several namespaces, this one.
+        """
+        self._contents().write(directory)
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike[str]) -> Self:
+        """Loads what `save` wrote, into memory; `copy_to` then puts it into a file.
+
+        Raises:
+            FileNotFoundError: If a file is missing.
+            ValueError: If a file is truncated, altered or of another format version.
+        """
+        return cls._holding(Contents.read(directory))
+
+    def copy_to(self, path: str | os.PathLike[str], namespace: str = "") -> Self:
+        """Puts a copy of everything, with the same ids, times and keys, into a file, and opens that.
+
+        Args:
+            path: The file, as in `KnowledgeBase.open`.
+            namespace: The namespace there. It must be empty.
+
+        Raises:
+            OSError: If the file cannot be written.
+            ValueError: If there are or were facts in the namespace, or its keys are of another width.
+        """
+        contents = self._contents()
+        base: Any = type(self).open(path, contents.dim, namespace=namespace)  # type: ignore[attr-defined]
+        try:
+            with base._store.change():
+                if base._space.state.next_id:
+                    raise ValueError(f"path must be that of an empty knowledge base, got {path}, which has facts.")
+                contents.fill(base._space)
+        except BaseException:
+            base.close()
+            raise
+        return base
+
+    def snapshot(self, at: Any = None, encode: Encode | None = None) -> Self:
+        """A copy in memory, as things are now or as they were.
+
+        Args:
+            at: A `datetime` or a string in ISO 8601, UTC where it names no time zone; now by default.
+            encode: Makes the keys of statements, for facts of that time whose keys other weights made:
+                `model.encode_statements`.
+
+        Raises:
+            ValueError: If `at` is not a time, or keys are needed and there is no `encode`.
+        """
+        contents = self._contents()
+        if at is not None:
+            contents = self._as_of(contents, timestamps.to_timestamp(at, "at"), encode)
+        return self._holding(contents)
+
+    def _as_of(self, contents: Contents, time: str, encode: Encode | None) -> Contents:
+        key_of = {fact.id: key for fact, key in zip(contents.facts, contents.keys, strict=True)} | contents.past_keys
+        known = [fact for fact in [*contents.facts, *contents.past] if fact.created_at <= time]
+        past = [fact for fact in contents.past if fact.ended_at <= time]
+        gone = {fact.id for fact in past}
+        facts = [_as_present(fact) for fact in sorted(known, key=lambda fact: fact.id) if fact.id not in gone]
+        unknown = [fact for fact in facts if fact.id not in key_of]
+        key_of |= {fact.id: key for fact, key in zip(unknown, self._encoded(unknown, encode), strict=True)}
+        return Contents(
+            contents.dim,
+            max((fact.id + 1 for fact in known), default=0),
+            contents.encoder_fingerprint,
+            facts,
+            np.stack([key_of[fact.id] for fact in facts]) if facts else contents.keys[:0],
+            past,
+            {fact.id: key_of[fact.id] for fact in past if fact.id in key_of},
+        )
+
+    def _encoded(self, facts: list[Any], encode: Encode | None) -> NDArray[np.float32]:
+        """Keys `[n, dim]` of past facts that have none."""
+        if not facts:
+            return np.empty((0, self._store.dim or 0), np.float32)
+        if encode is None:
+            raise ValueError(
+                f"encode must be given (model.encode_statements): the key of fact {facts[0].id} was made by other "
+                f"weights, or is not known."
+            )
+        return check_vectors("encode(...)", encode([fact.statement for fact in facts]), self._store.dim, len(facts))
+
+    def export(self, path: str | os.PathLike[str], *, include_history: bool = False) -> None:
+        """Writes the facts, without keys, to a file that other programs read, in place of one there before.
+
+        `model.import_knowledge` takes them in again.
+
+        Args:
+            path: A `.jsonl` or a `.parquet` file; the latter needs `recipe-hf[parquet]`.
+            include_history: Whether to write past facts too; these have a `reason`.
+
+        Raises:
+            ImportError: If it is a Parquet file, and pyarrow is not installed.
+            ValueError: If it is a file of another kind.
+        """
+        contents = self._contents()
+        write_facts(path, [*contents.facts, *(contents.past if include_history else [])])
+
+    def push_to_hub(self, repo_id: str, **hub_kwargs: Any) -> CommitInfo:
+        """Pushes facts and history, without a model, to a dataset repository that `datasets` can read.
+
+        Args:
+            repo_id: The repository, made if it does not exist.
+            **hub_kwargs: `private`, `token`, `commit_message`, `revision` and `create_pr`, as in
+                [`~recipe_hf.hub.push_checkpoint`].
+
+        Raises:
+            OSError: If the Hub refuses, or the connection breaks.
+        """
+        from ...hub import push_knowledge  # It fills the card, and so depends on this module.
+
+        return push_knowledge(self, repo_id, **hub_kwargs)  # type: ignore[arg-type]
+
+    @classmethod
+    def from_pretrained(cls, repo_id: str, *, repo_type: str = "dataset", **hub_kwargs: Any) -> Self:
+        """Loads facts and history from the Hub. Give them to a model by `model.knowledge = ...`.
+
+        Args:
+            repo_id: The repository.
+            repo_type: `"dataset"`, or `"model"` for the facts that a checkpoint there ships.
+            **hub_kwargs: `revision`, `token`, `cache_dir`, `local_files_only` and `force_download`.
+
+        Raises:
+            OSError: If it cannot be found or read, or the connection breaks.
+            ValueError: If a file is truncated, altered or of another format version.
+        """
+        return cls.load(download(repo_id, ["knowledge/*"], repo_type=repo_type, **hub_kwargs) / "knowledge")
+
+    # ------------------------------------------------------------------ copies
+
+    def _contents(self) -> Contents:
+        with self._store.view():
+            return Contents.of(self._space)
+
+    @classmethod
+    def _holding(cls, contents: Contents) -> Self:
+        """A knowledge base in memory."""
+        base: Any = cls.__new__(cls)
+        base._enter(Store.memory(contents.dim), "")
+        with base._store.change():
+            contents.fill(base._space)
+        return base
+
+    def __reduce__(self) -> Any:
+        """Copies, pickled ones too, live in memory."""
+        return type(self)._holding, (self._contents(),)
+
+    def __deepcopy__(self, memo: Any) -> Self:
+        return self._holding(copy.copy(self._contents()))
+
+
+def _as_present(fact: Fact) -> Fact:
+    if not isinstance(fact, PastFact):
+        return fact
+    return Fact(
+        **{name: value for name, value in vars(fact).items() if name not in ("ended_at", "reason", "replaced_by")}
+    )

@@ -1,0 +1,227 @@
+"""Saving what can be read of a damaged store.
+
+SQLite gives up on a file whose pages are missing or do not fit together. Here every page is looked at by itself for
+rows of facts (file format: https://www.sqlite.org/fileformat2.html), and their checksums say which are whole.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..facts import Fact, PastFact
+from .contents import Contents
+from .space import Space, content_sum, to_fact
+from .store import FACT_COLUMNS, PAGE_SIZE, Store
+
+_LEAF = 0x0D  # A page of table rows.
+_SIZE_OF_TYPE = (0, 1, 2, 3, 4, 6, 8, 8, 0, 0)
+
+
+@dataclass(frozen=True)
+class Salvage:
+    """What was saved of a damaged store.
+
+    Attributes:
+        facts: How many present facts.
+        past: How many past facts.
+        lost: How many facts, present or past, the store says it held beyond these; None where it cannot say.
+        keys_lost: How many present facts lost their keys, for which the keys of all are to be made anew.
+    """
+
+    facts: int
+    past: int
+    lost: int | None
+    keys_lost: int
+
+
+def salvage(damaged: str | os.PathLike[str], new: str | os.PathLike[str]) -> Salvage:
+    """Copies every fact that can be read from a damaged store to a new one. The damaged one stays as it is.
+
+    Args:
+        damaged: File of the store, closed by whoever wrote to it. Its write-ahead log beside it is read too.
+        new: The file to make.
+
+    Raises:
+        FileNotFoundError: If there is no such store.
+        ValueError: If `new` is there already.
+    """
+    damaged, new = Path(damaged), Path(new)
+    if not damaged.is_file():
+        raise FileNotFoundError(f"DAMAGED must be the file of a knowledge base, got {str(damaged)!r}.")
+    if new.exists():
+        raise ValueError(f"NEW must be a file that is not there yet, got {str(new)!r}.")
+    with tempfile.TemporaryDirectory(dir=new.absolute().parent) as directory:
+        copy = Path(directory) / "copy"
+        shutil.copyfile(damaged, copy)
+        if (log := damaged.with_name(damaged.name + "-wal")).is_file():
+            shutil.copyfile(log, copy.with_name("copy-wal"))
+        states = _replay_log(copy)
+        rows = _newest_rows(copy.read_bytes())
+        dim = max((len(row["key"]) // 4 for row in rows.values() if row["key"] is not None), default=None)
+        whole = Path(directory) / "whole"
+        store = Store.open(whole, dim, read_only=False)
+        with store.change():
+            counts = [
+                _fill(Space(store, name), [row for (space, _), row in rows.items() if space == name], states.get(name))
+                for name in sorted({space for space, _ in rows} | states.keys())
+            ]
+        store.close()
+        os.replace(whole, new)
+    lost = sum(count[2] for count in counts) if states.keys() >= {space for space, _ in rows} and states else None
+    return Salvage(
+        sum(count[0] for count in counts), sum(count[1] for count in counts), lost, sum(c[3] for c in counts)
+    )
+
+
+def _replay_log(copy: Path) -> dict[str, tuple[Any, ...]]:
+    """Puts what the write-ahead log holds into the file, as far as SQLite can; gives size, next id and fingerprint."""
+    with open(copy, "r+b") as file:
+        # SQLite reads no file that is shorter than it says of itself: what is missing is filled with zeros.
+        header = file.read(32)
+        pages = int.from_bytes(header[28:32], "big")
+        if header[:15] == b"SQLite format 3" and pages * PAGE_SIZE > os.path.getsize(copy) and pages < 2**28:
+            file.truncate(pages * PAGE_SIZE)
+    with closing(sqlite3.connect(copy, isolation_level=None)) as connection:
+        try:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            sql = "SELECT name, next_id, encoder_fingerprint FROM namespaces"
+            return {name: tuple(rest) for name, *rest in connection.execute(sql)}
+        except sqlite3.Error:
+            return {}
+
+
+def _newest_rows(file: bytes) -> dict[tuple[str, int], dict[str, Any]]:
+    """The rows of facts that are whole, by namespace and id."""
+    rows: dict[tuple[str, int], dict[str, Any]] = {}
+    for values in _records(file):
+        row = dict(zip(FACT_COLUMNS, values, strict=True))
+        content = values[1:9]
+        try:
+            if row["content_sum"] != content_sum(row["namespace"], content):
+                continue
+            row["fact"] = to_fact(content, None if row["departure"] is None else values[11:14])
+        except (TypeError, ValueError):
+            continue
+        if row["key"] is not None and (not isinstance(row["key"], bytes) or zlib.crc32(row["key"]) != row["key_sum"]):
+            row["key"] = None
+        earlier = rows.get((row["namespace"], row["fact"].id))
+        # A page that is no longer used may hold a row as it was before the fact left.
+        if earlier is None or (row["departure"] is not None, row["key"] is not None) > (
+            earlier["departure"] is not None,
+            earlier["key"] is not None,
+        ):
+            rows[row["namespace"], row["fact"].id] = row
+    return rows
+
+
+def _records(file: bytes) -> Iterator[list[Any]]:
+    """All rows with as many columns as facts have."""
+    for start in range(0, len(file), PAGE_SIZE):
+        page = file[start : start + PAGE_SIZE]
+        header = 100 if start == 0 else 0
+        if len(page) <= header + 8 or page[header] != _LEAF:
+            continue
+        for cell in range(int.from_bytes(page[header + 3 : header + 5], "big")):
+            pointer = page[header + 8 + 2 * cell : header + 10 + 2 * cell]
+            try:
+                payload = _payload(file, page, int.from_bytes(pointer, "big"))
+                values = _values(payload)
+            except (IndexError, ValueError):
+                continue
+            if len(values) == len(FACT_COLUMNS):
+                yield values
+
+
+def _payload(file: bytes, page: bytes, at: int) -> bytes:
+    """A row's bytes, gathered from its page and those it runs over to. What is missing is left out."""
+    size, at = _varint(page, at)
+    _, at = _varint(page, at)
+    most = PAGE_SIZE - 35
+    if size <= most:
+        return page[at : at + size]
+    least = (PAGE_SIZE - 12) * 32 // 255 - 23
+    here = least + (size - least) % (PAGE_SIZE - 4)
+    here = here if here <= most else least
+    payload, following = page[at : at + here], int.from_bytes(page[at + here : at + here + 4], "big")
+    while len(payload) < size:
+        more = file[(following - 1) * PAGE_SIZE : following * PAGE_SIZE] if following else b""
+        if len(more) < PAGE_SIZE:
+            return payload.ljust(size, b"\0")
+        payload, following = payload + more[4 : 4 + size - len(payload)], int.from_bytes(more[:4], "big")
+    return payload
+
+
+def _values(payload: bytes) -> list[Any]:
+    end, at = _varint(payload, 0)
+    types = []
+    while at < end:
+        kind, at = _varint(payload, at)
+        types.append(kind)
+    values: list[Any] = []
+    for kind in types:
+        size = (kind - 12) // 2 if kind >= 12 else _SIZE_OF_TYPE[kind]
+        raw, at = payload[at : at + size], at + size
+        if kind >= 12:
+            values.append(raw if kind % 2 == 0 else raw.decode())
+        else:
+            values.append(None if kind == 0 else kind - 8 if kind >= 8 else int.from_bytes(raw, "big", signed=True))
+    return values
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = 0
+    for byte in range(8):
+        value = value << 7 | data[at + byte] & 0x7F
+        if data[at + byte] < 0x80:
+            return value, at + byte + 1
+    return value << 8 | data[at + 8], at + 9
+
+
+def _fill(space: Space, rows: list[dict[str, Any]], state: tuple[Any, ...] | None) -> tuple[int, int, int, int]:
+    """Fills a namespace; gives how many present, past and lost facts there are, and present ones without keys."""
+    left = sorted((row for row in rows if row["departure"] is not None), key=lambda row: row["departure"])
+    past: list[PastFact] = [row["fact"] for row in left]
+    present: list[dict[str, Any]] = []
+    by_subject: dict[tuple[str, str], list[Fact]] = {}
+    for row in sorted((row for row in rows if row["departure"] is None), key=lambda row: -row["id"]):
+        fact, later = row["fact"], by_subject.setdefault(row["fact"].subject, [])
+        # Where the page that says so is lost, the fact that took its place does.
+        replacement = next((other for other in later if fact.conflicts_with(other)), None)
+        if replacement is None:
+            present.append(row)
+            later.append(fact)
+        else:
+            ending: dict[str, Any] = {
+                "ended_at": replacement.created_at,
+                "reason": "replaced",
+                "replaced_by": replacement.id,
+            }
+            past.append(PastFact(**vars(fact), **ending))
+    present.reverse()
+    dim = space.store.dim
+    keys_lost = sum(row["key"] is None for row in present)
+    keys = [np.frombuffer(row["key"] or bytes(4 * (dim or 0)), "<f4") for row in present]
+    next_id, fingerprint = state or (max((row["id"] + 1 for row in rows), default=0), None)
+    contents = Contents(
+        dim,
+        next_id,
+        # The model makes keys anew that nobody says who made.
+        None if keys_lost else fingerprint,
+        [row["fact"] for row in present],
+        np.stack(keys) if keys else np.empty((0, dim or 0), np.float32),
+        past,
+        {row["id"]: np.frombuffer(row["key"], "<f4") for row in left if row["key"] is not None},
+    )
+    contents.fill(space)
+    return len(present), len(past), next_id - len(rows), keys_lost

@@ -1,0 +1,235 @@
+"""One namespace of a store: its facts, past ones too, as rows.
+
+A namespace is a knowledge base of its own, with its own ids. Every statement here names it, so nothing reaches the
+facts of another.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..facts import Fact, NewFact, PastFact
+from .store import FACT_COLUMNS, Store, damage
+
+_CONTENT = ("id", "statement", "prompt", "answer", "metadata", "valid_from", "valid_until", "created_at")
+_ENDING = ("ended_at", "reason", "replaced_by")
+_SELECT = f"SELECT {', '.join(_CONTENT)}, content_sum, departure, {', '.join(_ENDING)} FROM facts WHERE namespace = ?"
+_INSERT = f"INSERT INTO facts VALUES ({', '.join('?' * len(FACT_COLUMNS))})"
+
+
+@dataclass(frozen=True)
+class State:
+    """What a namespace is like at one moment.
+
+    Attributes:
+        size: How many facts are present.
+        next_id: The next fact's id.
+        num_past: How many facts left.
+        encoder_fingerprint: Names the weights that made the keys.
+        rekeyed_at: When all keys were last made anew; empty if never.
+        changed_at: When anything was last changed.
+    """
+
+    size: int = 0
+    next_id: int = 0
+    num_past: int = 0
+    encoder_fingerprint: str | None = None
+    rekeyed_at: str = ""
+    changed_at: str = ""
+
+
+class Space:
+    """The rows of the namespace `name` in `store`. Use it inside a `view` or a `change` of the store."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        self.store = store
+        self.name = name
+
+    @property
+    def state(self) -> State:
+        """The state it is in."""
+        rows = self.store.execute(
+            "SELECT size, next_id, num_past, encoder_fingerprint, rekeyed_at, changed_at FROM namespaces "
+            "WHERE name = ?",
+            (self.name,),
+        )
+        return next((State(*row) for row in rows), State())
+
+    def set_state(self, **changes: Any) -> None:
+        """Changes fields of the state."""
+        state = replace(self.state, **changes)
+        self.store.execute(
+            "INSERT OR REPLACE INTO namespaces VALUES (?, ?, ?, ?, ?, ?, ?)", (self.name, *vars(state).values())
+        )
+
+    def fix_dim(self, dim: int) -> None:
+        """Says how wide keys are, where it is not known yet."""
+        self.store.execute("UPDATE store SET dim = ? WHERE dim IS NULL", (dim,))
+
+    # ------------------------------------------------------------------ facts
+
+    def get(self, id: int) -> Fact | None:
+        """The fact with this id, present or past."""
+        if not -1 < id < 2**63:
+            return None
+        return next(self._facts("AND id = ?", (id,)), None)
+
+    def present(self) -> list[Fact]:
+        """The facts there are now, oldest first."""
+        return list(self._facts("AND departure IS NULL ORDER BY id"))
+
+    def past(self, about: str | None = None) -> list[PastFact]:
+        """The facts that left, in order; with `about`, those about this prompt or statement."""
+        if about is None:
+            found = self._facts("AND departure IS NOT NULL ORDER BY departure")
+        else:  # The plus keeps SQLite from going through all past facts in their order.
+            found = self._facts("AND departure IS NOT NULL AND about = ? ORDER BY +departure", (about,))
+        return [fact for fact in found if isinstance(fact, PastFact)]
+
+    def conflicts(self, new: NewFact) -> list[Fact]:
+        """The present facts that cannot stay beside `new`."""
+        found = self._facts("AND about = ? AND departure IS NULL ORDER BY id", (new.subject[1],))
+        return [fact for fact in found if fact.conflicts_with(new)]
+
+    def insert(self, fact: Fact, key: NDArray[np.float32] | None, departure: int | None = None) -> None:
+        """Writes the row of a fact. `departure` is the number of one that left; past facts may have no key."""
+        metadata = json.dumps(fact.metadata, ensure_ascii=False)
+        content = [metadata if name == "metadata" else getattr(fact, name) for name in _CONTENT]
+        blob = None if key is None else key.astype("<f4").tobytes()
+        self.store.execute(
+            _INSERT,
+            (
+                self.name,
+                *content,
+                content_sum(self.name, content),
+                fact.subject[1],
+                *(getattr(fact, name, None) for name in _ENDING),
+                departure,
+                None if blob is None else zlib.crc32(blob),
+                blob,
+            ),
+        )
+        if departure is None:
+            self._label("INSERT INTO labels VALUES (?, ?, ?, ?)", fact)
+
+    def end(self, fact: Fact, departure: int, ended_at: str, reason: str, replaced_by: int | None = None) -> None:
+        """Makes a present fact a past one."""
+        self.store.execute(
+            "UPDATE facts SET departure = ?, ended_at = ?, reason = ?, replaced_by = ? WHERE namespace = ? AND id = ?",
+            (departure, ended_at, reason, replaced_by, self.name, fact.id),
+        )
+        self._label("DELETE FROM labels WHERE namespace = ? AND name = ? AND value = ? AND id = ?", fact)
+
+    def _label(self, statement: str, fact: Fact) -> None:
+        for name, value in fact.metadata.items():
+            self.store.execute(statement, (self.name, name, canonical(value), fact.id))
+
+    def _facts(self, condition: str, parameters: tuple[Any, ...] = ()) -> Iterator[Fact]:
+        for row in self.store.execute(f"{_SELECT} {condition}", (self.name, *parameters)):
+            content, (checksum, departure, *ending) = row[: len(_CONTENT)], row[len(_CONTENT) :]
+            if checksum != content_sum(self.name, content):
+                raise ValueError(damage(self.store.path, f"fact {row[0]} is not as it was written"))
+            yield to_fact(content, None if departure is None else ending)
+
+    # ------------------------------------------------------------------ ids and keys
+
+    def ids(self, condition: str = "", parameters: tuple[Any, ...] = ()) -> NDArray[np.int64]:
+        """Ids of the present facts, ascending."""
+        sql = f"SELECT id FROM facts WHERE namespace = ? AND departure IS NULL {condition} ORDER BY id"
+        return np.fromiter((id for (id,) in self.store.execute(sql, (self.name, *parameters))), np.int64)
+
+    def valid_ids(self, time: str, first: int = 0) -> NDArray[np.int64]:
+        """Those of the present facts that are used at `time`, from the id `first` on."""
+        return self.ids(
+            "AND id >= ? AND (valid_from IS NULL OR valid_from <= ?) AND (valid_until IS NULL OR valid_until > ?)",
+            (first, time, time),
+        )
+
+    def next_validity_change(self, time: str) -> str | None:
+        """When, after `time`, a present fact next begins or ceases to be used."""
+        sql = "SELECT min({0}) FROM facts WHERE namespace = ? AND departure IS NULL AND {0} IS NOT NULL AND {0} > ?"
+        found = [
+            moment
+            for name in ("valid_from", "valid_until")
+            for (moment,) in self.store.execute(sql.format(name), (self.name, time))
+        ]
+        return min((moment for moment in found if moment is not None), default=None)
+
+    def departed_ids(self, first: int) -> list[int]:
+        """Ids of the facts that left, from the departure `first` on."""
+        sql = "SELECT id FROM facts WHERE namespace = ? AND departure >= ?"
+        return [id for (id,) in self.store.execute(sql, (self.name, first))]
+
+    def labelled_ids(self, where: Mapping[str, Any]) -> NDArray[np.int64]:
+        """Ids of the present facts whose metadata hold all of `where`, ascending."""
+        found = self.ids() if not where else None
+        for name, value in where.items():
+            sql = "SELECT id FROM labels WHERE namespace = ? AND name = ? AND value = ? ORDER BY id"
+            rows = self.store.execute(sql, (self.name, name, canonical(value)))
+            ids = np.fromiter((id for (id,) in rows), np.int64)
+            found = ids if found is None else np.intersect1d(found, ids, assume_unique=True)
+        assert found is not None
+        return found
+
+    def key(self, id: int) -> NDArray[np.float32] | None:
+        """The key `[dim]` of a fact, present or past; None for a past one whose key is not known.
+
+        Raises:
+            ValueError: If it is not as it was written.
+        """
+        sql = "SELECT key_sum, key FROM facts WHERE namespace = ? AND id = ?"
+        ((checksum, blob),) = self.store.execute(sql, (self.name, id))
+        if blob is None:
+            return None
+        if zlib.crc32(blob) != checksum or len(blob) != 4 * (self.store.dim or 0):
+            raise ValueError(damage(self.store.path, f"the key of fact {id} is not as it was written"))
+        return np.frombuffer(blob, "<f4").astype(np.float32, copy=False)
+
+    def keys(self, ids: Iterable[int]) -> NDArray[np.float32]:
+        """Keys `[len(ids), dim]` of present facts."""
+        ids = list(ids)
+        keys = np.empty((len(ids), self.store.dim or 0), np.float32)
+        for row, id in enumerate(ids):
+            keys[row] = self.key(int(id))
+        return keys
+
+    def replace_keys(self, ids: Sequence[int], keys: NDArray[np.float32]) -> None:
+        """Gives present facts new keys, and forgets those of past ones, which other weights made."""
+        self.store.execute(
+            "UPDATE facts SET key = NULL, key_sum = NULL WHERE namespace = ? AND departure IS NOT NULL", (self.name,)
+        )
+        for id, key in zip(ids, keys, strict=True):
+            blob = key.astype("<f4").tobytes()
+            self.store.execute(
+                "UPDATE facts SET key = ?, key_sum = ? WHERE namespace = ? AND id = ?",
+                (blob, zlib.crc32(blob), self.name, id),
+            )
+
+
+def namespaces(store: Store) -> list[str]:
+    """The names of all namespaces that hold or held facts."""
+    return [name for (name,) in store.execute("SELECT name FROM namespaces ORDER BY name")]
+
+
+def content_sum(namespace: str, content: Sequence[Any]) -> int:
+    """Checksum of what a fact says, which never changes: its values of `_CONTENT`, metadata as JSON."""
+    return zlib.crc32(json.dumps([namespace, *content]).encode())
+
+
+def to_fact(content: Sequence[Any], ending: Sequence[Any] | None) -> Fact:
+    """The fact of a row."""
+    values = dict(zip(_CONTENT, content, strict=True))
+    values["metadata"] = json.loads(values["metadata"])
+    return Fact(**values) if ending is None else PastFact(**values, **dict(zip(_ENDING, ending, strict=True)))
+
+
+def canonical(value: Any) -> str:
+    """The one JSON text of a value."""
+    return json.dumps(value, sort_keys=True)

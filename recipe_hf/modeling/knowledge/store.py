@@ -1,0 +1,280 @@
+"""The store: an SQLite database that is the truth about all facts, in memory or in a file.
+
+A change is one transaction: it is on disk when it returns, or it did not happen. One process writes, any number read.
+This module, [`space`] and [`salvage`] are all that knows of SQLite.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .files import sync_directory
+from .writer_lock import WriterLock
+
+SCHEMA_VERSION = 1
+PAGE_SIZE = 4096
+_APPLICATION_ID = 0x52454350  # "RECP"
+
+# The key comes last, so that reading the rest of a row leaves its pages alone. `departure` numbers the facts that
+# left, in order; the sums are CRC-32.
+FACT_COLUMNS = (
+    "namespace",
+    "id",
+    "statement",
+    "prompt",
+    "answer",
+    "metadata",
+    "valid_from",
+    "valid_until",
+    "created_at",
+    "content_sum",
+    "about",
+    "ended_at",
+    "reason",
+    "replaced_by",
+    "departure",
+    "key_sum",
+    "key",
+)
+_SCHEMA = f"""
+CREATE TABLE store (uuid TEXT NOT NULL, dim INTEGER);
+CREATE TABLE namespaces (
+    name TEXT PRIMARY KEY, size INTEGER NOT NULL, next_id INTEGER NOT NULL, num_past INTEGER NOT NULL,
+    encoder_fingerprint TEXT, rekeyed_at TEXT NOT NULL, changed_at TEXT NOT NULL
+);
+CREATE TABLE facts ({", ".join(FACT_COLUMNS)}, PRIMARY KEY (namespace, id));
+CREATE INDEX facts_about ON facts (namespace, about, id);
+CREATE INDEX facts_present ON facts (namespace, id, valid_from, valid_until) WHERE departure IS NULL;
+CREATE UNIQUE INDEX facts_past ON facts (namespace, departure) WHERE departure IS NOT NULL;
+CREATE INDEX facts_from ON facts (namespace, valid_from) WHERE departure IS NULL AND valid_from IS NOT NULL;
+CREATE INDEX facts_until ON facts (namespace, valid_until) WHERE departure IS NULL AND valid_until IS NOT NULL;
+CREATE TABLE labels (namespace, name, value, id, PRIMARY KEY (namespace, name, value, id)) WITHOUT ROWID;
+"""
+
+
+class Store:
+    """A database of facts, and the lock that every use of it takes. Make one with `memory` or `open`.
+
+    Attributes:
+        path: The file; None in memory.
+        read_only: Whether another process may be writing, and this one may not.
+        uuid: Names the store, as long as it exists.
+    """
+
+    def __init__(
+        self, connection: sqlite3.Connection, path: Path | None = None, writer_lock: WriterLock | None = None
+    ) -> None:
+        self.path = path
+        self.read_only = path is not None and writer_lock is None
+        #: What else is to be shared by all who use one namespace.
+        self.shared: dict[str, Any] = {}
+        self._connection: sqlite3.Connection | None = connection
+        self._writer_lock = writer_lock
+        self._lock = threading.RLock()
+        self._pid = os.getpid()
+        with self.view():
+            ((self.uuid, self._dim),) = self.execute("SELECT uuid, dim FROM store")
+
+    @classmethod
+    def memory(cls, dim: int | None) -> Store:
+        """An empty store that lasts as long as the process."""
+        connection = _connect(":memory:")
+        _create_tables(connection, dim)
+        return cls(connection)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], dim: int | None, read_only: bool) -> Store:
+        """Opens a store on disk, or makes one where there is none.
+
+        Raises:
+            BlockingIOError: If another process, or another store of this one, writes to it.
+            FileNotFoundError: If it is to be read only and is not there.
+            ValueError: If it is damaged, of a newer version, no store at all, or of another width.
+        """
+        path = Path(os.path.abspath(path))
+        if path.is_dir():
+            raise ValueError(f"path must be the file of a knowledge base, got the directory {path}.")
+        if read_only and not path.exists():
+            raise FileNotFoundError(f"path must be that of a knowledge base where it is to be read only, got {path}.")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writer_lock = None if read_only else WriterLock(path)
+        try:
+            with _explained(path):
+                if not path.exists():
+                    _create_file(path, dim)
+                store = cls(_open_file(path, read_only), path, writer_lock)
+            if dim is not None and store.dim not in (None, dim):
+                store.close()
+                raise ValueError(f"dim must be {store.dim}, the width of the keys in {path}, got {dim}.")
+        except BaseException:
+            if writer_lock is not None:
+                writer_lock.release()
+            raise
+        return store
+
+    @property
+    def dim(self) -> int | None:
+        """Width of the keys; None before there is one."""
+        if self._dim is None:
+            with self.view():
+                ((dim,),) = self.execute("SELECT dim FROM store")
+                if self._connection is None or self._connection.in_transaction:
+                    return dim
+                self._dim = dim
+        return self._dim
+
+    def execute(self, sql: str, parameters: tuple[Any, ...] = ()) -> sqlite3.Cursor:
+        """Runs a statement, inside a `view` or a `change`."""
+        assert self._connection is not None
+        return self._connection.execute(sql, parameters)
+
+    @contextmanager
+    def view(self) -> Iterator[None]:
+        """Context in which all that is read is of one moment."""
+        with self._lock, _explained(self.path):
+            connection = self._usable()
+            if not self.read_only or connection.in_transaction:
+                yield
+                return
+            connection.execute("BEGIN")
+            try:
+                yield
+            finally:
+                connection.execute("ROLLBACK")
+
+    @contextmanager
+    def change(self) -> Iterator[None]:
+        """Context whose changes are all safe when it ends, or, if it raises, are none.
+
+        Raises:
+            OSError: If the disk is full or fails.
+            PermissionError: If the store is read only.
+        """
+        with self._lock, _explained(self.path):
+            connection = self._usable()
+            if self.read_only:
+                raise PermissionError(f"{self.path} was opened to be read only, with read_only=True.")
+            if connection.in_transaction:
+                yield
+                return
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the store can still be used."""
+        return self._connection is not None
+
+    def close(self) -> None:
+        """Closes the file, and lets another process write to it. Again is no harm."""
+        with self._lock:
+            connection, self._connection = self._connection, None
+            if connection is not None and self._pid == os.getpid():
+                connection.close()
+                if self._writer_lock is not None:
+                    self._writer_lock.release()
+
+    def _usable(self) -> sqlite3.Connection:
+        if self._connection is None:
+            raise ValueError(f"{self.path or 'The knowledge base'} is closed: open it again to use it.")
+        if self.path is not None and self._pid != os.getpid():
+            raise RuntimeError(f"{self.path} was opened by process {self._pid}: open it again in this one.")
+        return self._connection
+
+
+def _connect(database: str, uri: bool = False) -> sqlite3.Connection:
+    # Statements begin and end transactions themselves; the store's lock lets one thread in at a time.
+    return sqlite3.connect(database, uri=uri, isolation_level=None, check_same_thread=False)
+
+
+def _create_tables(connection: sqlite3.Connection, dim: int | None) -> None:
+    connection.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
+    connection.execute("INSERT INTO store VALUES (?, ?)", (uuid.uuid4().hex, dim))
+
+
+def _create_file(path: Path, dim: int | None) -> None:
+    """Makes an empty store under another name first: a file at `path` is never half a store."""
+    if _beside(path, "-wal").exists():
+        raise ValueError(f"{path} is missing beside {_beside(path, '-wal')}, which holds facts: put it back.")
+    new = _beside(path, ".new")
+    for suffix in ("", "-wal", "-shm"):
+        _beside(new, suffix).unlink(missing_ok=True)
+    connection = _connect(str(new))
+    try:
+        connection.execute(f"PRAGMA page_size = {PAGE_SIZE}")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        _create_tables(connection, dim)
+    finally:
+        connection.close()
+    os.replace(new, path)
+    sync_directory(path.parent)
+
+
+def _open_file(path: Path, read_only: bool) -> sqlite3.Connection:
+    connection = _connect(f"{path.as_uri()}?mode={'ro' if read_only else 'rw'}", uri=True)
+    try:
+        connection.execute("PRAGMA busy_timeout = 5000")
+        ((application,),) = connection.execute("PRAGMA application_id")
+        ((version,),) = connection.execute("PRAGMA user_version")
+        ((pages,),) = connection.execute("PRAGMA page_count")
+        if pages == 0:
+            raise sqlite3.DatabaseError("the file is empty, malformed")
+        if application != _APPLICATION_ID:
+            raise ValueError(f"path must be the file of a knowledge base, got another SQLite database: {path}.")
+        if version > SCHEMA_VERSION:
+            raise ValueError(
+                f"{path} has schema version {version}, and this recipe-hf reads up to {SCHEMA_VERSION}: it was "
+                f"written by a newer one, so upgrade recipe-hf."
+            )
+        if not read_only:
+            # What a transaction wrote is on disk when it ends, not only with the operating system.
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA fullfsync = 1")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+@contextmanager
+def _explained(path: Path | None) -> Iterator[None]:
+    """Raises what SQLite says as errors that say what to do."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        reason = str(error)
+        name = str(path or "The knowledge base")
+        if "full" in reason:
+            raise OSError(errno.ENOSPC, "The disk is full, and nothing was changed", name) from error
+        if "locked" in reason:
+            raise BlockingIOError(errno.EAGAIN, "The store is locked by another program", name) from error
+        if any(word in reason for word in ("malformed", "not a database", "no such table")):
+            raise ValueError(damage(name, reason)) from error
+        raise OSError(
+            errno.EIO, f"The store cannot be read or written, and nothing was changed ({reason})", name
+        ) from (error)
+
+
+def damage(path: object, reason: str) -> str:
+    """What to say of a damaged store."""
+    return f"{path} is damaged ({reason}): `recipe-hf salvage {path} NEW` saves what can be read of it to a new file."
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)

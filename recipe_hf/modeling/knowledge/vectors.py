@@ -1,0 +1,34 @@
+"""Keys and queries as they arrive: tensors to be checked, and kept as float32 arrays on the CPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+def check_vectors(name: str, vectors: Tensor, dim: int | None, count: int | None = None) -> NDArray[np.float32]:
+    """`vectors` as an array `[count, dim]`.
+
+    Args:
+        name: What to call them in the error.
+        vectors: Of any floating point type, on any device.
+        dim: Their width; None for any.
+        count: Their number; None for any.
+
+    Raises:
+        ValueError: If they are of another type or shape, or not finite.
+    """
+    shape = f"[{'b' if count is None else count}, {'dim' if dim is None else dim}]"
+    if not isinstance(vectors, Tensor) or not vectors.is_floating_point():
+        got = vectors.dtype if isinstance(vectors, Tensor) else type(vectors).__name__
+        raise ValueError(f"{name} must be a floating point tensor of shape {shape}, got {got}.")
+    fits = vectors.ndim == 2 and dim in (None, vectors.shape[1]) and count in (None, len(vectors)) and vectors.shape[1]
+    if not fits:
+        raise ValueError(f"{name} must have the shape {shape}, got {list(vectors.shape)}.")
+    array = vectors.detach().to("cpu", torch.float32).contiguous().numpy()
+    bad = np.flatnonzero(~np.isfinite(array).all(1))
+    if len(bad):
+        raise ValueError(f"{name} must be finite, got NaN or infinity in row {bad[0]}.")
+    return array

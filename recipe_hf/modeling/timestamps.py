@@ -1,0 +1,37 @@
+"""Moments as text: ISO 8601 in UTC, so that later ones sort after earlier ones."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import Any
+
+
+def now(after: str = "") -> str:
+    """The present moment, or `after` where the clock was set back behind it."""
+    return max(after, _format(datetime.now(timezone.utc)))
+
+
+def to_timestamp(value: Any, name: str) -> str:
+    """A date, or a date and time, as the text that facts carry. Without a time zone it is taken as UTC.
+
+    Args:
+        value: A `datetime`, or a string in ISO 8601.
+        name: What to call it in the error.
+
+    Raises:
+        ValueError: If it is neither.
+
+    >>> to_timestamp("2026-05-01T12:00+02:00", "valid_from")
+    '2026-05-01T10:00:00.000000+00:00'
+    """
+    try:
+        moment = datetime.fromisoformat(value.replace("Z", "+00:00")) if isinstance(value, str) else value
+        return _format(moment.replace(tzinfo=moment.tzinfo or timezone.utc).astimezone(timezone.utc))
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(
+            f"{name} must be a datetime or a string such as '2026-05-01' or '2026-05-01T12:00+02:00', got {value!r}."
+        ) from error
+
+
+def _format(moment: datetime) -> str:
+    return moment.isoformat(timespec="microseconds")
