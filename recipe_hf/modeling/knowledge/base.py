@@ -61,16 +61,17 @@ class KnowledgeBase(Persistence):
 
     def __init__(self, dim: int) -> None:
         _check_dim(dim)
-        self._enter(Store.memory(dim), "")
+        self._enter(Store.memory(dim), "", {})
 
-    def _enter(self, store: Store, namespace: str) -> None:
-        """Makes this the knowledge base of a namespace in a store."""
+    def _enter(self, store: Store, namespace: str, indexes: dict[str, LiveIndex]) -> None:
+        """Makes this the knowledge base of a namespace in a store; `indexes` are those of all its namespaces."""
         if not isinstance(namespace, str) or not _is_unicode(namespace):
             raise ValueError(f"namespace must be a string, got {namespace!r}.")
         self._store = store
         self._space = Space(store, namespace)
+        self._indexes = indexes
         # One for all who use the namespace: setdefault is atomic.
-        self._index: LiveIndex = store.shared.setdefault(namespace, LiveIndex(self._space))
+        self._index = indexes.setdefault(namespace, LiveIndex(self._space))
 
     # ------------------------------------------------------------------ on disk, and apart
 
@@ -99,7 +100,12 @@ class KnowledgeBase(Persistence):
         if dim is not None:
             _check_dim(dim)
         base = cls.__new__(cls)
-        base._enter(Store.open(path, dim, read_only), namespace)
+        store = Store.open(path, dim, read_only)
+        try:
+            base._enter(store, namespace, {})
+        except BaseException:
+            store.close()
+            raise
         return base
 
     def close(self) -> None:
@@ -107,7 +113,7 @@ class KnowledgeBase(Persistence):
         if self._store.is_open:
             if self._store.path is not None:
                 with self._store.view():
-                    for index in self._store.shared.values():
+                    for index in list(self._indexes.values()):
                         index.save()
             self._store.close()
 
@@ -126,7 +132,7 @@ class KnowledgeBase(Persistence):
             name: Which; "" is the one there is by default.
         """
         base = type(self).__new__(type(self))
-        base._enter(self._store, name)
+        base._enter(self._store, name, self._indexes)
         return base
 
     def namespaces(self) -> list[str]:

@@ -173,7 +173,7 @@ class Persistence:
     def _holding(cls, contents: Contents) -> Self:
         """A knowledge base in memory."""
         base: Any = cls.__new__(cls)
-        base._enter(Store.memory(contents.dim), "")
+        base._enter(Store.memory(contents.dim), "", {})
         with base._store.change():
             contents.fill(base._space)
         return base

@@ -185,10 +185,10 @@ class Space:
             ValueError: If it is not as it was written.
         """
         sql = "SELECT key_sum, key FROM facts WHERE namespace = ? AND id = ?"
-        ((checksum, blob),) = self.store.execute(sql, (self.name, id))
-        if blob is None:
+        checksum, blob = self.store.execute(sql, (self.name, id)).fetchone() or (None, b"")
+        if blob is None and checksum is None:
             return None
-        if zlib.crc32(blob) != checksum or len(blob) != 4 * (self.store.dim or 0):
+        if not isinstance(blob, bytes) or zlib.crc32(blob) != checksum or len(blob) != 4 * (self.store.dim or 0):
             raise ValueError(damage(self.store.path, f"the key of fact {id} is not as it was written"))
         return np.frombuffer(blob, "<f4").astype(np.float32, copy=False)
 
@@ -220,7 +220,7 @@ def namespaces(store: Store) -> list[str]:
 
 def content_sum(namespace: str, content: Sequence[Any]) -> int:
     """Checksum of what a fact says, which never changes: its values of `_CONTENT`, metadata as JSON."""
-    return zlib.crc32(json.dumps([namespace, *content]).encode())
+    return zlib.crc32(json.dumps([namespace, *content], default=repr).encode())
 
 
 def to_fact(content: Sequence[Any], ending: Sequence[Any] | None) -> Fact:

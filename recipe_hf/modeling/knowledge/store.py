@@ -74,8 +74,6 @@ class Store:
     ) -> None:
         self.path = path
         self.read_only = path is not None and writer_lock is None
-        #: What else is to be shared by all who use one namespace.
-        self.shared: dict[str, Any] = {}
         self._connection: sqlite3.Connection | None = connection
         self._writer_lock = writer_lock
         self._lock = threading.RLock()
@@ -260,15 +258,14 @@ def _explained(path: Path | None) -> Iterator[None]:
     except sqlite3.Error as error:
         reason = str(error)
         name = str(path or "The knowledge base")
+        if any(word in reason for word in ("malformed", "not a database", "no such table", "Could not decode")):
+            raise ValueError(damage(name, reason)) from error
         if "full" in reason:
             raise OSError(errno.ENOSPC, "The disk is full, and nothing was changed", name) from error
         if "locked" in reason:
             raise BlockingIOError(errno.EAGAIN, "The store is locked by another program", name) from error
-        if any(word in reason for word in ("malformed", "not a database", "no such table")):
-            raise ValueError(damage(name, reason)) from error
-        raise OSError(
-            errno.EIO, f"The store cannot be read or written, and nothing was changed ({reason})", name
-        ) from (error)
+        message = f"The store cannot be read or written, and nothing was changed ({reason})"
+        raise OSError(errno.EIO, message, name) from error
 
 
 def damage(path: object, reason: str) -> str:

@@ -1,0 +1,118 @@
+"""Damaged stores: a clear error, and what can be read of them."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from recipe_hf.modeling.facts import PastFact
+from recipe_hf.modeling.knowledge import KnowledgeBase
+from recipe_hf.modeling.knowledge.salvage import Salvage, salvage
+
+DIM = 1024
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """300 facts in one namespace, 20 in another, some replaced and removed, with keys of 4 KB."""
+    path = tmp_path_factory.mktemp("whole") / "facts.db"
+    with KnowledgeBase.open(path, DIM) as base:
+        keys = torch.randn(320, DIM, generator=torch.Generator().manual_seed(0))
+        metadata = {"long": "x" * 9000}
+        facts = [{"prompt": f"prompt {i}", "answer": f"Żółw {i}", "metadata": {"number": i}} for i in range(300)]
+        facts[7]["metadata"] = metadata
+        base.add(facts, keys[:300], encoder_fingerprint="weights")
+        base.add([("prompt 3", "new"), ("prompt 4", "new")], keys[300:302])
+        base.remove(range(100, 110))
+        base.namespace("other").add([f"Other {i}." for i in range(20)], keys[300:])
+    return path
+
+
+@pytest.fixture
+def damaged(whole: Path, tmp_path: Path) -> Path:
+    shutil.copy(whole, tmp_path / "facts.db")
+    return tmp_path / "facts.db"
+
+
+def everything(path: Path) -> dict[tuple[str, int], tuple]:
+    with KnowledgeBase.open(path) as base:
+        found = {}
+        for name in base.namespaces():
+            space = base.namespace(name)
+            contents = space._contents()
+            keys = {fact.id: key for fact, key in zip(contents.facts, contents.keys, strict=True)} | contents.past_keys
+            for fact in [*contents.facts, *contents.past]:
+                found[name, fact.id] = fact, keys[fact.id].tolist() if fact.id in keys else None
+        return found
+
+
+def test_a_whole_store_is_saved_whole(whole: Path, tmp_path: Path):
+    assert salvage(whole, tmp_path / "new.db") == Salvage(facts=310, past=12, lost=0, keys_lost=0)
+    assert everything(tmp_path / "new.db") == everything(whole)
+    with KnowledgeBase.open(tmp_path / "new.db") as base:
+        assert base.encoder_fingerprint == "weights" and base.add(["a"], torch.ones(1, DIM)) == [302]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.03, 0.3, 0.6, 0.9, 0.999])
+def test_a_truncated_store_says_how_to_save_it(whole: Path, damaged: Path, tmp_path: Path, share: float):
+    os.truncate(damaged, int(os.path.getsize(damaged) * share))
+    with pytest.raises(ValueError, match=r"facts.db is damaged \(.*\): `recipe-hf salvage .*facts.db NEW` saves"):
+        everything(damaged)
+    saved, expected = salvage(damaged, tmp_path / "new.db"), everything(whole)
+    found = everything(tmp_path / "new.db")
+    assert saved.facts + saved.past == len(found)
+    assert (saved.facts + saved.past + saved.lost if saved.lost is not None else 322) == 322
+    assert len(found) >= (share - 0.03) * 300
+    for place, (fact, key) in found.items():
+        assert fact == expected[place][0] and key in (expected[place][1], [0.0] * DIM, None)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_flipped_bits_are_noticed_and_the_rest_is_saved(whole: Path, damaged: Path, tmp_path: Path, seed: int):
+    rng, altered, expected = random.Random(seed), bytearray(damaged.read_bytes()), everything(whole)
+    for _ in range(20):
+        altered[rng.randrange(4096, len(altered))] ^= 1 << rng.randrange(8)
+    damaged.write_bytes(altered)
+    with pytest.raises(ValueError, match="is damaged .*recipe-hf salvage"):
+        assert everything(damaged) == expected, "a wrong fact was given out"
+        raise ValueError("is damaged in what is not used: recipe-hf salvage")
+    saved = salvage(damaged, tmp_path / "new.db")
+    found = everything(tmp_path / "new.db")
+    assert saved.facts + saved.past == len(found) >= 280
+    for place, (fact, key) in found.items():
+        assert fact == expected[place][0] and key in (expected[place][1], [0.0] * DIM, None)
+    if saved.keys_lost:
+        with KnowledgeBase.open(tmp_path / "new.db") as base:
+            assert None in (base.encoder_fingerprint, base.namespace("other").encoder_fingerprint)
+
+
+def test_what_only_the_log_holds_is_saved(damaged: Path, tmp_path: Path):
+    with KnowledgeBase.open(damaged) as base:
+        base.add(["Only in the log."], torch.ones(1, DIM))
+        shutil.copy(damaged, tmp_path / "copy.db")
+        shutil.copy(f"{damaged}-wal", tmp_path / "copy.db-wal")
+    assert salvage(tmp_path / "copy.db", tmp_path / "new.db").facts == 311
+
+
+def test_a_lost_replacement_note_leaves_one_fact_to_a_prompt(damaged: Path, tmp_path: Path):
+    """As if the page had survived only as it was before fact 3 was replaced by fact 300."""
+    with KnowledgeBase.open(damaged) as base, base._store.change():
+        base._store.execute("UPDATE facts SET departure = NULL, ended_at = NULL WHERE namespace = '' AND id = 3")
+    salvage(damaged, tmp_path / "new.db")
+    with KnowledgeBase.open(tmp_path / "new.db") as base:
+        (past,) = base.history("prompt 3")
+        assert isinstance(past, PastFact) and (past.id, past.replaced_by) == (3, 300)
+        base.save(tmp_path / "saved")
+    assert len(KnowledgeBase.load(tmp_path / "saved")) == 290
+
+
+def test_bad_arguments(damaged: Path, tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="DAMAGED must be the file of a knowledge base, got .*nothing"):
+        salvage(tmp_path / "nothing", tmp_path / "new.db")
+    with pytest.raises(ValueError, match="NEW must be a file that is not there yet, got .*facts.db"):
+        salvage(damaged, damaged)
