@@ -33,6 +33,8 @@ class RecipeConfig(PretrainedConfig):
             the authors' code.
         similarity_scale: Factor on every dot product of a query with a key or the sentinel. `None` means
             `1 / sqrt(knowledge_dim)`, as in the authors' code; 1.0 is the text of the paper.
+        top_k_facts: How many facts may be prefixed together: those of the closest that exceed the threshold. This
+            goes beyond the paper. (Not `top_k`, which says how `generate` samples.)
 
     Raises:
         ValueError: If a size is impossible.
@@ -56,6 +58,7 @@ class RecipeConfig(PretrainedConfig):
         num_sentinel_tokens: int = 10,
         use_pooler_output: bool = False,
         similarity_scale: float | None = None,
+        top_k_facts: int = 1,
         **kwargs: Any,
     ) -> None:
         if encoder_config is None:
@@ -92,6 +95,7 @@ class RecipeConfig(PretrainedConfig):
             raise ValueError(f"similarity_scale must be None or a positive finite number, got {similarity_scale!r}.")
         self.use_pooler_output = use_pooler_output
         self.similarity_scale = similarity_scale
+        self.top_k_facts = _positive("top_k_facts", top_k_facts)
         kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(**kwargs)
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .facts import parse_facts
+from . import timestamps
+from .facts import Fact, parse_facts
 from .knowledge import KnowledgeBase, OnConflict
 from .knowledge.exchange import read_facts
-from .outputs import Retrieval
+from .outputs import Candidate, Explanation, Retrieval
 from .prompt_encoder import PromptEncoder
 from .retriever import Retriever
 
@@ -39,7 +41,10 @@ class KnowledgeMixin:
 
     @knowledge.setter
     def knowledge(self, knowledge: KnowledgeBase) -> None:
-        if not isinstance(knowledge, KnowledgeBase) or knowledge.dim != self.config.knowledge_dim:
+        if not isinstance(knowledge, KnowledgeBase) or knowledge.dim not in (
+            None,
+            self.config.knowledge_dim,
+        ):
             got = f"one of width {knowledge.dim}" if isinstance(knowledge, KnowledgeBase) else type(knowledge).__name__
             raise ValueError(f"knowledge must be a KnowledgeBase of width {self.config.knowledge_dim}, got {got}.")
         self._knowledge = knowledge
@@ -74,16 +79,19 @@ class KnowledgeMixin:
         on_conflict: OnConflict = "replace",
         truncation: bool = False,
         batch_size: int = 64,
+        namespace: str | None = None,
     ) -> list[int]:
         """Adds facts, all or none. Weights do not change: an edit is one encoder pass.
 
         Args:
             facts: A list of statements, `(prompt, answer)` pairs, or dicts with `statement`, or `prompt` and `answer`,
-                and optionally `metadata` (see [`~recipe_hf.modeling.facts.parse_facts`]).
+                and optionally `metadata`, `valid_from` and `valid_until` (see
+                [`~recipe_hf.modeling.facts.parse_facts`]).
             on_conflict: What to do with a fact whose prompt is there already: `"replace"` it, `"keep"` it, or
                 `"error"`.
             truncation: Whether a statement longer than the encoder takes is cut rather than refused.
             batch_size: How many statements to encode at once.
+            namespace: Whose facts they are (see [`KnowledgeBase.namespace`]); those of `knowledge` by default.
 
         Returns:
             The id of each fact.
@@ -97,9 +105,10 @@ class KnowledgeMixin:
         statements = [fact.statement for fact in parsed]
         if not truncation:
             self._check_lengths(statements)
-        fingerprint, _ = self._refresh()
+        knowledge = self._knowledge_of(namespace)
+        fingerprint, _ = self._refresh(knowledge)
         keys = self.encode_statements(statements, batch_size)
-        return self.knowledge.add(parsed, keys, on_conflict, encoder_fingerprint=fingerprint)
+        return knowledge.add(parsed, keys, on_conflict, encoder_fingerprint=fingerprint)
 
     def import_knowledge(
         self, path: str | os.PathLike[str], on_conflict: OnConflict = "replace", **kwargs: Any
@@ -121,51 +130,117 @@ class KnowledgeMixin:
         """
         return self.add_knowledge(read_facts(path), on_conflict, **kwargs)
 
-    def remove_knowledge(self, ids: int | Iterable[int]) -> None:
+    def remove_knowledge(self, ids: int | Iterable[int], namespace: str | None = None) -> None:
         """Removes facts, all or none; they stay in the readable history.
 
         Raises:
             KeyError: If an id is not that of a fact.
         """
-        self.knowledge.remove(ids)
+        self._knowledge_of(namespace).remove(ids)
 
-    def retrieve(self, queries: str | Sequence[str], batch_size: int = 64) -> list[Retrieval]:
+    def retrieve(
+        self,
+        queries: str | Sequence[str],
+        batch_size: int = 64,
+        *,
+        where: Mapping[str, Any] | None = None,
+        namespace: str | None = None,
+    ) -> list[Retrieval]:
         """Looks queries up: for each the closest fact, and whether it is closer than the sentinel (eq. 8 and 9).
 
         Args:
             queries: The texts to look up. An empty one finds nothing.
             batch_size: How many to encode at once.
+            where: Values that the metadata of a fact must have, all of them, for it to be found.
+            namespace: Whose facts to look among; those of `knowledge` by default.
 
         Raises:
-            ValueError: If `queries` are not strings.
+            ValueError: If `queries` are not strings, or `where` is not as described.
         """
-        return self._look_up(check_queries(queries), batch_size)[0]
+        return self._look_up(check_queries(queries), batch_size, where, namespace)[0]
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _look_up(self, queries: list[str], batch_size: int = 64) -> tuple[list[Retrieval], Tensor, list[str | None]]:
-        """Retrievals; the key `[len(queries), knowledge_dim]` and the answer, if known, of each query's best fact."""
+    def _look_up(
+        self,
+        queries: list[str],
+        batch_size: int = 64,
+        where: Mapping[str, Any] | None = None,
+        namespace: str | None = None,
+    ) -> tuple[list[Retrieval], Tensor, list[list[str | None]]]:
+        """Retrievals; keys `[len(queries), k, knowledge_dim]` and answers, if known, of each query's best facts."""
+        k, scale = self.config.top_k_facts, self.config.scale
         retrievals = [Retrieval(None, None, -torch.inf, 0.0, False) for _ in queries]
-        keys = torch.zeros(len(queries), self.config.knowledge_dim)
-        answers: list[str | None] = [None for _ in queries]
+        keys = torch.zeros(len(queries), k, self.config.knowledge_dim)
+        answers: list[list[str | None]] = [[None] * k for _ in queries]
         asked = [row for row, query in enumerate(queries) if query.strip()]
         if not asked:
             return retrievals, keys, answers
-        _, sentinel = self._refresh()
-        with deterministic(self.retriever):
-            encoded = self.retriever.encode_queries([queries[row] for row in asked], batch_size).float()
-            scale = self.config.scale
-            thresholds = (encoded @ sentinel * scale).tolist()
-        hits = self.knowledge.lookup(encoded)
-        scores = (hits.scores[:, 0] * scale).tolist()
-        for row, (fact,), score, threshold in zip(asked, hits.facts, scores, thresholds, strict=True):
-            if fact is None:
-                retrievals[row] = Retrieval(None, None, score, threshold, False)
-            else:
-                retrievals[row] = Retrieval(fact.id, fact.statement, score, threshold, score > threshold)
-                answers[row] = fact.answer
-        keys[asked] = hits.keys[:, 0]
+        knowledge = self._knowledge_of(namespace)
+        encoded, thresholds = self._encode_queries(knowledge, [queries[row] for row in asked], batch_size)
+        hits = knowledge.lookup(encoded, k, where)
+        scores = (hits.scores * scale).tolist()
+        for row, facts, found, threshold in zip(asked, hits.facts, scores, thresholds.tolist(), strict=True):
+            best, *others = [
+                Retrieval(fact.id, fact.statement, score, threshold, score > threshold)
+                if fact is not None
+                else Retrieval(None, None, score, threshold, False)
+                for fact, score in zip(facts, found, strict=True)
+            ]
+            retrievals[row] = replace(best, others=tuple(other for other in others if other.fired))
+            answers[row] = [None if fact is None else fact.answer for fact in facts]
+        keys[asked] = hits.keys
         return retrievals, keys, answers
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def explain(
+        self, query: str, k: int = 5, *, where: Mapping[str, Any] | None = None, namespace: str | None = None
+    ) -> Explanation:
+        """Says which facts are nearest to a query, which of them are used for it, and why the others are not.
+
+        Args:
+            query: The text to look up.
+            k: How many facts to name, beside those that are used.
+            where: As in `retrieve`. Nearer facts that it leaves out are named too, as are those not valid now.
+            namespace: As in `retrieve`.
+
+        Raises:
+            ValueError: If an argument is not as described.
+        """
+        (query,) = check_queries(query, 1)
+        if not query.strip():
+            return Explanation(query, 0.0, ())
+        knowledge, scale, most = self._knowledge_of(namespace), self.config.scale, self.config.top_k_facts
+        encoded, thresholds = self._encode_queries(knowledge, [query])
+        threshold = thresholds.item()
+        nearest, usable = knowledge.lookup(encoded, k, valid_only=False), knowledge.lookup(encoded, most, where)
+        rank_of = {id: rank for rank, id in enumerate(usable.ids[0].tolist())}
+        scored = {
+            fact.id: (fact, score * scale)
+            for hits in (nearest, usable)
+            for fact, score in zip(hits.facts[0], hits.scores[0].tolist(), strict=True)
+            if fact is not None
+        }
+        candidates = []
+        for id, (fact, score) in sorted(scored.items(), key=lambda item: (-item[1][1], item[0])):
+            fired = rank_of.get(id, most) < most and score > threshold
+            reason = "used" if fired else _why_not(fact, where, most if score > threshold else None)
+            if fired or id in nearest.ids[0].tolist():
+                candidates.append(Candidate(fact, score, fired, reason))
+        return Explanation(query, threshold, tuple(candidates))
+
+    def _knowledge_of(self, namespace: str | None) -> KnowledgeBase:
+        return self.knowledge if namespace is None else self.knowledge.namespace(namespace)
+
+    def _encode_queries(
+        self, knowledge: KnowledgeBase, queries: list[str], batch_size: int = 64
+    ) -> tuple[Tensor, Tensor]:
+        """The queries' representations `[b, knowledge_dim]` and thresholds `[b]`, for keys that are up to date."""
+        _, sentinel = self._refresh(knowledge)
+        with deterministic(self.retriever):
+            encoded = self.retriever.encode_queries(queries, batch_size).float()
+            return encoded, encoded @ sentinel * self.config.scale
 
     @torch.inference_mode(False)
     def encode_statements(self, statements: Sequence[str], batch_size: int = 64) -> Tensor:
@@ -185,7 +260,7 @@ class KnowledgeMixin:
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _refresh(self) -> tuple[str, Tensor]:
+    def _refresh(self, knowledge: KnowledgeBase) -> tuple[str, Tensor]:
         """Brings the stored keys in step with the weights; gives the fingerprint of these and the sentinel's key.
 
         Versions of the weights say whether anything was written; only then a hash says whether it changed the keys.
@@ -196,17 +271,31 @@ class KnowledgeMixin:
             with deterministic(self.retriever):
                 self._current = versions, found, self.retriever.encode_sentinel().float()
         _, found, sentinel = self._current
-        while len(self.knowledge) and self.knowledge.encoder_fingerprint != found:
-            facts = list(self.knowledge)
+        while len(knowledge) and knowledge.encoder_fingerprint != found:
+            facts = list(knowledge)
             logger.info(f"The weights changed: encoding the statements of {len(facts)} facts again.")
             ids = [fact.id for fact in facts]
             keys = self.encode_statements([fact.statement for fact in facts])
             try:
-                self.knowledge.replace_keys(keys, found, ids)
+                knowledge.replace_keys(keys, found, ids)
             except ValueError:
-                if ids == [fact.id for fact in self.knowledge]:
+                if ids == [fact.id for fact in knowledge]:
                     raise
         return found, sentinel
+
+
+def _why_not(fact: Fact, where: Mapping[str, Any] | None, top_k_facts: int | None) -> str:
+    """Why a fact is not used; `top_k_facts` is None if its score is too low."""
+    now = timestamps.now()
+    if fact.valid_from is not None and now < fact.valid_from:
+        return f"not used: valid from {fact.valid_from}"
+    if not fact.is_valid_at(now):
+        return f"not used: valid until {fact.valid_until}"
+    if not fact.has(where or {}):
+        return f"not used: its metadata are not those of where, {dict(where or {})}"
+    if top_k_facts is None:
+        return "not used: not above the threshold"
+    return f"not used: top_k_facts is {top_k_facts}, and as many are closer"
 
 
 def check_queries(queries: str | Sequence[str], batch: int | None = None) -> list[str]:
@@ -215,6 +304,8 @@ def check_queries(queries: str | Sequence[str], batch: int | None = None) -> lis
     Raises:
         ValueError: If they are not strings, or not `batch` many.
     """
+    if not isinstance(queries, Iterable):
+        raise ValueError(f"queries must be strings, got {queries!r}.")
     texts = [queries] if isinstance(queries, str) else list(queries)
     for position, text in enumerate(texts):
         if not isinstance(text, str):

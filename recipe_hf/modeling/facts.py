@@ -45,6 +45,13 @@ class NewFact:
         """Whether the fact is used at `time`."""
         return (self.valid_from or "") <= time and (self.valid_until is None or time < self.valid_until)
 
+    def has(self, where: Mapping[str, Any]) -> bool:
+        """Whether the metadata hold all that `where` says. Values are compared as JSON: 1 is neither 1.0 nor true."""
+        return all(
+            name in self.metadata and canonical(self.metadata[name]) == canonical(value)
+            for name, value in where.items()
+        )
+
     def conflicts_with(self, other: NewFact) -> bool:
         """Whether there is a time for which both would be the fact about one subject."""
         return (
@@ -84,6 +91,11 @@ class PastFact(Fact):
     ended_at: str
     reason: Literal["removed", "replaced"]
     replaced_by: int | None = None
+
+
+def canonical(value: Any) -> str:
+    """The one JSON text of a value."""
+    return json.dumps(value, sort_keys=True)
 
 
 def normalize_whitespace(text: str) -> str:

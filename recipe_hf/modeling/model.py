@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -82,6 +82,8 @@ class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
         queries: str | Sequence[str] | None = None,
         num_items_in_batch: int | Tensor | None = None,
         return_dict: bool | None = None,
+        where: Mapping[str, Any] | None = None,
+        namespace: str | None = None,
         **kwargs: Any,
     ) -> RecipeCausalLMOutput | tuple[Any, ...]:
         """One pass of the base over the batch, each row preceded by the prompt of the fact it retrieves, if any.
@@ -100,6 +102,8 @@ class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
             queries: What to look up for each row, instead of reading it from the tokens.
             num_items_in_batch: Divide the sum of the losses by this, rather than take their mean.
             return_dict: `False` for a tuple.
+            where: Values that the metadata of a fact must have for it to be found, as in `retrieve`.
+            namespace: Whose facts to look among; those of `knowledge` by default.
             **kwargs: Further arguments of the base. `use_cache` is `False` unless given.
 
         Returns:
@@ -112,8 +116,8 @@ class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
         lm = self._attached()
         if kwargs.get("past_key_values") is not None:
             raise ValueError("past_key_values must not be given to forward, which takes whole texts: use generate.")
-        texts = self._queries(queries, input_ids, attention_mask, query_mask, labels)
-        retrievals, keys, answers = self._look_up(texts)
+        texts = self._queries(namespace, queries, input_ids, attention_mask, query_mask, labels)
+        retrievals, keys, answers = self._look_up(texts, where=where, namespace=namespace)
         prefix = self._prefix(retrievals, keys, answers)
         kwargs.setdefault("use_cache", False)
         outputs: Any
@@ -149,6 +153,8 @@ class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
         generation_config: GenerationConfig | None = None,
         *args: Any,
         queries: str | Sequence[str] | None = None,
+        where: Mapping[str, Any] | None = None,
+        namespace: str | None = None,
         **kwargs: Any,
     ) -> Any:
         """Generates as the base does, each row as if preceded by the prompt of the fact it retrieves, if any.
@@ -161,6 +167,8 @@ class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
             generation_config: As in `transformers`.
             *args: As in `transformers`.
             queries: What to look up for each row, where it is not the row's own text.
+            where: Values that the metadata of a fact must have for it to be found, as in `retrieve`.
+            namespace: Whose facts to look among; those of `knowledge` by default.
             **kwargs: As in `transformers`.
 
         Returns:
@@ -174,11 +182,12 @@ class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
         lm = self._attached()
         ids = kwargs.get("input_ids") if inputs is None else inputs
         if ids is None and kwargs.get("inputs_embeds") is not None:
-            if queries is None and len(self.knowledge):
+            if queries is None and len(self._knowledge_of(namespace)):
                 raise ValueError("queries must be given with inputs_embeds, whose text is not known.")
             ids = kwargs["inputs_embeds"]
             queries = [""] * len(ids) if queries is None else queries
-        retrievals, keys, answers = self._look_up(self._queries(queries, ids, kwargs.get("attention_mask")))
+        texts = self._queries(namespace, queries, ids, kwargs.get("attention_mask"))
+        retrievals, keys, answers = self._look_up(texts, where=where, namespace=namespace)
         prefix = self._prefix(retrievals, keys, answers)
         with nullcontext() if prefix is None else hidden_prefix(*prefix):
             outputs = lm.generate(inputs, generation_config, *args, **kwargs)
@@ -188,6 +197,7 @@ class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
 
     def _queries(
         self,
+        namespace: str | None,
         queries: str | Sequence[str] | None,
         input_ids: Tensor | None,
         attention_mask: Tensor | None = None,
@@ -197,24 +207,31 @@ class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
         rows = 1 if input_ids is None else len(input_ids)
         if queries is not None:
             return check_queries(queries, rows)
-        if input_ids is None or not len(self.knowledge):
+        if input_ids is None or not len(self._knowledge_of(namespace)):
             return [""] * rows
         if self.tokenizer is None:
             raise RuntimeError("The queries cannot be read without the base's tokenizer: set model.tokenizer.")
         return read_queries(self.tokenizer, input_ids, attention_mask, query_mask, labels)
 
     def _prefix(
-        self, retrievals: list[Retrieval], keys: Tensor, answers: list[str | None]
+        self, retrievals: list[Retrieval], keys: Tensor, answers: list[list[str | None]]
     ) -> tuple[Tensor, Tensor] | None:
-        """Continuous prompts `[B, l, d_llm]` of the facts that fired, and their mask `[B, l]`."""
-        rows = [row for row, retrieval in enumerate(retrievals) if retrieval.fired]
-        if not rows:
+        """Continuous prompts `[B, L, d_llm]` of the facts that fired, the best last, and their mask `[B, L]`."""
+        places = [
+            (row, rank)
+            for row, retrieval in enumerate(retrievals)
+            if retrieval.fired
+            for rank in range(1 + len(retrieval.others))
+        ]
+        if not places:
             return None
-        prompts, present = self.continuous_prompts(keys[rows], [answers[row] for row in rows])
-        embeds = prompts.new_zeros(len(retrievals), *prompts.shape[1:])
-        mask = present.new_zeros(len(retrievals), present.shape[1])
-        embeds[rows], mask[rows] = prompts, present
-        return embeds, mask
+        rows, ranks = (torch.tensor(numbers) for numbers in zip(*places, strict=True))
+        prompts, present = self.continuous_prompts(keys[rows, ranks], [answers[row][rank] for row, rank in places])
+        most = int(ranks.max()) + 1
+        embeds = prompts.new_zeros(len(retrievals), most, *prompts.shape[1:])
+        mask = present.new_zeros(len(retrievals), most, present.shape[1])
+        embeds[rows, most - 1 - ranks], mask[rows, most - 1 - ranks] = prompts, present
+        return embeds.flatten(1, 2), mask.flatten(1, 2)
 
     def continuous_prompts(self, keys: Tensor, answers: Sequence[str | None]) -> tuple[Tensor, Tensor]:
         """The continuous prompts of facts: of their keys (eq. 7), then of their answers if the model has such prompts.

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from .facts import Fact
+
 
 @dataclass(frozen=True)
 class Retrieval:
@@ -17,6 +19,7 @@ class Retrieval:
         score: Scaled dot product of query and key, `scale * r_q . r_k`; -inf without a fact.
         threshold: That of query and knowledge sentinel, `scale * r_q . r_sentinel`.
         fired: Whether the fact is used: `score > threshold`.
+        others: The further facts used beside it, next best first, where `config.top_k_facts` allows them.
     """
 
     id: int | None
@@ -24,6 +27,47 @@ class Retrieval:
     score: float
     threshold: float
     fired: bool
+    others: tuple[Retrieval, ...] = ()
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A fact that is close to a query, and what becomes of it.
+
+    Attributes:
+        fact: The fact.
+        score: Scaled dot product of query and key.
+        fired: Whether it is used.
+        reason: Why, or why not.
+    """
+
+    fact: Fact
+    score: float
+    fired: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why a query is, or is not, answered with facts. Printed, it is a table.
+
+    Attributes:
+        query: What was asked.
+        threshold: What a score must exceed.
+        candidates: The nearest facts, best first, those among them that may not be used too.
+    """
+
+    query: str
+    threshold: float
+    candidates: tuple[Candidate, ...]
+
+    def __str__(self) -> str:
+        lines = [f"{self.query}\n  threshold {self.threshold:.2f}"]
+        for candidate in self.candidates:
+            mark = "*" if candidate.fired else " "
+            fact = candidate.fact
+            lines.append(f"{mark} {candidate.score:9.2f}  fact {fact.id}: {fact.statement} ({candidate.reason})")
+        return "\n".join(lines if self.candidates else [*lines, "  no facts"])
 
 
 @dataclass

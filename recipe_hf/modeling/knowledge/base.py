@@ -357,8 +357,13 @@ class KnowledgeBase(Persistence):
         hits = self.lookup(queries, k, where)
         return hits.ids, hits.scores
 
-    def lookup(self, queries: Tensor, k: int = 1, where: Mapping[str, Any] | None = None) -> Hits:
-        """As `search`, with the facts and keys found, whatever other threads add or remove meanwhile."""
+    def lookup(
+        self, queries: Tensor, k: int = 1, where: Mapping[str, Any] | None = None, *, valid_only: bool = True
+    ) -> Hits:
+        """As `search`, with the facts and keys found, whatever other threads add or remove meanwhile.
+
+        With `valid_only=False`, facts whose time has not come, or is over, are found too.
+        """
         if isinstance(k, bool) or not isinstance(k, int) or k <= 0:
             raise ValueError(f"k must be a positive integer, got {k!r}.")
         with self._store.view():
@@ -368,7 +373,7 @@ class KnowledgeBase(Persistence):
             keys = np.zeros((len(vectors), k, vectors.shape[1]), np.float32)
             among = None if where is None else self._space.labelled_ids(_checked_where(where))
             if len(vectors) and len(self):
-                found = self._index.search(vectors, k, torch.get_num_threads(), among)
+                found = self._index.search(vectors, k, torch.get_num_threads(), among, valid_only)
                 n = found[0].shape[1]
                 ids[:, :n], scores[:, :n], keys[:, :n] = found
             facts_of = {id: self._space.get(id) for id in set(ids.flatten().tolist())}

@@ -43,7 +43,12 @@ class LiveIndex:
         self._next_change: str | None = None
 
     def search(
-        self, queries: NDArray[np.float32], k: int, threads: int, among: NDArray[np.int64] | None = None
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        threads: int,
+        among: NDArray[np.int64] | None = None,
+        valid_only: bool = True,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]:
         """As [`KeyIndex.search`], with the keys found, `[b, n, dim]`.
 
@@ -52,10 +57,23 @@ class LiveIndex:
             k: How many.
             threads: How many may search.
             among: The ids to choose from; all by default.
+            valid_only: Whether to leave out what is not valid now.
         """
         index = self._current()
+        if not valid_only:
+            index = self._with_idle(index)
         ids, scores = index.search(queries, k, threads, among)
         return ids, scores, index.get(ids)
+
+    def _with_idle(self, index: KeyIndex) -> KeyIndex:
+        """The index together with the present facts that are not valid now."""
+        idle = np.setdiff1d(self._space.ids(), index.ids, assume_unique=True)
+        if not len(idle):
+            return index
+        whole = KeyIndex(self._space.store.dim or 0)
+        whole.add(index.ids, index.keys)
+        whole.add(idle, self._space.keys(idle))
+        return whole
 
     def save(self) -> None:
         """Writes the index beside the store, if it was used and has changed. Failing is no harm."""

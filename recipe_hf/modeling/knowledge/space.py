@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..facts import Fact, NewFact, PastFact
+from ..facts import Fact, NewFact, PastFact, canonical
 from .store import FACT_COLUMNS, Store, damage
 
 _CONTENT = ("id", "statement", "prompt", "answer", "metadata", "valid_from", "valid_until", "created_at")
@@ -228,8 +228,3 @@ def to_fact(content: Sequence[Any], ending: Sequence[Any] | None) -> Fact:
     values = dict(zip(_CONTENT, content, strict=True))
     values["metadata"] = json.loads(values["metadata"])
     return Fact(**values) if ending is None else PastFact(**values, **dict(zip(_ENDING, ending, strict=True)))
-
-
-def canonical(value: Any) -> str:
-    """The one JSON text of a value."""
-    return json.dumps(value, sort_keys=True)

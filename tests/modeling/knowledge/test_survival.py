@@ -69,7 +69,7 @@ class Expected:
                 assert (everything[id].prompt, everything[id].answer) == (prompt, answer)
             assert self.removed <= past.keys()
             assert {id for id, fact in past.items() if fact.reason == "removed"} <= self.maybe_removed
-            # Nothing is there by half: ids without gaps, one fact to a prompt, whole keys, batches whole or not at all.
+            # Nothing is there by half: ids without gaps, one fact to a prompt, whole keys and whole batches.
             assert sorted(everything) == list(range(len(everything)))
             assert len({fact.prompt for fact in present.values()}) == len(present)
             for fact in past.values():
