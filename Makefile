@@ -34,7 +34,7 @@ models: $(MODELS)/.fetched
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[gguf,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[gguf,parquet,dev]"
 	touch $@
 
 $(MODELS)/.fetched: scripts/fetch_models.sh

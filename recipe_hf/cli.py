@@ -44,6 +44,13 @@ BaseModel = Annotated[
         show_default=False,
     ),
 ]
+KnowledgeFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--knowledge", help="File that keeps the facts, rather than the checkpoint's own.", show_default=False
+    ),
+]
+Namespace = Annotated[str, typer.Option(help="Whose facts of that file.", show_default=False)]
 
 
 @app.command()
@@ -151,6 +158,8 @@ def add(
     on_conflict: Annotated[
         Literal["replace", "keep", "error"], typer.Option(help="What to do with a prompt that has a fact already.")
     ] = "replace",
+    knowledge: KnowledgeFile = None,
+    namespace: Namespace = "",
 ) -> None:
     """Adds facts to a checkpoint: all of them, or none if one is refused."""
     from .modeling.knowledge.exchange import read_facts
@@ -159,36 +168,72 @@ def add(
     if not facts:
         raise ValueError("add needs at least one statement, or --from FILE.")
     # A fact is encoded by the retriever alone: no base is needed.
-    model = _load(checkpoint, base_model=False)
+    model = _load(checkpoint, False, knowledge, namespace, read_only=False)
     before = {fact.id for fact in model.knowledge}
     ids = model.add_knowledge(facts, on_conflict=on_conflict)
-    model.knowledge.save(checkpoint / "knowledge")
+    _keep(model.knowledge, checkpoint, knowledge)
     # An id may be gone already: that of a fact with the same prompt as a later one.
     for id_ in [id_ for id_ in dict.fromkeys(ids) if id_ in model.knowledge]:
         typer.echo(f"{'kept ' if id_ in before else 'added'} {_line(model.knowledge[id_])}")
-    typer.echo(f"{checkpoint} now holds {_count(len(model.knowledge))}.")
+    typer.echo(f"{knowledge or checkpoint} now holds {_count(len(model.knowledge))}.")
 
 
 @app.command()
 def remove(
     checkpoint: Checkpoint,
     ids: Annotated[list[int], typer.Argument(help="Ids of the facts, as `list` shows them.", show_default=False)],
+    knowledge: KnowledgeFile = None,
+    namespace: Namespace = "",
 ) -> None:
     """Removes facts from a checkpoint: all of those named, or none if an id is unknown."""
-    knowledge = _knowledge(checkpoint)
-    lines = [_line(knowledge[id_]) for id_ in ids]
-    knowledge.remove(ids)
-    knowledge.save(checkpoint / "knowledge")
+    facts = _knowledge(checkpoint, knowledge, namespace, read_only=False)
+    lines = [_line(facts[id_]) for id_ in ids]
+    facts.remove(ids)
+    _keep(facts, checkpoint, knowledge)
     for line in lines:
         typer.echo(f"removed {line}")
-    typer.echo(f"{checkpoint} now holds {_count(len(knowledge))}.")
+    typer.echo(f"{knowledge or checkpoint} now holds {_count(len(facts))}.")
+
+
+@app.command()
+def restore(
+    checkpoint: Checkpoint,
+    id_: Annotated[int, typer.Argument(metavar="ID", help="Id, as `list --history` shows it.", show_default=False)],
+    knowledge: KnowledgeFile = None,
+    namespace: Namespace = "",
+) -> None:
+    """Brings a fact back that was replaced or removed; what replaced it goes to the history."""
+    model = _load(checkpoint, False, knowledge, namespace, read_only=False)
+    restored = model.knowledge.restore(id_, encode=model.encode_statements)
+    _keep(model.knowledge, checkpoint, knowledge)
+    typer.echo(f"added {_line(model.knowledge[restored])}")
 
 
 @app.command("list")
-def list_(checkpoint: Checkpoint) -> None:
+def list_(
+    checkpoint: Checkpoint,
+    history: Annotated[bool, typer.Option("--history", help="The facts that left, and when.")] = False,
+    knowledge: KnowledgeFile = None,
+    namespace: Namespace = "",
+) -> None:
     """Lists the facts of a checkpoint, one a line: id and statement."""
-    for fact in _knowledge(checkpoint):
-        typer.echo(_line(fact))
+    facts = _knowledge(checkpoint, knowledge, namespace)
+    for fact in facts.history() if history else facts:
+        typer.echo(_line(fact) + (f" ({fact.reason} {fact.ended_at})" if history else ""))
+
+
+@app.command()
+def export(
+    checkpoint: Checkpoint,
+    file: Annotated[Path, typer.Argument(help="A .jsonl or .parquet file to write.", show_default=False)],
+    history: Annotated[bool, typer.Option("--history", help="The facts that left, too.")] = False,
+    knowledge: KnowledgeFile = None,
+    namespace: Namespace = "",
+) -> None:
+    """Writes the facts of a checkpoint to a file, which `add --from` reads."""
+    facts = _knowledge(checkpoint, knowledge, namespace)
+    facts.export(file, include_history=history)
+    typer.echo(f"{file} holds {_count(len(facts))}.")
 
 
 @app.command()
@@ -197,9 +242,11 @@ def ask(
     prompts: Annotated[list[str], typer.Argument(help="Prompts to continue.", show_default=False)],
     base_model: BaseModel = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of an answer, in tokens.")] = 16,
+    knowledge: KnowledgeFile = None,
+    namespace: Namespace = "",
 ) -> None:
     """Answers prompts greedily, and says which fact each answer rests on."""
-    model = _load(checkpoint, base_model)
+    model = _load(checkpoint, base_model, knowledge, namespace)
     for prompt in prompts:
         batch = model.tokenizer(prompt, return_tensors="pt").to(model.device)
         output = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False)
@@ -210,6 +257,19 @@ def ask(
             typer.echo(f"  fact {hit.id}: {hit.statement} (score {hit.score:.2f}, threshold {hit.threshold:.2f})")
         else:
             typer.echo("  no fact applies: the base model's own answer")
+
+
+@app.command()
+def explain(
+    checkpoint: Checkpoint,
+    prompts: Annotated[list[str], typer.Argument(help="Prompts to look up.", show_default=False)],
+    knowledge: KnowledgeFile = None,
+    namespace: Namespace = "",
+) -> None:
+    """Shows the nearest facts to each prompt, their scores, which are used (*), and why the others are not."""
+    model = _load(checkpoint, False, knowledge, namespace)
+    for prompt in prompts:
+        typer.echo(model.explain(prompt))
 
 
 @app.command()
@@ -254,22 +314,43 @@ def _directory(checkpoint: Path) -> Path:
     return checkpoint
 
 
-def _load(checkpoint: Path, base_model: str | bool | None) -> Any:
+def _load(
+    checkpoint: Path,
+    base_model: str | bool | None,
+    file: Path | None = None,
+    namespace: str = "",
+    read_only: bool = True,
+) -> Any:
     _directory(checkpoint)
     from transformers.utils.logging import disable_progress_bar
 
     from .modeling.model import RecipeForCausalLM
 
     disable_progress_bar()
-    return RecipeForCausalLM.from_pretrained(checkpoint, base_model=base_model)
+    model = RecipeForCausalLM.from_pretrained(checkpoint, base_model=base_model)
+    if file is not None or namespace:
+        model.knowledge = _knowledge(checkpoint, file, namespace, read_only)
+    return model
 
 
-def _knowledge(checkpoint: Path) -> Any:
+def _knowledge(checkpoint: Path, file: Path | None = None, namespace: str = "", read_only: bool = True) -> Any:
     from .modeling.knowledge import KnowledgeBase
 
-    if (_directory(checkpoint) / "knowledge").is_dir():
-        return KnowledgeBase.load(checkpoint / "knowledge")
-    return KnowledgeBase(json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))["knowledge_dim"])
+    directory = _directory(checkpoint) / "knowledge"
+    if namespace and file is None:
+        raise ValueError(f"--namespace must come with --knowledge FILE, got --namespace {namespace!r} alone.")
+    if file is None and directory.is_dir():
+        return KnowledgeBase.load(directory)
+    dim = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))["knowledge_dim"]
+    if file is None:
+        return KnowledgeBase(dim)
+    return KnowledgeBase.open(file, dim, read_only=read_only, namespace=namespace)
+
+
+def _keep(knowledge: Any, checkpoint: Path, file: Path | None) -> None:
+    """Saves facts with their checkpoint. In a file of their own they are safe already."""
+    if file is None:
+        knowledge.save(checkpoint / "knowledge")
 
 
 def _line(fact: Any) -> str:

@@ -56,7 +56,19 @@ def assert_refused(result: Result, message: str) -> None:
 def test_help_names_every_command():
     result = invoke("--help")
     assert result.exit_code == 0
-    for command in ("demo", "train", "add", "remove", "list", "ask", "push"):
+    for command in (
+        "demo",
+        "train",
+        "add",
+        "remove",
+        "list",
+        "ask",
+        "explain",
+        "restore",
+        "export",
+        "salvage",
+        "push",
+    ):
         assert f" {command} " in result.output
         assert command == "train" or invoke(command, "--help").exit_code == 0
 
@@ -162,6 +174,65 @@ def test_refused_fact_changes_nothing(checkpoint):
 def test_ask_with_another_base_is_refused(checkpoint, tmp_path):
     tiny_base(seed=1).save_pretrained(tmp_path)
     assert_refused(invoke("ask", checkpoint, "Why?", "--base-model", tmp_path), "base")
+
+
+def test_facts_kept_in_a_file_of_their_own(checkpoint, saved, tmp_path):
+    (prompt, answer), kept = FACTS[0], ["--knowledge", tmp_path / "facts.db"]
+    added = invoke("add", checkpoint, f"{prompt} {answer}", *kept)
+    assert lines(added) == [f"added 0 {prompt} {answer}", f"{tmp_path}/facts.db now holds 1 fact."]
+    invoke("add", checkpoint, f"{prompt} {answer}", "Grass is green.", *kept, "--namespace", "acme")
+    assert lines(invoke("list", checkpoint, *kept)) == [f"0 {prompt} {answer}"]
+    assert len(lines(invoke("list", checkpoint, *kept, "--namespace", "acme"))) == 2
+    assert lines(invoke("list", checkpoint)) == []
+    options = ["--base-model", saved[1], "--max-new-tokens", 3]
+    assert lines(invoke("ask", checkpoint, prompt, *options, *kept))[2].startswith(
+        f"fact 0: {prompt} {answer} (score "
+    )
+    assert lines(invoke("ask", checkpoint, prompt, *options))[2] == "no fact applies: the base model's own answer"
+    assert lines(invoke("remove", checkpoint, 0, *kept))[1] == f"{tmp_path}/facts.db now holds 0 facts."
+    (past,) = lines(invoke("list", checkpoint, "--history", *kept))
+    assert past.startswith(f"0 {prompt} {answer} (removed 20")
+    assert lines(invoke("restore", checkpoint, 0, *kept)) == [f"added 1 {prompt} {answer}"]
+    assert_refused(invoke("restore", checkpoint, 7, *kept), "id must be that of a past fact")
+    explained = lines(invoke("explain", checkpoint, prompt, *kept))
+    assert explained[0] == prompt and explained[2].endswith(f"fact 1: {prompt} {answer} (used)")
+    with KnowledgeBase.open(tmp_path / "facts.db"):
+        assert_refused(invoke("remove", checkpoint, 1, *kept), "It is being written by process")
+        assert len(lines(invoke("list", checkpoint, *kept))) == 1
+
+
+def test_files_of_facts_that_are_not_there_are_refused(stored, tmp_path):
+    missing = ["--knowledge", tmp_path / "nothing.db"]
+    for command in (["list"], ["export", tmp_path / "facts.jsonl"]):
+        result = invoke(command[0], stored, *command[1:], *missing)
+        assert_refused(result, "path must be that of a knowledge base where it is to be read only")
+    assert_refused(invoke("list", stored, "--namespace", "acme"), "--namespace must come with --knowledge FILE")
+
+
+@pytest.mark.parametrize("name", ["facts.jsonl", "facts.parquet"])
+def test_exported_facts_can_be_added(checkpoint, stored, tmp_path, name):
+    invoke("remove", stored, 0)
+    result = invoke("export", stored, tmp_path / name)
+    assert lines(result)[0].endswith(f"{name} holds 2 facts.")
+    assert invoke("add", checkpoint, "--from", tmp_path / name).exit_code == 0
+    facts = [fact.statement for fact in KnowledgeBase.load(checkpoint / "knowledge")]
+    assert facts == ["Bo plays the cello.", "Oslo is cold."]
+    assert_refused(invoke("export", stored, tmp_path / "facts.csv"), "path must end in .jsonl or .parquet")
+
+
+def test_a_truncated_file_of_facts_is_salvaged(stored, tmp_path):
+    path = tmp_path / "facts.db"
+    with KnowledgeBase.open(path, 8) as base:
+        base.add([f"Fact {i}." for i in range(500)], torch.ones(500, 8))
+    with open(path, "r+b") as file:
+        file.truncate(path.stat().st_size * 3 // 4)
+    refused = invoke("list", stored, "--knowledge", path)
+    assert_refused(refused, f"`recipe-hf salvage {path} NEW` saves what can be read of it")
+    (said, *_) = lines(invoke("salvage", path, tmp_path / "new.db"))
+    saved = len(lines(invoke("list", stored, "--knowledge", tmp_path / "new.db")))
+    assert 0 < saved < 500
+    assert said == f"{tmp_path}/new.db now holds {saved} facts and 0 past ones; {500 - saved} lost."
+    assert_refused(invoke("salvage", path, tmp_path / "new.db"), "NEW must be a file that is not there yet")
 
 
 def test_traceback_is_shown_on_demand(tmp_path, monkeypatch):

@@ -278,6 +278,11 @@ class KnowledgeMixin:
             keys = self.encode_statements([fact.statement for fact in facts])
             try:
                 knowledge.replace_keys(keys, found, ids)
+            except PermissionError as error:
+                raise PermissionError(
+                    f"The keys of {knowledge!r} were made by other weights than the model's, and it is read only: "
+                    f"open it once to be written (read_only=False), so that they are made anew."
+                ) from error
             except ValueError:
                 if ids == [fact.id for fact in knowledge]:
                     raise

@@ -245,6 +245,17 @@ def test_an_empty_file_can_be_read_before_anything_is_written(model, tmp_path: P
         assert model.retrieve(PROMPTS[0])[0].id is None
 
 
+def test_keys_of_other_weights_in_a_file_that_is_read_only(model, tmp_path: Path):
+    with KnowledgeBase.open(tmp_path / "facts.db", 64) as base:
+        base.add(["A fact."], torch.ones(1, 64), encoder_fingerprint="other weights")
+        model.open_knowledge(tmp_path / "facts.db", read_only=True)
+        with pytest.raises(PermissionError, match=r"facts.db'\) were made by other weights .* read_only=False"):
+            model.retrieve(PROMPTS)
+    model.open_knowledge(tmp_path / "facts.db")
+    assert model.retrieve(PROMPTS)[0].id == 0 and not (model.knowledge.keys([0]) == 1).all()
+    model.knowledge.close()
+
+
 def test_facts_move_between_models_by_files(model, tmp_path: Path):
     model.add_knowledge(told("wiki", valid_until="2100-01-01"))
     for name in ("facts.jsonl", "facts.parquet"):

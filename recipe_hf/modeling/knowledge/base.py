@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from .. import timestamps
 from ..facts import Fact, NewFact, PastFact, normalize_whitespace, parse_facts
+from .hits import Hits
 from .live_index import LiveIndex
 from .persistence import Persistence
 from .space import Space, namespaces
@@ -27,23 +27,6 @@ if TYPE_CHECKING:
 
 OnConflict = Literal["replace", "keep", "error"]
 Encode = Callable[[list[str]], Tensor]
-
-
-@dataclass(frozen=True)
-class Hits:
-    """The best facts for each of `b` queries, read in one step.
-
-    Attributes:
-        ids: `[b, k]`, int64, best first; -1 where the knowledge base has fewer than `k` facts.
-        scores: `[b, k]`, float32, dot products of query and key; -inf beside an id of -1.
-        keys: `[b, k, dim]`, float32; 0 beside an id of -1.
-        facts: `b` lists of `k` facts; None beside an id of -1.
-    """
-
-    ids: Tensor
-    scores: Tensor
-    keys: Tensor
-    facts: list[list[Fact | None]]
 
 
 class KnowledgeBase(Persistence):
