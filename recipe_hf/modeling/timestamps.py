@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 
 def now(after: str = "") -> str:
-    """The present moment, or `after` where the clock was set back behind it."""
-    return max(after, _format(datetime.now(timezone.utc)))
+    """The present moment, or the one that follows `after` where the clock was set back behind it."""
+    present = _format(datetime.now(timezone.utc))
+    return present if present > after else _format(datetime.fromisoformat(after) + timedelta(microseconds=1))
 
 
 def to_timestamp(value: Any, name: str) -> str:

@@ -93,11 +93,12 @@ class KnowledgeBase(Persistence):
 
     def close(self) -> None:
         """Closes the file, for all namespaces. Nothing is lost without it, but the index may have to be made anew."""
-        if self._store.is_open:
-            if self._store.path is not None:
+        try:
+            if self._store.is_open and self._store.path is not None and not self._store.read_only:
                 with self._store.view():
                     for index in list(self._indexes.values()):
                         index.save()
+        finally:
             self._store.close()
 
     def __enter__(self) -> Self:

@@ -77,7 +77,7 @@ class LiveIndex:
 
     def save(self) -> None:
         """Writes the index beside the store, if it was used and has changed. Failing is no harm."""
-        if self._index is None or self._directory is None or self._space.store.read_only:
+        if self._index is None or self._directory is None:
             return
         try:
             index = self._current()
@@ -95,11 +95,11 @@ class LiveIndex:
         if self._index is not None and state == self._state and not is_due:
             return self._index
         index, self._index = self._index, None
-        if index is None or state.rekeyed_at != self._state.rekeyed_at or is_due:
-            if index is None:
-                index = self._read(state)
-            elif state.rekeyed_at != self._state.rekeyed_at:
-                index = KeyIndex(space.store.dim or 0)
+        if index is None:
+            index, is_due = self._read(state), True
+        elif state.rekeyed_at != self._state.rekeyed_at:
+            index, is_due = KeyIndex(space.store.dim or 0), True
+        if is_due:
             valid = space.valid_ids(time)
             index.remove(np.setdiff1d(index.ids, valid, assume_unique=True))
             new = np.setdiff1d(valid, index.ids, assume_unique=True)

@@ -215,7 +215,7 @@ class Space:
 
 def namespaces(store: Store) -> list[str]:
     """The names of all namespaces that hold or held facts."""
-    return [name for (name,) in store.execute("SELECT name FROM namespaces ORDER BY name")]
+    return [name for (name,) in store.execute("SELECT name FROM namespaces WHERE next_id > 0 ORDER BY name")]
 
 
 def content_sum(namespace: str, content: Sequence[Any]) -> int:

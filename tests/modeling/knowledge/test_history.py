@@ -144,7 +144,12 @@ def test_times_never_go_back(base: KnowledgeBase, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(timestamps, "datetime", SetBack)
     base.add([("a", "2")], random_keys(1))
-    assert base[3].created_at == left
+    base.add(["x"], random_keys(1))
+    assert left < base[3].created_at < base[4].created_at
+    for seed in (7, 8):  # Keys made anew are noticed though no clock tells them apart.
+        base.replace_keys(random_keys(4, seed), "new weights")
+        found = base.lookup(random_keys(1), 4)
+        assert torch.equal(found.keys[0], base.keys(found.ids[0].tolist()))
 
 
 def test_keys_of_past_facts_are_saved(base: KnowledgeBase, tmp_path: Path):

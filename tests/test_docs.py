@@ -1,0 +1,25 @@
+"""The examples of the documentation run, from the first to the last."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from tiny_recipe import tiny_recipe
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def test_the_examples_of_knowledge_md(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "knowledge.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert len(blocks) > 10
+    names = {"model": tiny_recipe()}
+    for block in blocks:
+        exec(compile(block, "docs/knowledge.md", "exec"), names)
+    said = capsys.readouterr().out
+    assert "It is being written by process" in said and "Castle Orrenfeld is in Portugal." in said
+    assert "\nFinnish replaced 20" in said and "\nFinnish\n['Estonian']\n1 ['', 'acme'] [None]\n" in said
+    assert "Who owns Skerry Air?\n  threshold " in said
+    names["model"].knowledge.close()
