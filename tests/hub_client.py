@@ -14,11 +14,11 @@ ANN = {"token": "hf_ann"}
 
 def start_client() -> None:
     """Shortens the waits between a client's tries, and stops the clock, so that the same facts are the same files."""
-    from recipe_hf.modeling import knowledge
+    from recipe_hf.modeling import timestamps
 
     sleep = time.sleep
     time.sleep = lambda seconds: sleep(min(seconds, 0.01))
-    knowledge._now = lambda: "2024-01-01T00:00:00+00:00"
+    timestamps.now = lambda after="": "2024-01-01T00:00:00+00:00"
 
 
 def run(action: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:

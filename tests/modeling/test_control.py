@@ -249,7 +249,7 @@ def test_keys_of_other_weights_in_a_file_that_is_read_only(model, tmp_path: Path
     with KnowledgeBase.open(tmp_path / "facts.db", 64) as base:
         base.add(["A fact."], torch.ones(1, 64), encoder_fingerprint="other weights")
         model.open_knowledge(tmp_path / "facts.db", read_only=True)
-        with pytest.raises(PermissionError, match=r"facts.db'\) were made by other weights .* read_only=False"):
+        with pytest.raises(PermissionError, match=r"facts.db'\) were made by other weights .*read_only=False"):
             model.retrieve(PROMPTS)
     model.open_knowledge(tmp_path / "facts.db")
     assert model.retrieve(PROMPTS)[0].id == 0 and not (model.knowledge.keys([0]) == 1).all()
