@@ -117,26 +117,32 @@ def test_facts_are_used_within_their_time_only(model, base_outputs):
     assert [past.id for past in model.knowledge.history()] == [0, 4, 8] and ids[1] in model.knowledge
 
 
-def test_two_facts_are_prefixed_together_if_asked(model):
+@pytest.mark.parametrize("num_answer_prompt_tokens", [0, 3])
+def test_two_facts_are_prefixed_together_if_asked(num_answer_prompt_tokens: int):
+    model = tiny_recipe(num_answer_prompt_tokens=num_answer_prompt_tokens)
+    if model.answer_prompt_encoder is not None:
+        for weights in model.answer_prompt_encoder.parameters():
+            torch.nn.init.normal_(weights, std=0.3)
     model.add_knowledge(FACTS)
-    one = outputs(model)
     model.config.top_k_facts = 2
-    hits = model.retrieve(MIXED)
-    assert [hit.fired for hit in hits] == [True, False, True, False]
+    assert [hit.fired for hit in model.retrieve(MIXED)] == [True, False, True, False]
     model.add_knowledge([(PROMPTS[0] + " ", "Ann Lee"), f"{FACTS[0][0]} Ann Lee"])
     (hit,) = model.retrieve(PROMPTS[0])
     (other,) = hit.others
     assert {hit.id, other.id} == {4, 5} and other.fired and other.score <= hit.score and other.others == ()
     # As if both prompts stood before the text, the best nearest to it.
     ids = model.tokenizer(PROMPTS[0])["input_ids"]
-    keys = model.knowledge.keys([other.id, hit.id])
     with torch.no_grad():
-        prefix = model.prompt_encoder(keys).flatten(0, 1)
+        both = [model.knowledge[id].answer for id in (other.id, hit.id)]
+        prompts, mask = model.continuous_prompts(model.knowledge.keys([other.id, hit.id]), both)
+        prefix = prompts[mask]
+        assert len(prefix) == 6 + num_answer_prompt_tokens
         text = model.lm.get_input_embeddings()(torch.tensor(ids))
         expected = model.lm(inputs_embeds=torch.cat([prefix, text])[None]).logits[0, len(prefix) :]
-    found = model(**batch_of(model, [PROMPTS[0], UNRELATED[0], PROMPTS[1]], "right")).logits[0, : len(ids)]
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
-    assert torch.equal(outputs(model)[1], one[1])
+        missed = model.lm(input_ids=torch.tensor([model.tokenizer(UNRELATED[0])["input_ids"]])).logits[0]
+        found = model(**batch_of(model, [PROMPTS[0], UNRELATED[0], PROMPTS[1]], "right")).logits
+    torch.testing.assert_close(found[0, : len(ids)], expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found[1, : len(missed)], missed, atol=1e-4, rtol=1e-4)
     assert model.generate(**batch_of(model, MIXED), max_new_tokens=4, num_beams=2).shape[0] == len(MIXED)
 
 

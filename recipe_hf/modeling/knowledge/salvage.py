@@ -23,6 +23,7 @@ from ..facts import Fact, PastFact
 from .contents import Contents
 from .space import Space, content_sum, to_fact
 from .store import FACT_COLUMNS, PAGE_SIZE, Store
+from .writer_lock import WriterLock
 
 _LEAF = 0x0D  # A page of table rows.
 _SIZE_OF_TYPE = (0, 1, 2, 3, 4, 6, 8, 8, 0, 0)
@@ -49,23 +50,28 @@ def salvage(damaged: str | os.PathLike[str], new: str | os.PathLike[str]) -> Sal
     """Copies every fact that can be read from a damaged store to a new one. The damaged one stays as it is.
 
     Args:
-        damaged: File of the store, closed by whoever wrote to it. Its write-ahead log beside it is read too.
+        damaged: File of the store. Its write-ahead log beside it is read too.
         new: The file to make.
 
     Raises:
+        BlockingIOError: If someone is writing to it.
         FileNotFoundError: If there is no such store.
         ValueError: If `new` is there already.
     """
-    damaged, new = Path(damaged), Path(new)
+    damaged, new = Path(os.path.realpath(damaged)), Path(new)
     if not damaged.is_file():
         raise FileNotFoundError(f"DAMAGED must be the file of a knowledge base, got {str(damaged)!r}.")
     if new.exists():
         raise ValueError(f"NEW must be a file that is not there yet, got {str(new)!r}.")
     with tempfile.TemporaryDirectory(dir=new.absolute().parent) as directory:
         copy = Path(directory) / "copy"
-        shutil.copyfile(damaged, copy)
-        if (log := damaged.with_name(damaged.name + "-wal")).is_file():
-            shutil.copyfile(log, copy.with_name("copy-wal"))
+        writer_lock = WriterLock(damaged)
+        try:
+            shutil.copyfile(damaged, copy)
+            if (log := damaged.with_name(damaged.name + "-wal")).is_file():
+                shutil.copyfile(log, copy.with_name("copy-wal"))
+        finally:
+            writer_lock.release()
         states = _replay_log(copy)
         rows = _newest_rows(copy.read_bytes())
         dim = max((len(row["key"]) // 4 for row in rows.values() if row["key"] is not None), default=None)

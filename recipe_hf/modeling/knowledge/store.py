@@ -97,13 +97,15 @@ class Store:
             FileNotFoundError: If it is to be read only and is not there.
             ValueError: If it is damaged, of a newer version, no store at all, or of another width.
         """
-        path = Path(os.path.abspath(path))
+        path = Path(os.path.realpath(path))  # One lock for all names of a file.
         if path.is_dir():
             raise ValueError(f"path must be the file of a knowledge base, got the directory {path}.")
         if read_only and not path.exists():
             raise FileNotFoundError(f"path must be that of a knowledge base where it is to be read only, got {path}.")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        writer_lock = None if read_only else WriterLock(path)
+        writer_lock = None
+        if not read_only:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            writer_lock = WriterLock(path)
         try:
             with _explained(path):
                 if not path.exists():

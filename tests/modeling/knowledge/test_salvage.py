@@ -114,5 +114,7 @@ def test_a_lost_replacement_note_leaves_one_fact_to_a_prompt(damaged: Path, tmp_
 def test_bad_arguments(damaged: Path, tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="DAMAGED must be the file of a knowledge base, got .*nothing"):
         salvage(tmp_path / "nothing", tmp_path / "new.db")
+    with KnowledgeBase.open(damaged), pytest.raises(BlockingIOError, match="It is being written by process"):
+        salvage(damaged, tmp_path / "new.db")
     with pytest.raises(ValueError, match="NEW must be a file that is not there yet, got .*facts.db"):
         salvage(damaged, damaged)

@@ -190,6 +190,14 @@ def test_the_second_to_open_is_told_who_writes_or_reads(path: Path):
         assert len(base) == 5
 
 
+def test_a_link_is_the_file_it_leads_to(path: Path, tmp_path: Path):
+    (tmp_path / "link.db").symlink_to(path)
+    with KnowledgeBase.open(tmp_path / "link.db") as base:
+        assert len(base) == 5
+        with pytest.raises(BlockingIOError):
+            KnowledgeBase.open(path)
+
+
 def test_a_reader_sees_what_the_writer_does(path: Path):
     with KnowledgeBase.open(path) as base, KnowledgeBase.open(path, read_only=True) as reader:
         query = random_keys(1, seed=7)
