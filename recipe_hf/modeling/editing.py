@@ -41,12 +41,10 @@ class KnowledgeMixin:
 
     @knowledge.setter
     def knowledge(self, knowledge: KnowledgeBase) -> None:
-        if not isinstance(knowledge, KnowledgeBase) or knowledge.dim not in (
-            None,
-            self.config.knowledge_dim,
-        ):
+        width = self.config.knowledge_dim
+        if not isinstance(knowledge, KnowledgeBase) or knowledge.dim not in (None, width):
             got = f"one of width {knowledge.dim}" if isinstance(knowledge, KnowledgeBase) else type(knowledge).__name__
-            raise ValueError(f"knowledge must be a KnowledgeBase of width {self.config.knowledge_dim}, got {got}.")
+            raise ValueError(f"knowledge must be a KnowledgeBase of width {width}, got {got}.")
         self._knowledge = knowledge
 
     def open_knowledge(

@@ -21,7 +21,7 @@ import numpy as np
 
 from ..facts import Fact, PastFact
 from .contents import Contents
-from .space import Space, content_sum, to_fact
+from .space import Space, to_fact
 from .store import FACT_COLUMNS, PAGE_SIZE, Store
 from .writer_lock import WriterLock
 
@@ -91,7 +91,7 @@ def salvage(damaged: str | os.PathLike[str], new: str | os.PathLike[str]) -> Sal
 
 
 def _replay_log(copy: Path) -> dict[str, tuple[Any, ...]]:
-    """Puts what the write-ahead log holds into the file, as far as SQLite can; gives size, next id and fingerprint."""
+    """Puts what the write-ahead log holds into the file, as far as SQLite can; gives each next id and fingerprint."""
     with open(copy, "r+b") as file:
         # SQLite reads no file that is shorter than it says of itself: what is missing is filled with zeros.
         header = file.read(32)
@@ -101,7 +101,7 @@ def _replay_log(copy: Path) -> dict[str, tuple[Any, ...]]:
     with closing(sqlite3.connect(copy, isolation_level=None)) as connection:
         try:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            sql = "SELECT name, next_id, encoder_fingerprint FROM namespaces"
+            sql = "SELECT name, next_id, encoder_fingerprint FROM namespaces WHERE typeof(next_id) = 'integer'"
             return {name: tuple(rest) for name, *rest in connection.execute(sql)}
         except sqlite3.Error:
             return {}
@@ -112,12 +112,8 @@ def _newest_rows(file: bytes) -> dict[tuple[str, int], dict[str, Any]]:
     rows: dict[tuple[str, int], dict[str, Any]] = {}
     for values in _records(file):
         row = dict(zip(FACT_COLUMNS, values, strict=True))
-        content = values[1:9]
-        try:
-            if row["content_sum"] != content_sum(row["namespace"], content):
-                continue
-            row["fact"] = to_fact(content, None if row["departure"] is None else values[11:14])
-        except (TypeError, ValueError):
+        row["fact"] = to_fact(row["namespace"], row)
+        if row["fact"] is None:
             continue
         if row["key"] is not None and (not isinstance(row["key"], bytes) or zlib.crc32(row["key"]) != row["key_sum"]):
             row["key"] = None
@@ -218,7 +214,8 @@ def _fill(space: Space, rows: list[dict[str, Any]], state: tuple[Any, ...] | Non
     dim = space.store.dim
     keys_lost = sum(row["key"] is None for row in present)
     keys = [np.frombuffer(row["key"] or bytes(4 * (dim or 0)), "<f4") for row in present]
-    next_id, fingerprint = state or (max((row["id"] + 1 for row in rows), default=0), None)
+    next_id, fingerprint = state or (0, None)
+    next_id = max([next_id, *(row["id"] + 1 for row in rows)])
     contents = Contents(
         dim,
         next_id,

@@ -20,7 +20,8 @@ from .store import FACT_COLUMNS, Store, damage
 
 _CONTENT = ("id", "statement", "prompt", "answer", "metadata", "valid_from", "valid_until", "created_at")
 _ENDING = ("ended_at", "reason", "replaced_by")
-_SELECT = f"SELECT {', '.join(_CONTENT)}, content_sum, departure, {', '.join(_ENDING)} FROM facts WHERE namespace = ?"
+_COLUMNS = (*_CONTENT, "content_sum", *_ENDING, "departure", "ending_sum")
+_SELECT = f"SELECT {', '.join(_COLUMNS)} FROM facts WHERE namespace = ?"
 _INSERT = f"INSERT INTO facts VALUES ({', '.join('?' * len(FACT_COLUMNS))})"
 
 
@@ -102,16 +103,17 @@ class Space:
         """Writes the row of a fact. `departure` is the number of one that left; past facts may have no key."""
         metadata = json.dumps(fact.metadata, ensure_ascii=False)
         content = [metadata if name == "metadata" else getattr(fact, name) for name in _CONTENT]
+        ending = [*(getattr(fact, name, None) for name in _ENDING), departure]
         blob = None if key is None else key.astype("<f4").tobytes()
         self.store.execute(
             _INSERT,
             (
                 self.name,
                 *content,
-                content_sum(self.name, content),
+                checksum(self.name, *content),
                 fact.subject[1],
-                *(getattr(fact, name, None) for name in _ENDING),
-                departure,
+                *ending,
+                None if departure is None else checksum(*ending),
                 None if blob is None else zlib.crc32(blob),
                 blob,
             ),
@@ -121,9 +123,11 @@ class Space:
 
     def end(self, fact: Fact, departure: int, ended_at: str, reason: str, replaced_by: int | None = None) -> None:
         """Makes a present fact a past one."""
+        ending = (ended_at, reason, replaced_by, departure)
         self.store.execute(
-            "UPDATE facts SET departure = ?, ended_at = ?, reason = ?, replaced_by = ? WHERE namespace = ? AND id = ?",
-            (departure, ended_at, reason, replaced_by, self.name, fact.id),
+            "UPDATE facts SET ended_at = ?, reason = ?, replaced_by = ?, departure = ?, ending_sum = ? "
+            "WHERE namespace = ? AND id = ?",
+            (*ending, checksum(*ending), self.name, fact.id),
         )
         self._label("DELETE FROM labels WHERE namespace = ? AND name = ? AND value = ? AND id = ?", fact)
 
@@ -133,10 +137,10 @@ class Space:
 
     def _facts(self, condition: str, parameters: tuple[Any, ...] = ()) -> Iterator[Fact]:
         for row in self.store.execute(f"{_SELECT} {condition}", (self.name, *parameters)):
-            content, (checksum, departure, *ending) = row[: len(_CONTENT)], row[len(_CONTENT) :]
-            if checksum != content_sum(self.name, content):
+            fact = to_fact(self.name, dict(zip(_COLUMNS, row, strict=True)))
+            if fact is None:
                 raise ValueError(damage(self.store.path, f"fact {row[0]} is not as it was written"))
-            yield to_fact(content, None if departure is None else ending)
+            yield fact
 
     # ------------------------------------------------------------------ ids and keys
 
@@ -185,10 +189,10 @@ class Space:
             ValueError: If it is not as it was written.
         """
         sql = "SELECT key_sum, key FROM facts WHERE namespace = ? AND id = ?"
-        checksum, blob = self.store.execute(sql, (self.name, id)).fetchone() or (None, b"")
-        if blob is None and checksum is None:
+        key_sum, blob = self.store.execute(sql, (self.name, id)).fetchone() or (None, b"")
+        if blob is None and key_sum is None:
             return None
-        if not isinstance(blob, bytes) or zlib.crc32(blob) != checksum or len(blob) != 4 * (self.store.dim or 0):
+        if not isinstance(blob, bytes) or zlib.crc32(blob) != key_sum or len(blob) != 4 * (self.store.dim or 0):
             raise ValueError(damage(self.store.path, f"the key of fact {id} is not as it was written"))
         return np.frombuffer(blob, "<f4").astype(np.float32, copy=False)
 
@@ -218,13 +222,17 @@ def namespaces(store: Store) -> list[str]:
     return [name for (name,) in store.execute("SELECT name FROM namespaces WHERE next_id > 0 ORDER BY name")]
 
 
-def content_sum(namespace: str, content: Sequence[Any]) -> int:
-    """Checksum of what a fact says, which never changes: its values of `_CONTENT`, metadata as JSON."""
-    return zlib.crc32(json.dumps([namespace, *content], default=repr).encode())
+def to_fact(namespace: str, row: Mapping[str, Any]) -> Fact | None:
+    """The fact, present or past, of a row's columns; None if it is not as it was written."""
+    content, ending = [row[name] for name in _CONTENT], [row[name] for name in (*_ENDING, "departure")]
+    if row["content_sum"] != checksum(namespace, *content):
+        return None
+    if row["ending_sum"] != (None if row["departure"] is None else checksum(*ending)):
+        return None
+    values = dict(zip(_CONTENT, content, strict=True)) | {"metadata": json.loads(row["metadata"])}
+    return Fact(**values) if row["departure"] is None else PastFact(**values, **{name: row[name] for name in _ENDING})
 
 
-def to_fact(content: Sequence[Any], ending: Sequence[Any] | None) -> Fact:
-    """The fact of a row."""
-    values = dict(zip(_CONTENT, content, strict=True))
-    values["metadata"] = json.loads(values["metadata"])
-    return Fact(**values) if ending is None else PastFact(**values, **dict(zip(_ENDING, ending, strict=True)))
+def checksum(*values: Any) -> int:
+    """CRC-32 of values of a row."""
+    return zlib.crc32(json.dumps(values, default=repr).encode())

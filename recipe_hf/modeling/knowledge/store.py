@@ -41,6 +41,7 @@ FACT_COLUMNS = (
     "reason",
     "replaced_by",
     "departure",
+    "ending_sum",
     "key_sum",
     "key",
 )
@@ -260,7 +261,7 @@ def _explained(path: Path | None) -> Iterator[None]:
     except sqlite3.Error as error:
         reason = str(error)
         name = str(path or "The knowledge base")
-        if any(word in reason for word in ("malformed", "not a database", "no such table", "Could not decode")):
+        if any(word in reason for word in ("malformed", "not a database", "no such table", "decode", "constraint")):
             raise ValueError(damage(name, reason)) from error
         if "full" in reason:
             raise OSError(errno.ENOSPC, "The disk is full, and nothing was changed", name) from error

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -91,6 +93,30 @@ def test_flipped_bits_are_noticed_and_the_rest_is_saved(whole: Path, damaged: Pa
             assert None in (base.encoder_fingerprint, base.namespace("other").encoder_fingerprint)
 
 
+@pytest.mark.parametrize(
+    ("change", "id"),
+    [
+        ("statement = 'prompt 9 Żółw 8'", 9),
+        ("metadata = '{}'", 9),
+        ("departure = 50, ended_at = '2020-01-01'", 9),
+        ("departure = NULL", 100),
+        ("ended_at = '2020-01-01'", 100),
+        ("reason = 'replaced', replaced_by = 4", 100),
+        ("departure = 'x'", 100),
+    ],
+)
+def test_a_row_that_was_altered_is_never_given_out(damaged: Path, tmp_path: Path, change: str, id: int):
+    with closing(sqlite3.connect(damaged)) as store, store:
+        store.execute(f"UPDATE facts SET {change} WHERE namespace = '' AND id = {id}")
+    with KnowledgeBase.open(damaged) as base:
+        for use in (lambda: base.get(id), lambda: [*base, *base.history()], lambda: base.restore(id)):
+            with pytest.raises(ValueError, match=rf"is damaged \(fact {id} is not as it was written\)"):
+                use()
+    saved = salvage(damaged, tmp_path / "new.db")
+    assert saved.facts + saved.past == 321 and saved.lost == 1
+    assert ("", id) not in everything(tmp_path / "new.db")
+
+
 def test_what_only_the_log_holds_is_saved(damaged: Path, tmp_path: Path):
     with KnowledgeBase.open(damaged) as base:
         base.add(["Only in the log."], torch.ones(1, DIM))
@@ -102,7 +128,9 @@ def test_what_only_the_log_holds_is_saved(damaged: Path, tmp_path: Path):
 def test_a_lost_replacement_note_leaves_one_fact_to_a_prompt(damaged: Path, tmp_path: Path):
     """As if the page had survived only as it was before fact 3 was replaced by fact 300."""
     with KnowledgeBase.open(damaged) as base, base._store.change():
-        base._store.execute("UPDATE facts SET departure = NULL, ended_at = NULL WHERE namespace = '' AND id = 3")
+        columns = ("departure", "ended_at", "reason", "replaced_by", "ending_sum")
+        forgotten = ", ".join(f"{column} = NULL" for column in columns)
+        base._store.execute(f"UPDATE facts SET {forgotten} WHERE namespace = '' AND id = 3")
     salvage(damaged, tmp_path / "new.db")
     with KnowledgeBase.open(tmp_path / "new.db") as base:
         (past,) = base.history("prompt 3")
