@@ -189,6 +189,10 @@ class Store:
                 if self._writer_lock is not None:
                     self._writer_lock.release()
 
+    def __del__(self) -> None:
+        if getattr(self, "_connection", None) is not None:
+            self.close()
+
     def _usable(self) -> sqlite3.Connection:
         if self._connection is None:
             raise ValueError(f"{self.path or 'The knowledge base'} is closed: open it again to use it.")
