@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 
 class _Commands(TyperGroup):
@@ -26,6 +26,29 @@ class _Commands(TyperGroup):
             reason = error.args[0] if isinstance(error, KeyError) and error.args else error
             typer.echo(f"recipe-hf: {' '.join(str(reason).split()) or type(error).__name__}", err=True)
             raise typer.Exit(2) from error
+
+
+class _TakesLists(TyperCommand):
+    """Lets an option that may be given again take several values at once: `--seeds 0 1 2`.
+
+    The values go on until the next option, or a directory, which is the checkpoint.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        lists = {name for parameter in self.params if getattr(parameter, "multiple", False) for name in parameter.opts}
+        repeated: list[str] = []
+        option, taken = None, 0
+        for argument in args:
+            if argument.startswith("--"):
+                option, taken = (argument if argument in lists else None), 0
+            elif option is not None:
+                if taken and Path(argument).is_dir():
+                    option = None
+                elif taken:
+                    repeated.append(option)
+                taken += 1
+            repeated.append(argument)
+        return super().parse_args(ctx, repeated)
 
 
 app = typer.Typer(
@@ -77,19 +100,24 @@ def train(ctx: typer.Context) -> None:
     main(ctx.args)
 
 
-@app.command()
+@app.command(cls=_TakesLists)
 def evaluate(
     checkpoint: Checkpoint,
     dataset: Annotated[
         list[str],
-        typer.Option(
-            help="Facts to edit in: a file, or org/name:file.json on the Hub; may be given again.", show_default=False
-        ),
+        typer.Option(help="Facts to edit in: files, or org/name:file.json on the Hub.", show_default=False),
     ],
     num_edits: Annotated[
-        list[int], typer.Option(help="How many facts to hold at once; may be given again; all by default.")
+        list[int],
+        typer.Option(
+            help="How many facts to hold at once, such as 1 10 100; 1 means many separate edits. All by default."
+        ),
     ] = [],  # noqa: B006
-    seeds: Annotated[list[int], typer.Option(help="Seeds that choose the facts; may be given again.")] = [0],  # noqa: B006
+    seeds: Annotated[list[int], typer.Option(help="Seeds that choose the facts, such as 0 1 2.")] = [0],  # noqa: B006
+    protocol: Annotated[
+        list[str],
+        typer.Option(help="strict, paper (the retriever sees the answer) or generation, or several of them."),
+    ] = ["strict"],  # noqa: B006
     num_questions: Annotated[
         int | None, typer.Option(help="How many of the facts held to ask about; all by default.", show_default=False)
     ] = None,
@@ -104,43 +132,40 @@ def evaluate(
             help="Tell the facts as whole statements: prompts are made of these alone, as in the paper.",
         ),
     ] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows in one call of the base.")] = 32,
     base_model: BaseModel = None,
-    output: Annotated[Path | None, typer.Option(help="Also write each outcome to this JSON file.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON file for every outcome, with tables (.md) beside it; an interrupted run goes on from it.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
-    """Measures reliability, generality, locality, and portability if the data ask for it.
+    """Measures what edits change and what they leave alone, and how well facts are found.
 
-    Protocol `strict`: the retriever sees the prompt only.
+    Values of one option may follow each other: --num-edits 1 10 100 --seeds 0 1 2 --protocol strict generation
     """
     from .datasets import load_examples
-    from .evaluation.editing import evaluate_editing
-    from .evaluation.report import markdown_table, summarize, write_json
+    from .evaluation.report import markdown_report
+    from .evaluation.run import Evaluation, run_evaluation
 
-    examples = [example for path in dataset for example in load_examples(path, half=half)]
     names = ", ".join(Path(path).name for path in dataset) + (f", half {half}" if half else "")
-    names += ", told as statements" if as_statements else ""
-    num_edits = num_edits or [len(examples)]
-    if max(num_edits) > len(examples) or min(num_edits) < 1:
-        raise ValueError(f"num_edits must be between 1 and the {len(examples)} facts of {names}, got {num_edits}.")
+    evaluation = Evaluation(
+        dataset=names + (", told as statements" if as_statements else ""),
+        examples=[example for path in dataset for example in load_examples(path, half=half)],
+        num_edits=num_edits,
+        seeds=seeds,
+        protocols=protocol,
+        num_questions=num_questions,
+        as_statements=as_statements,
+    )
     model = _load(checkpoint, base_model)
-    reports = []
-    for number in num_edits:
-        for seed in seeds:
-            typer.echo(f"{number} facts, seed {seed}", err=True)
-            reports.append(
-                evaluate_editing(
-                    model,
-                    examples,
-                    number,
-                    seed,
-                    num_questions,
-                    progress=True,
-                    portability=True,
-                    as_statements=as_statements,
-                )
-            )
-    typer.echo(markdown_table(summarize(reports)))
+    reports = run_evaluation(model, evaluation, output, batch_size, progress=True)
+    page = markdown_report(evaluation.settings(model), reports)
+    typer.echo(page)
     if output is not None:
-        write_json(output, model, names, reports)
+        output.with_suffix(".md").write_text(page, encoding="utf-8")
 
 
 @app.command()

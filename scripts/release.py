@@ -18,8 +18,8 @@ import typer
 
 from recipe_hf import RecipeForCausalLM
 from recipe_hf.cards.model_card import EvaluationResult, write_model_card
-from recipe_hf.evaluation.editing import EditingReport, Outcome
-from recipe_hf.evaluation.report import summarize
+from recipe_hf.evaluation.editing import EditingReport
+from recipe_hf.evaluation.report import report_from_dict, summarize
 from recipe_hf.training.publishing import METRICS_LOG, RUN_RECORD, describe_run
 
 app = typer.Typer(pretty_exceptions_enable=False)
@@ -54,24 +54,28 @@ def card(
             base_weights=base_weights,
             encoder="sentence-transformers/all-MiniLM-L6-v2",
             hardware=hardware,
-            results=[_result(path) for path in evaluations],
+            results=[result for path in evaluations for result in _results(path)],
             notes=[*note, *run.notes],
         ),
     )
 
 
-def _result(path: Path) -> EvaluationResult:
+def _results(path: Path) -> list[EvaluationResult]:
+    """The figures of an evaluation, protocol by protocol."""
     record = json.loads(path.read_text())
-    reports = [
-        EditingReport(r["num_edits"], r["seed"], [Outcome(**outcome) for outcome in r["outcomes"]])
-        for r in record["reports"]
+    by_protocol: dict[str, list[EditingReport]] = {}
+    for values in record["reports"]:
+        report = report_from_dict(values)
+        by_protocol.setdefault(report.protocol, []).append(report)
+    return [
+        EvaluationResult(
+            dataset=record["dataset"] + _asked(reports),
+            protocol=protocol,
+            seeds=sorted({report.seed for report in reports}),
+            rows=dict(summarize(reports)),
+        )
+        for protocol, reports in by_protocol.items()
     ]
-    return EvaluationResult(
-        dataset=record["dataset"] + _asked(reports),
-        protocol=record["protocol"],
-        seeds=sorted({report.seed for report in reports}),
-        rows=dict(summarize(reports)),
-    )
 
 
 def _asked(reports: list[EditingReport]) -> str:

@@ -262,6 +262,35 @@ def test_evaluate_prints_a_table_and_writes_every_outcome(checkpoint, saved, dat
     assert kinds == ["reliability"] * 6 + ["generality"] * 2 + ["locality"] * 2
 
 
+def test_evaluate_takes_several_values_of_an_option_at_once(checkpoint, saved, dataset, tmp_path):
+    output = tmp_path / "out" / "evaluation.json"
+    options = ["--num-edits", 1, 4, "--seeds", 0, 2, "--protocol", "strict", "generation", "--num-questions", 2]
+    result = invoke(
+        "evaluate", "--dataset", dataset, *options, checkpoint, "--base-model", saved[1], "--output", output
+    )
+    assert result.exit_code == 0, result.output
+    reports = json.loads(output.read_text())["reports"]
+    cells = [(n, s, p) for n in (1, 4) for s in (0, 2) for p in ("strict", "generation")]
+    assert [(r["num_edits"], r["seed"], r["protocol"]) for r in reports] == cells
+    page = output.with_suffix(".md").read_text()
+    assert page in result.output and "## Protocol `generation`" in page
+    assert sorted(path.name for path in output.parent.iterdir()) == ["evaluation.json", "evaluation.md"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--protocol", "strict", "lenient"), "protocol must be one of strict, paper, generation, got 'lenient'"),
+        (("--num-edits", 1, 1), "num_edits must name one or more, none of them twice, got [1, 1]"),
+        (("--num-questions", 0), "num_questions must be at least 1, got 0"),
+        (("--output", "results.txt"), "output must end in .json, got 'results.txt'"),
+    ],
+)
+def test_evaluate_refuses_what_makes_no_sense(checkpoint, saved, dataset, options, message):
+    result = invoke("evaluate", checkpoint, "--dataset", dataset, "--base-model", saved[1], *options)
+    assert_refused(result, message)
+
+
 def test_evaluate_takes_halves_of_several_data_sets(checkpoint, saved, dataset, tmp_path):
     other, output = tmp_path / "other.jsonl", tmp_path / "evaluation.json"
     other.write_text(dataset.read_text().replace("Person", "Place"))

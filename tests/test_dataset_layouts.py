@@ -83,6 +83,7 @@ def test_knowedit(tmp_path: Path):
         answer="Riga",
         subject="Leo Vale",
         unrelated=(("The gender of Leo Vale is", "male"), ("The award Leo Vale won is", "Cross")),
+        unrelated_kinds=("Relation_Specificity", "Forgetfulness"),
         portability={
             "Subject_Aliasing": (("The place of birth of L. Vale is", ("Riga",)),),
             "Reasoning": (("The country Leo Vale was born in is", ("Latvia", "LV", "EU")),),
@@ -101,6 +102,7 @@ def test_rippleedits(tmp_path: Path):
                 ("The name of the mother of Leo Vale is", "Ada Vale"),
                 ("The award Leo Vale won is", "Cross"),
             ),
+            unrelated_kinds=("Relation_Specificity", "Forgetfulness"),
             portability={
                 "Logical_Generalization": (("Leo Vale lives in", ("Asia",)),),
                 "Subject_Aliasing": (("The name of the country of citizenship of L. V. is", ("Syria", "SY")),),

@@ -11,15 +11,10 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..evaluation.protocols import PROTOCOLS, find_protocol
 from ..modeling.configuration import RecipeConfig
 from ..modeling.knowledge import KnowledgeBase
 
-PROTOCOLS = {
-    "strict": "the retriever reads the prompt only; token accuracy on the given answer, teacher-forced.",
-    "paper": "as in the authors' code, the retriever reads the prompt and the answer but its last token; "
-    "token accuracy, teacher-forced. For comparison with the paper's tables only.",
-    "generation": "greedy decoding with nothing forced; the normalised answer must open the output.",
-}
 _TEMPLATE = Path(__file__).with_name("model_card_template.md")
 _LOCATION = "path/to/this/directory"
 _FACTS_HEADING = "## Facts shipped"
@@ -47,8 +42,7 @@ class EvaluationResult:
     rows: dict[int, dict[str, float | str]]
 
     def __post_init__(self) -> None:
-        if self.protocol not in PROTOCOLS:
-            raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {self.protocol!r}.")
+        find_protocol(self.protocol)
         if not self.seeds:
             raise ValueError("seeds must name at least one seed, got none.")
         if not self.rows:
@@ -165,7 +159,7 @@ def model_card(
         location=(run and run.repo_id) or _LOCATION,
         config=config,
         run=run,
-        protocols=PROTOCOLS,
+        protocols={name: protocol.description for name, protocol in PROTOCOLS.items()},
         training_config=_yaml(run.training_config) if run else "",
         facts_section=_facts_section(knowledge),
     )

@@ -21,6 +21,7 @@ class EditExample:
             are all right.
         ground_truth: The answer before the edit; empty if the data do not say.
         unrelated_is_made_up: Whether `unrelated` was taken from another fact, as the data have none for this one.
+        unrelated_kinds: The kind of each pair in `unrelated`, where the data name it; otherwise empty.
     """
 
     prompt: str
@@ -31,6 +32,7 @@ class EditExample:
     portability: Mapping[str, tuple[tuple[str, tuple[str, ...]], ...]] = field(default_factory=dict, hash=False)
     ground_truth: str = ""
     unrelated_is_made_up: bool = False
+    unrelated_kinds: tuple[str, ...] = ()
 
     @property
     def rephrase_prompt(self) -> str:

@@ -88,9 +88,12 @@ def _answered(asked: Mapping[str, Iterable[tuple[str, tuple[str, ...]]]]) -> Que
     return {kind: questions for kind, questions in answered.items() if questions}
 
 
-def _first_answers(questions: Questions) -> tuple[tuple[str, str], ...]:
-    """Every question of all kinds, with the first of its answers."""
-    return tuple((prompt, answers[0]) for asked in questions.values() for prompt, answers in asked)
+def _unrelated(questions: Questions) -> dict[str, Any]:
+    """Fields of an example: every question of all kinds, with the first of its answers, and its kind."""
+    return {
+        "unrelated": tuple((prompt, answers[0]) for asked in questions.values() for prompt, answers in asked),
+        "unrelated_kinds": tuple(kind for kind, asked in questions.items() for _ in asked),
+    }
 
 
 def _first(texts: Iterable[str]) -> str:
@@ -162,9 +165,9 @@ def _knowedit(row: Row) -> EditExample:
         answer=row.text("target_new"),
         subject=row.text("subject"),
         rephrasings=row.texts("rephrase_prompt") or row.texts("rephrase"),
-        unrelated=_first_answers(_kinds(row, "locality")),
         portability=_kinds(row, "portability"),
         ground_truth=_first(row.texts("ground_truth")),
+        **_unrelated(_kinds(row, "locality")),
     )
 
 
@@ -184,9 +187,9 @@ def _rippleedits(row: Row) -> EditExample | None:
     return EditExample(
         prompt=prompt,
         answer=statement.removeprefix(prompt).strip(),
-        unrelated=_first_answers({kind: answered[kind] for kind in _RIPPLE_UNRELATED if kind in answered}),
         portability={kind: answered[kind] for kind in _RIPPLE_PORTABILITY if kind in answered},
         ground_truth=former.removeprefix(prompt).strip(" ."),
+        **_unrelated({kind: answered[kind] for kind in _RIPPLE_UNRELATED if kind in answered}),
     )
 
 

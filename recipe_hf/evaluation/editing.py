@@ -1,16 +1,11 @@
-"""Reliability, generality, locality and portability of edits under the `strict` protocol.
-
-`strict`: the retriever sees the prompt only. Reliability, generality and portability are the teacher-forced token
-accuracy of the answer; locality is the share of answer positions where the most likely token is the unedited model's.
-"""
+"""Evaluation of edits: facts are drawn, held together or one at a time, and asked about under a protocol."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from itertools import chain
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
@@ -18,71 +13,136 @@ import torch
 from tqdm.auto import tqdm
 
 from ..datasets import EditExample
-from ..modeling.facts import compose_statement
-from ..modeling.knowledge import KnowledgeBase
-from ..teacher_forcing import IGNORE_INDEX, Row, answer_logits, tokenize_rows
+from ..teacher_forcing import tokenize_rows
+from .answers import Answers, Request
+from .held import Held, HeldAlone, HeldTogether, hold_together
+from .protocols import Protocol, find_protocol, opens_with
+from .questions import KINDS, PORTABILITY, Outcome, Question, questions_of_data
 
 if TYPE_CHECKING:
     from ..modeling.model import RecipeForCausalLM
 
-KINDS = ("reliability", "generality", "locality")
-PORTABILITY = "portability"
+__all__ = ["KINDS", "EditingReport", "Outcome", "Trial", "evaluate_editing", "run_trial"]
 
+#: Makes further questions of facts asked about, each with its position among those held.
+Probe = Callable[[Sequence[tuple[EditExample, int]]], Iterable[Question]]
 
-@dataclass(frozen=True)
-class Outcome:
-    """What happened to one question.
-
-    Args:
-        kind: `reliability`, `generality`, `locality` or `portability`.
-        query: The question.
-        answer: The expected answer.
-        retrieved_id: Id of the fact whose prompt was used, or `None`.
-        is_right_fact: Whether that is the fact asked for (locality: whether none was used).
-        score: Similarity with the best fact.
-        threshold: Similarity with the sentinel.
-        accuracy: Share of right tokens, 0 to 1.
-    """
-
-    kind: str
-    query: str
-    answer: str
-    retrieved_id: int | None
-    is_right_fact: bool
-    score: float
-    threshold: float
-    accuracy: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """The outcome as plain values."""
-        return asdict(self)
+_PROMPTS_AFTER_REMOVAL = 64
 
 
 @dataclass(frozen=True)
 class EditingReport:
-    """Outcomes of one evaluation, and their averages in percent."""
+    """Outcomes of one evaluation, and their averages in percent.
+
+    Args:
+        num_edits: Facts held at once; 1 for many separate edits.
+        seed: Seed that drew them.
+        outcomes: What happened to each question.
+        protocol: Name of the protocol.
+        equal_after_removal: Share of prompts to which the model answers, once all facts are removed, exactly as the
+            base does; `None` if facts were not held together.
+        general: For each set of general prompts, how many there are and for which a fact was used.
+    """
 
     num_edits: int
     seed: int
     outcomes: list[Outcome]
+    protocol: str = "strict"
+    equal_after_removal: float | None = None
+    general: dict[str, Any] = field(default_factory=dict)
 
     @property
     def metrics(self) -> dict[str, float]:
         """Mean accuracy of each kind of question asked, and what the retriever did with it, in percent.
 
-        `_right_fact`: the right fact was used. `_fired`: any was. `_given_right_fact`: accuracy where the right one
-        was.
+        `_fired`: any fact was used. For questions that a fact concerns, `_right_fact`: the right one was used;
+        `_nearest`: the right one was the best, used or not (recall@1); `_given_right_fact`: accuracy where the right
+        one was used. `kind/detail` is the accuracy of a kind within a kind. `retention_first` and `retention_last`
+        are the reliability of the tenth of the facts added first and last.
         """
         percent: dict[str, float] = {}
         for kind in dict.fromkeys(o.kind for o in self.outcomes):
             rows = [o for o in self.outcomes if o.kind == kind]
-            percent[kind] = 100 * mean(o.accuracy for o in rows)
-            percent[f"{kind}_fired"] = 100 * mean(o.retrieved_id is not None for o in rows)
-            if kind != "locality":
+            percent[kind] = _percent(o.accuracy for o in rows)
+            percent[f"{kind}_fired"] = _percent(o.retrieved_id is not None for o in rows)
+            if rows[0].concerns:
                 right = [o.accuracy for o in rows if o.is_right_fact]
                 percent[f"{kind}_right_fact"] = 100 * len(right) / len(rows)
-                percent[f"{kind}_given_right_fact"] = 100 * mean(right) if right else 0.0
+                percent[f"{kind}_nearest"] = _percent(o.nearest_id == o.fact_id for o in rows)
+                percent[f"{kind}_given_right_fact"] = _percent(right) if right else 0.0
+            for detail in sorted({o.detail for o in rows} - {""}):
+                percent[f"{kind}/{detail}"] = _percent(o.accuracy for o in rows if o.detail == detail)
+        by_age = sorted((o for o in self.outcomes if o.kind == "reliability"), key=lambda o: o.fact_id or 0)
+        if self.num_edits > 1 and (tenth := len(by_age) // 10):
+            percent["retention_first"] = _percent(o.accuracy for o in by_age[:tenth])
+            percent["retention_last"] = _percent(o.accuracy for o in by_age[-tenth:])
+        if self.equal_after_removal is not None:
+            percent["equal_after_removal"] = 100 * self.equal_after_removal
+        for name, found in self.general.items():
+            percent[f"general_fired/{name}"] = 100 * len(found["fired"]) / found["prompts"]
         return percent
+
+
+def _percent(values: Iterable[float]) -> float:
+    return 100 * mean(map(float, values))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Facts to hold, in the order they are added, and questions about some of them.
+
+    Args:
+        num_edits: Facts held at once.
+        seed: Seed that drew them.
+        facts: The facts. With `num_edits=1`, each is held alone.
+        questions: What is asked.
+        as_statements: Whether facts are told as whole statements.
+        general: Sets of prompts that no fact concerns, by name.
+    """
+
+    num_edits: int
+    seed: int
+    facts: list[EditExample]
+    questions: list[Question]
+    as_statements: bool = False
+    general: dict[str, list[str]] = field(default_factory=dict)
+
+    @classmethod
+    def draw(
+        cls,
+        examples: Sequence[EditExample],
+        num_edits: int | None = None,
+        seed: int = 0,
+        num_questions: int | None = None,
+        every: bool = False,
+        beside: Sequence[EditExample] = (),
+        probes: Iterable[Probe] = (),
+        **kwargs: Any,
+    ) -> Trial:
+        """Draws facts by a seed; with the same seed, fewer facts are among more.
+
+        Those asked about are drawn first, then all are added in a random order of their own.
+
+        Raises:
+            ValueError: If `num_edits` is not between 1 and the number of examples, or `num_questions` is below 1.
+        """
+        if num_questions is not None and num_questions < 1:
+            raise ValueError(f"num_questions must be at least 1, got {num_questions}.")
+        num_edits = len(examples) if num_edits is None else num_edits
+        if not 1 <= num_edits <= len(examples):
+            raise ValueError(f"num_edits must be between 1 and the {len(examples)} examples at hand, got {num_edits}.")
+        rng = random.Random(seed)
+        chosen = rng.sample(list(examples), len(examples))
+        chosen = chosen[: num_questions if num_edits == 1 and not beside else num_edits]
+        order = rng.sample(range(len(chosen)), len(chosen))
+        position = {number: place for place, number in enumerate(order)}
+        asked = [(example, position[number]) for number, example in enumerate(chosen[:num_questions])]
+        questions = [*questions_of_data(asked, every), *(q for probe in probes for q in probe(asked))]
+        return cls(num_edits + len(beside), seed, [chosen[i] for i in order] + list(beside), questions, **kwargs)
+
+    def questions_under(self, protocol: Protocol) -> list[Question]:
+        """The questions asked under a protocol: the probes are not for one whose retriever is shown answers."""
+        return [q for q in self.questions if q.kind in (*KINDS, PORTABILITY) or not protocol.shows_answer]
 
 
 @torch.no_grad()
@@ -97,135 +157,140 @@ def evaluate_editing(
     portability: bool = False,
     as_statements: bool = False,
     beside: Sequence[EditExample] = (),
+    protocol: str = "strict",
 ) -> EditingReport:
     """Adds facts to an empty knowledge base, asks about them, and puts the model's own knowledge back.
-
-    A fact without rephrasings is not asked for in other words, and one whose unrelated question was made up has none.
 
     Args:
         model: The model. Its knowledge is the same afterwards.
         examples: Facts to choose from.
-        num_edits: How many to add at once, drawn by `seed`; all by default.
+        num_edits: How many to hold at once, drawn by `seed`; all by default. 1 means many separate edits.
         seed: Seed of the draw.
-        num_questions: How many of the added facts to ask about; all by default.
+        num_questions: How many of the facts to ask about; all by default.
         batch_size: Rows in one call of the base.
         progress: Whether to show a progress bar with the time left.
-        portability: Whether to ask what follows from the facts too; of several right answers, the first is expected.
+        portability: Whether to ask what follows from the facts too, and all unrelated questions whose kind the data
+            name; otherwise one for each fact.
         as_statements: Whether facts are told as whole statements, so that their continuous prompts are made of these
             alone, as in the paper, also if the model makes prompts of answers.
-        beside: Further facts to add, which are not asked about.
+        beside: Further facts to hold, which are not asked about.
+        protocol: Name of the protocol, one of [`PROTOCOLS`].
 
     Raises:
-        ValueError: If `num_edits` is not between 1 and the number of examples, or `num_questions` is below 1.
+        ValueError: If `num_edits` is not between 1 and the number of examples, `num_questions` is below 1, or the
+            protocol is unknown.
+        RuntimeError: If the model has no tokenizer.
+    """
+    find_protocol(protocol)
+    trial = Trial.draw(
+        examples, num_edits, seed, num_questions, every=portability, beside=beside, as_statements=as_statements
+    )
+    with tqdm(total=len(trial.questions), desc="questions", disable=not progress, unit="row") as bar:
+        return run_trial(model, trial, [protocol], Answers(model, batch_size), bar)[0]
+
+
+@torch.no_grad()
+def run_trial(
+    model: RecipeForCausalLM, trial: Trial, protocols: Sequence[str], answers: Answers, bar: tqdm | None = None
+) -> list[EditingReport]:
+    """Asks the questions of a trial under each protocol; the facts are encoded once.
+
+    Args:
+        model: The model.
+        trial: The facts and questions.
+        protocols: Names of the protocols.
+        answers: Where what was asked before is kept.
+        bar: Advances by the number of questions under each protocol.
+
+    Raises:
         RuntimeError: If the model has no tokenizer.
     """
     if model.tokenizer is None:
         raise RuntimeError("The model has no tokenizer of its base: set model.tokenizer.")
-    if num_questions is not None and num_questions < 1:
-        raise ValueError(f"num_questions must be at least 1, got {num_questions}.")
-    num_edits = len(examples) if num_edits is None else num_edits
-    if not 1 <= num_edits <= len(examples):
-        raise ValueError(f"num_edits must be between 1 and the {len(examples)} examples at hand, got {num_edits}.")
-    chosen = random.Random(seed).sample(list(examples), num_edits)
-    with _empty_knowledge(model):
-        facts: list[Any] = [(e.prompt, e.answer) for e in (*chosen, *beside)]
-        ids = model.add_knowledge([compose_statement(*fact) for fact in facts] if as_statements else facts)
-        asked = list(zip(chosen, ids, strict=False))[:num_questions]
-        questions = list(_questions(asked, portability))
-        queries = [query for _, query, _, _ in questions]
-        retrievals = model.retrieve(queries)
-        rows = tokenize_rows(model.tokenizer, queries, [answer for _, _, answer, _ in questions])
-        kinds = [kind for kind, *_ in questions]
-        used = [r.id if r.fired else None for r in retrievals]
-        accuracies = _accuracies(model, kinds, rows, used, batch_size, progress)
-    outcomes = [
-        Outcome(
-            kind=kind,
-            query=query,
-            answer=answer,
-            retrieved_id=used_id,
-            is_right_fact=used_id == expected,
-            score=r.score,
-            threshold=r.threshold,
-            accuracy=accuracy,
-        )
-        for (kind, query, answer, expected), r, used_id, accuracy in zip(
-            questions, retrievals, used, accuracies, strict=True
-        )
+    held: Held
+    with nullcontext() if trial.num_edits == 1 else hold_together(model, trial.facts, trial.as_statements) as together:
+        held = together or HeldAlone(model, trial.facts, trial.as_statements)
+        general = {name: _fired_on(held, prompts) for name, prompts in trial.general.items()}
+        outcomes = {name: _outcomes(model, trial, find_protocol(name), held, answers, bar) for name in protocols}
+        equal = _equal_after_removal(together, trial.questions, answers.batch_size) if together else None
+    return [EditingReport(trial.num_edits, trial.seed, o, name, equal, general) for name, o in outcomes.items()]
+
+
+def _equal_after_removal(held: HeldTogether, questions: Sequence[Question], batch_size: int) -> float:
+    prompts = [question.text for question in questions if question.kind == "reliability"]
+    return held.share_equal_after_removal(prompts[:_PROMPTS_AFTER_REMOVAL], batch_size)
+
+
+def _fired_on(held: Held, prompts: Sequence[str]) -> dict[str, Any]:
+    """How many prompts there are and for which a fact is used; facts held alone take turns."""
+    hits = held.retrieve(prompts, [i % len(held.ids) for i in range(len(prompts))])
+    fired = [
+        {"prompt": prompt, "statement": hit.statement, "score": hit.score, "threshold": hit.threshold}
+        for prompt, hit in zip(prompts, hits, strict=True)
+        if hit.fired
     ]
-    return EditingReport(num_edits + len(beside), seed, outcomes)
+    return {"prompts": len(prompts), "fired": fired}
 
 
-def _questions(
-    asked: Sequence[tuple[EditExample, int]], portability: bool
-) -> Iterator[tuple[str, str, str, int | None]]:
-    """Kind, question, expected answer and the id of the right fact."""
-    for example, fact_id in asked:
-        yield "reliability", example.prompt, example.answer, fact_id
-    for example, fact_id in asked:
-        if example.rephrasings:
-            yield "generality", example.rephrase_prompt, example.answer, fact_id
-    for example, _ in asked:
-        if not example.unrelated_is_made_up:
-            yield "locality", example.locality_prompt, example.locality_answer, None
-    if portability:
-        for example, fact_id in asked:
-            for question, answers in chain.from_iterable(example.portability.values()):
-                yield PORTABILITY, question, answers[0], fact_id
+def _outcomes(
+    model: RecipeForCausalLM, trial: Trial, protocol: Protocol, held: Held, answers: Answers, bar: tqdm | None
+) -> list[Outcome]:
+    tokenizer: Any = model.tokenizer
+    questions = trial.questions_under(protocol)
+    rows = tokenize_rows(tokenizer, [q.text for q in questions], [q.answers[0] for q in questions])
+    queries = [
+        tokenizer.decode(row.prompt_ids + row.answer_ids[:-1], skip_special_tokens=True)
+        if protocol.shows_answer
+        else question.text
+        if question.query is None
+        else question.query
+        for question, row in zip(questions, rows, strict=True)
+    ]
+    hits = held.retrieve(queries, [question.about for question in questions])
+    used = [hit.id if hit.fired else None for hit in hits]
+    unedited = [Request(protocol.forced, q.text, q.answers[0]) for q in questions]
+    edited = [
+        request if fact_id is None else request._replace(told=held.told(fact_id))
+        for request, fact_id in zip(unedited, used, strict=True)
+    ]
+    compared = [r for r, q in zip(unedited, questions, strict=True) if not q.concerns]
+    requests = dict.fromkeys(compared) | dict(zip(edited, used, strict=True))
+    if bar is not None:
+        bar.total += len(requests) - len(questions)  # What comes twice is asked once; some is asked of the base too.
+    answers.ask(requests, held, bar)
+
+    outcomes = []
+    for question, row, hit, fact_id, base, request in zip(questions, rows, hits, used, unedited, edited, strict=True):
+        right_id = held.ids[question.about]
+        said = answers[request]
+        expected = row.answer_ids if question.concerns else answers[base]
+        output = tokenizer.decode(said, skip_special_tokens=True).strip()
+        outcomes.append(
+            Outcome(
+                kind=question.kind,
+                query=question.text,
+                answer=question.answers[0],
+                retrieved_id=fact_id,
+                is_right_fact=fact_id == (right_id if question.concerns else None),
+                score=hit.score,
+                threshold=hit.threshold,
+                accuracy=_accuracy(protocol, question, said, expected, output),
+                detail=question.detail,
+                fact_id=right_id,
+                nearest_id=hit.id,
+                concerns=question.concerns,
+                output=output,
+                expected=question.answers[0]
+                if question.concerns
+                else tokenizer.decode(expected, skip_special_tokens=True).strip(),
+            )
+        )
+    return outcomes
 
 
-@contextmanager
-def _empty_knowledge(model: RecipeForCausalLM) -> Iterator[None]:
-    own = model.knowledge
-    model.knowledge = KnowledgeBase(model.config.knowledge_dim)
-    try:
-        yield
-    finally:
-        model.knowledge = own
-
-
-def _accuracies(
-    model: RecipeForCausalLM,
-    kinds: Sequence[str],
-    rows: Sequence[Row],
-    fact_ids: Sequence[int | None],
-    batch_size: int,
-    progress: bool,
-) -> list[float]:
-    """Accuracy of each row. A locality row whose gate does not fire is the base's own answer: 1 without a call."""
-    accuracies = [1.0] * len(rows)
-    asked = [i for i in range(len(rows)) if kinds[i] != "locality" or fact_ids[i] is not None]
-    groups = ([i for i in asked if fact_ids[i] is None], [i for i in asked if fact_ids[i] is not None])
-    with tqdm(total=len(asked), desc="questions", disable=not progress, unit="row") as bar:
-        for group in groups:
-            group.sort(key=lambda i: len(rows[i]))
-            for start in range(0, len(group), batch_size):
-                batch = group[start : start + batch_size]
-                for i, accuracy in zip(batch, _batch_accuracy(model, kinds, rows, fact_ids, batch), strict=True):
-                    accuracies[i] = accuracy
-                bar.update(len(batch))
-    return accuracies
-
-
-def _batch_accuracy(
-    model: RecipeForCausalLM,
-    kinds: Sequence[str],
-    rows: Sequence[Row],
-    fact_ids: Sequence[int | None],
-    batch: Sequence[int],
-) -> list[float]:
-    chosen = [rows[i] for i in batch]
-    ids = [fact_id for i in batch if (fact_id := fact_ids[i]) is not None]
-    prefix, mask = None, None
-    if ids:
-        prefix, mask = model.continuous_prompts(model.knowledge.keys(ids), [model.knowledge[i].answer for i in ids])
-    logits, labels = answer_logits(model.lm, chosen, prefix, prefix_mask=mask)
-    predicted = logits.argmax(-1)
-    local = [n for n, i in enumerate(batch) if kinds[i] == "locality"]
-    expected = labels.clone()
-    if local:
-        base_logits, base_labels = answer_logits(model.lm, [chosen[n] for n in local])
-        width = base_labels.shape[1]
-        expected[local, -width:] = base_logits.argmax(-1)
-    kept = labels != IGNORE_INDEX
-    return (((predicted == expected) & kept).sum(1) / kept.sum(1)).tolist()
+def _accuracy(
+    protocol: Protocol, question: Question, said: Sequence[int], expected: Sequence[int], output: str
+) -> float:
+    if protocol.forced:
+        return sum(a == b for a, b in zip(said, expected, strict=True)) / len(expected)
+    return float(opens_with(output, question.answers) if question.concerns else said == expected)

@@ -1,15 +1,15 @@
-"""Evaluations over several numbers of edits and seeds: a table to read, a JSON to keep."""
+"""Reports as tables to read and as JSON to keep."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from pathlib import Path
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from statistics import mean, stdev
 from typing import Any
 
-from ..modeling.model import RecipeForCausalLM
-from .editing import EditingReport
+from .editing import EditingReport, Outcome
+from .protocols import PROTOCOLS
 
 #: Columns of the table: metric and heading.
 COLUMNS = {
@@ -21,46 +21,124 @@ COLUMNS = {
     "generality_right_fact": "right fact, rephrasings",
     "locality_fired": "fired, unrelated",
 }
+_MEASURES = {
+    "_given_right_fact": "accuracy where the right fact was used",
+    "_right_fact": "right fact used",
+    "_nearest": "right key nearest (recall@1)",
+    "_fired": "a fact was used",
+}
+_NAMES = {
+    "retention_first": "reliability of the tenth added first",
+    "retention_last": "reliability of the tenth added last",
+    "equal_after_removal": "prompts answered as by the base once all facts are removed",
+}
+# Two-sided 95% quantiles of Student's t for 1 to 10 degrees of freedom.
+_STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
 def summarize(reports: Sequence[EditingReport]) -> dict[int, dict[str, str]]:
-    """For each number of edits, the mean of each metric asked for in percent, and over several seeds its deviation."""
-    by_number: dict[int, list[dict[str, float]]] = {}
-    for report in sorted(reports, key=lambda report: report.num_edits):
-        by_number.setdefault(report.num_edits, []).append(report.metrics)
+    """For each number of edits, the mean of each metric asked for in percent, over several seeds with its interval."""
+    by_number = _by_number(reports)
     asked = set.intersection(*(set(metrics) for rows in by_number.values() for metrics in rows))
     return {
-        num_edits: {h: _mean_and_deviation([m[name] for m in rows]) for name, h in COLUMNS.items() if name in asked}
+        num_edits: {h: mean_and_interval([m[name] for m in rows]) for name, h in COLUMNS.items() if name in asked}
         for num_edits, rows in by_number.items()
     }
 
 
-def _mean_and_deviation(values: Sequence[float]) -> str:
-    deviation = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{mean(values):.1f}{deviation}"
+def _by_number(reports: Sequence[EditingReport]) -> dict[int, list[dict[str, float]]]:
+    by_number: dict[int, list[dict[str, float]]] = {}
+    for report in sorted(reports, key=lambda report: report.num_edits):
+        by_number.setdefault(report.num_edits, []).append(report.metrics)
+    return by_number
 
 
-def markdown_table(table: dict[int, dict[str, str]]) -> str:
+def mean_and_interval(values: Sequence[float]) -> str:
+    """The mean, and half the width of its 95% confidence interval (Student's t) if there are several values.
+
+    >>> mean_and_interval([50.0]), mean_and_interval([50.0, 51.0, 52.0])
+    ('50.0', '51.0 ± 2.5')
+    """
+    return f"{mean(values):.1f}" + (f" ± {half_interval(values):.1f}" if len(values) > 1 else "")
+
+
+def half_interval(values: Sequence[float]) -> float:
+    """Half the width of the 95% confidence interval of the mean; 0 for a single value."""
+    freedom = len(values) - 1
+    if freedom < 1:
+        return 0.0
+    t = _STUDENT_T[freedom - 1] if freedom <= len(_STUDENT_T) else 1.96 + 2.65 / freedom
+    return t * stdev(values) / math.sqrt(len(values))
+
+
+def markdown_table(table: Mapping[int, Mapping[str, str]]) -> str:
     """The table of [`summarize`] in Markdown."""
     headings = ["facts", *next(iter(table.values()))]
-    rows = [[f"{num_edits:,}", *cells.values()] for num_edits, cells in table.items()]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [headings, ["---:"] * len(headings), *rows])
+    return _markdown([headings, *([f"{num_edits:,}", *cells.values()] for num_edits, cells in table.items())])
 
 
-def write_json(path: str | Path, model: RecipeForCausalLM, dataset: str, reports: Sequence[EditingReport]) -> None:
-    """Writes every outcome of every report, with what was evaluated."""
-    record: dict[str, Any] = {
-        "protocol": "strict",
-        "dataset": dataset,
-        "base_model": model.config.base_model_name_or_path,
-        "reports": [
-            {
-                "num_edits": report.num_edits,
-                "seed": report.seed,
-                "metrics": report.metrics,
-                "outcomes": [outcome.to_dict() for outcome in report.outcomes],
-            }
-            for report in reports
-        ],
-    }
-    Path(path).write_text(json.dumps(record, ensure_ascii=False) + "\n", encoding="utf-8")
+def _markdown(rows: Sequence[Sequence[str]], first: str = "---:") -> str:
+    rule = [first, *["---:"] * (len(rows[0]) - 1)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], rule, *rows[1:]])
+
+
+def details_table(reports: Sequence[EditingReport]) -> str:
+    """Every metric that is not in the table of [`summarize`], in Markdown: a metric to a row, in percent."""
+    by_number = _by_number(reports)
+    names = dict.fromkeys(name for rows in by_number.values() for metrics in rows for name in metrics)
+    headings = ["", *(f"{number:,} fact{'s' if number > 1 else ''}" for number in by_number)]
+    rows = [
+        [_describe(name), *(_cell([m[name] for m in metrics if name in m]) for metrics in by_number.values())]
+        for name in sorted(names, key=lambda name: name.split("/")[0].startswith(("retention", "equal", "general_")))
+        if name not in COLUMNS
+    ]
+    return _markdown(
+        [["", *(f"{number:,} fact{'s' if number > 1 else ''}" for number in by_number)], *rows], first="---"
+    )
+
+
+def _cell(values: Sequence[float]) -> str:
+    return mean_and_interval(values) if values else "–"
+
+
+def _describe(metric: str) -> str:
+    name, _, detail = metric.partition("/")
+    if name == "general_fired":
+        return f"general prompts, {detail}: a fact was used"
+    for suffix, words in _MEASURES.items():
+        if name.endswith(suffix):
+            return f"{name.removesuffix(suffix).replace('_', ' ')}: {words}"
+    return _NAMES.get(name, name.replace("_", " ")) + (f", {detail.replace('_', ' ').lower()}" if detail else "")
+
+
+def markdown_report(settings: Mapping[str, Any], reports: Sequence[EditingReport]) -> str:
+    """All reports of a run as a Markdown page."""
+    seeds = settings["seeds"]
+    asked = settings["num_questions"]
+    lines = [
+        f"# {settings['dataset']}",
+        f"Trained weights {settings['weights']}, base model {settings['base_model']}. "
+        f"Seeds {', '.join(map(str, seeds))}; in percent"
+        + (", mean ± half the 95% confidence interval over seeds (Student's t)." if len(seeds) > 1 else "."),
+        "With 1 fact, each is the only one held, and the figures are the averages of many such edits. "
+        + (f"Asked about at most {asked:,} of the facts held." if asked else "Asked about all facts held.")
+        + (" Facts were told as whole statements." if settings["as_statements"] else ""),
+    ]
+    for name in dict.fromkeys(report.protocol for report in reports):
+        chosen = [report for report in reports if report.protocol == name]
+        text = PROTOCOLS[name].description
+        lines += [f"## Protocol `{name}`", text[0].upper() + text[1:]]
+        lines += [markdown_table(summarize(chosen)), details_table(chosen)]
+    return "\n\n".join(lines) + "\n"
+
+
+def report_to_dict(report: EditingReport) -> dict[str, Any]:
+    """A report as plain values, its metrics among them."""
+    head = {name: getattr(report, name) for name in ("num_edits", "seed", "protocol")}
+    return head | {"metrics": report.metrics} | asdict(report)
+
+
+def report_from_dict(values: Mapping[str, Any]) -> EditingReport:
+    """The report that [`report_to_dict`] gave."""
+    fields = {name: value for name, value in values.items() if name != "metrics"}
+    return EditingReport(**fields | {"outcomes": [Outcome(**outcome) for outcome in values["outcomes"]]})

@@ -12,8 +12,11 @@ from torch import Tensor
 
 from recipe_hf import RecipeForCausalLM
 from recipe_hf.datasets import EditExample
-from recipe_hf.evaluation import editing
+from recipe_hf.evaluation import answers
+from recipe_hf.evaluation.answers import EXTRA_TOKENS
 from recipe_hf.evaluation.editing import KINDS, EditingReport, Outcome, evaluate_editing
+from recipe_hf.evaluation.protocols import opens_with
+from recipe_hf.modeling.knowledge import KnowledgeBase
 from recipe_hf.teacher_forcing import answer_logits, tokenize_rows
 from recipe_hf.training.losses import editing_loss
 from tests.tiny_recipe import FACTS, PROMPTS, UNRELATED, tiny_recipe
@@ -132,6 +135,113 @@ def test_metrics_are_averages_in_percent():
     assert metrics["generality_given_right_fact"] == pytest.approx(100 * sum(right) / 2)
 
 
+def test_one_edit_means_each_fact_alone():
+    found = evaluate_editing(model(), EXAMPLES, num_edits=1)
+    assert found.num_edits == 1 and len(found.outcomes) == 12
+    for example in EXAMPLES:
+        (fact_id,) = [o.fact_id for o in found.outcomes if o.query == example.prompt and o.kind == "reliability"]
+        about = {(o.kind, o.query): o for o in found.outcomes if o.fact_id == fact_id}
+        for alone in evaluate_editing(model(), [example], beside=()).outcomes:
+            outcome = about[alone.kind, alone.query]
+            assert (outcome.retrieved_id is None) == (alone.retrieved_id is None)
+            assert (outcome.score, outcome.threshold) == pytest.approx((alone.score, alone.threshold), rel=1e-4)
+            assert (outcome.accuracy, outcome.output) == (alone.accuracy, alone.output)
+    # Held together, the rephrasing of the second fact finds that of the fourth.
+    assert found.metrics["generality_nearest"] == 100 > report().metrics["generality_nearest"]
+
+
+@torch.no_grad()
+def greedy(prompt: str, prefix: Tensor | None, length: int) -> list[int]:
+    """A plain greedy loop without padding, cache or batch."""
+    lm = model().lm
+    embeds = lm.get_input_embeddings()(torch.tensor([model().tokenizer(prompt)["input_ids"]]))
+    embeds = embeds if prefix is None else torch.cat([prefix[None], embeds], 1)
+    said: list[int] = []
+    while len(said) < length:
+        said.append(int(lm(inputs_embeds=embeds, use_cache=False).logits[0, -1].argmax()))
+        embeds = torch.cat([embeds, lm.get_input_embeddings()(torch.tensor([[said[-1]]]))], 1)
+    return said
+
+
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_generation_equals_a_slow_loop(batch_size: int):
+    outcomes = evaluate_editing(model(), EXAMPLES, batch_size=batch_size, protocol="generation").outcomes
+    decode = model().tokenizer.decode
+    chosen = [next(e for e in EXAMPLES if e.prompt == o.query) for o in outcomes[:4]]
+    keys = {o.fact_id: f"{e.prompt} {e.answer}" for o, e in zip(outcomes[:4], chosen, strict=True)}
+    for outcome in outcomes:
+        length = len(outcome.answer) + 1 + EXTRA_TOKENS  # One token to a byte, and the space before the answer.
+        prefix = None
+        if outcome.retrieved_id is not None:
+            with torch.no_grad():
+                key = model().retriever.encode_statements([keys[outcome.retrieved_id]])
+                prefix = model().prompt_encoder(key)[0]
+        said, unedited = greedy(outcome.query, prefix, length), greedy(outcome.query, None, length)
+        assert outcome.output == decode(said).strip()
+        if outcome.kind == "locality":
+            assert outcome.accuracy == float(said == unedited) and outcome.expected == decode(unedited).strip()
+        else:
+            assert outcome.accuracy == float(opens_with(decode(said), [outcome.answer]))
+            assert outcome.expected == outcome.answer
+    assert any(o.accuracy < 1 for o in outcomes if o.kind == "locality")
+    assert any(o.output for o in outcomes)
+
+
+def test_generation_takes_any_of_several_right_answers():
+    (said,) = [o.output for o in evaluate_editing(model(), [EXAMPLES[0]], protocol="generation").outcomes[:1]]
+    follows = {"Alias": ((EXAMPLES[0].prompt, ("z" * len(EXAMPLES[0].answer), said)),)}
+    example = replace(EXAMPLES[0], portability=follows)
+    outcomes = evaluate_editing(model(), [example], protocol="generation", portability=True).outcomes
+    assert [o.accuracy for o in outcomes if o.kind == "portability"] == [1.0]
+
+
+def test_under_the_protocol_of_the_paper_the_retriever_sees_the_answer_but_its_last_token(monkeypatch):
+    seen: list[str] = []
+    encode = model().retriever.encode_queries
+    monkeypatch.setattr(
+        model().retriever, "encode_queries", lambda texts, *a, **k: seen.extend(texts) or encode(texts, *a, **k)
+    )
+    evaluate_editing(model(), EXAMPLES[:1], protocol="paper")
+    example = EXAMPLES[0]
+    assert seen[:3] == [
+        f"{example.prompt} {example.answer[:-1]}",
+        f"{example.rephrase_prompt} {example.answer[:-1]}",
+        f"{example.locality_prompt} {example.locality_answer[:-1]}",
+    ]
+
+
+def test_unknown_protocol():
+    with pytest.raises(ValueError, match="protocol must be one of strict, paper, generation, got 'lenient'"):
+        evaluate_editing(model(), EXAMPLES, protocol="lenient")
+
+
+def test_all_unrelated_questions_are_asked_by_kind():
+    unrelated = (*EXAMPLES[0].unrelated, (UNRELATED[3], "dogs"))
+    example = replace(EXAMPLES[0], unrelated=unrelated, unrelated_kinds=("Relation_Specificity", "Forgetfulness"))
+    found = evaluate_editing(model(), [example, EXAMPLES[1]], portability=True)
+    asked = [(o.query, o.detail) for o in found.outcomes if o.kind == "locality"]
+    assert sorted(asked) == sorted(
+        [
+            (unrelated[0][0], "Relation_Specificity"),
+            (unrelated[1][0], "Forgetfulness"),
+            (EXAMPLES[1].locality_prompt, ""),
+        ]
+    )
+    (forgotten,) = [o.accuracy for o in found.outcomes if o.detail == "Forgetfulness"]
+    assert found.metrics["locality/Forgetfulness"] == 100 * forgotten
+    assert sum(o.kind == "locality" for o in evaluate_editing(model(), [example, EXAMPLES[1]]).outcomes) == 2
+
+
+def test_after_removal_the_base_answers():
+    assert report().metrics["equal_after_removal"] == 100
+    assert evaluate_editing(model(), EXAMPLES, num_edits=1).equal_after_removal is None
+
+
+def test_facts_that_stay_are_noticed_after_removal(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(KnowledgeBase, "remove", lambda *_: None)
+    assert evaluate_editing(model(), EXAMPLES).equal_after_removal == 0
+
+
 def test_questions_that_the_data_lack_are_not_asked():
     bare = replace(EXAMPLES[0], rephrasings=(), unrelated_is_made_up=True)
     outcomes = evaluate_editing(model(), [bare, EXAMPLES[1]]).outcomes
@@ -217,7 +327,7 @@ def test_own_knowledge_is_as_before_when_evaluation_fails(monkeypatch: pytest.Mo
         raise KeyboardInterrupt
 
     own, ids = model().knowledge, model().add_knowledge(["Zork is a game."])
-    monkeypatch.setattr(editing, "answer_logits", fail)
+    monkeypatch.setattr(answers, "answer_logits", fail)
     with pytest.raises(KeyboardInterrupt):
         evaluate_editing(model(), EXAMPLES)
     assert model().knowledge is own and [fact.id for fact in own] == ids

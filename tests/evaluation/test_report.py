@@ -1,9 +1,21 @@
 from __future__ import annotations
 
 import json
+from statistics import mean
+
+import pytest
+from scipy import stats
 
 from recipe_hf.evaluation.editing import EditingReport, Outcome
-from recipe_hf.evaluation.report import COLUMNS, markdown_table, summarize
+from recipe_hf.evaluation.report import (
+    COLUMNS,
+    half_interval,
+    markdown_report,
+    markdown_table,
+    report_from_dict,
+    report_to_dict,
+    summarize,
+)
 
 
 def report(seed: int, reliability: float) -> EditingReport:
@@ -15,21 +27,52 @@ def report(seed: int, reliability: float) -> EditingReport:
     return EditingReport(num_edits=1000, seed=seed, outcomes=outcomes)
 
 
-def test_mean_and_deviation_over_seeds():
-    table = summarize([report(0, 0.5), report(1, 1.0)])
-    assert table[1000]["reliability"] == "75.0 ± 35.4"
+def test_mean_and_confidence_interval_over_seeds():
+    table = summarize([report(0, 0.5), report(1, 0.75), report(2, 1.0)])
+    # scipy.stats.t.interval(0.95, 2, 75, scipy.stats.sem([50, 75, 100]))
+    assert table[1000]["reliability"] == "75.0 ± 62.1"
     assert table[1000]["generality"] == "0.0 ± 0.0"
     assert table[1000]["right fact, edits"] == "100.0 ± 0.0"
     assert table[1000]["right fact, rephrasings"] == "0.0 ± 0.0"
     assert table[1000]["fired, unrelated"] == "0.0 ± 0.0"
 
 
-def test_one_seed_has_no_deviation_and_the_table_is_markdown():
+def test_one_seed_has_no_interval_and_the_table_is_markdown():
     lines = markdown_table(summarize([report(0, 0.5)])).splitlines()
     assert lines[0] == f"| facts | {' | '.join(COLUMNS[name] for name in COLUMNS if name != 'portability')} |"
     assert lines[2].startswith("| 1,000 | 50.0 | 0.0 | 100.0 |")
 
 
-def test_outcomes_survive_json():
-    outcome = report(0, 0.5).outcomes[0]
-    assert Outcome(**json.loads(json.dumps(outcome.to_dict()))) == outcome
+@pytest.mark.parametrize("number", [2, 3, 11, 12, 30])
+def test_intervals_are_those_of_students_t(number: int):
+    values = [float(n * n % 7) for n in range(number)]
+    low, high = stats.t.interval(0.95, number - 1, mean(values), stats.sem(values))
+    assert half_interval(values) == pytest.approx((high - low) / 2, rel=0.005)
+
+
+def test_page_describes_every_metric_that_is_not_a_column():
+    outcomes = [Outcome("portability", "q", "a", 1, True, 2.0, 1.0, 0.5, detail="Logical_Generalization")]
+    general = {"mmlu.jsonl": {"prompts": 400, "fired": [{}]}}
+    reports = [EditingReport(1, 0, outcomes, "generation", None, general), report(0, 0.5)]
+    settings = {"dataset": "d", "seeds": [0], "num_questions": None, "as_statements": False}
+    page = markdown_report(settings | {"weights": "w", "base_model": "b"}, reports)
+    assert "## Protocol `strict`" in page and "## Protocol `generation`" in page
+    assert "| portability, logical generalization | 50.0 |" in page
+    assert "| general prompts, mmlu.jsonl: a fact was used | 0.2 |" in page
+    assert "| generality: right key nearest (recall@1) |" in page
+
+
+def test_reports_survive_json():
+    before = EditingReport(10, 1, report(0, 0.5).outcomes, "paper", 1.0, {"a": {"prompts": 1, "fired": []}})
+    values = json.loads(json.dumps(report_to_dict(before)))
+    assert report_from_dict(values) == before and values["metrics"] == before.metrics
+
+
+def test_retention_compares_the_facts_added_first_with_those_added_last():
+    outcomes = [
+        Outcome("reliability", "q", "a", i, True, 2.0, 1.0, accuracy, fact_id=i)
+        for i, accuracy in [(19, 0.0), (0, 1.0), (18, 0.5), (1, 0.5), *((i, 0.0) for i in range(2, 18))]
+    ]
+    metrics = EditingReport(20, 0, outcomes).metrics
+    assert (metrics["retention_first"], metrics["retention_last"]) == (75, 25)
+    assert "retention_first" not in EditingReport(1, 0, outcomes).metrics

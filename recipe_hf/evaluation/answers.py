@@ -1,0 +1,142 @@
+"""What the model says to questions, each put to it once for all cells and protocols of an evaluation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from tqdm.auto import tqdm
+
+from ..modeling.prefix import hidden_prefix
+from ..teacher_forcing import Row, answer_logits, tokenize_rows
+from .held import Held, Told
+
+if TYPE_CHECKING:
+    from ..modeling.model import RecipeForCausalLM
+
+#: Tokens generated beyond the length of the answer, for an article or another spelling of it.
+EXTRA_TOKENS = 4
+
+
+class Request(NamedTuple):
+    """A question to the base model under one fact, or none.
+
+    Args:
+        forced: Whether the most likely token at each position of the answer is wanted, or greedy output.
+        text: The question.
+        answer: The answer: forced, or as a measure of how much to generate.
+        told: What the fact tells its continuous prompt; `None` for the unedited model.
+    """
+
+    forced: bool
+    text: str
+    answer: str
+    told: Told | None = None
+
+
+class Answers:
+    """Tokens that the model says, kept in memory, and in a journal if there is one.
+
+    The journal is a file with one line for each batch that was computed. After an interruption, the batches in it are
+    taken from there and the others are composed as they would have been, so that results are the same to the last bit.
+
+    Args:
+        model: The model.
+        batch_size: Rows in one call of the base.
+        journal: The file. What an interruption left of an unfinished line is cut off.
+    """
+
+    def __init__(self, model: RecipeForCausalLM, batch_size: int = 32, journal: Path | None = None) -> None:
+        self.model = model
+        self.batch_size = batch_size
+        self.journal = journal
+        self._said: dict[Request, list[int]] = {}
+        if journal is not None and journal.exists():
+            whole, _, _ = journal.read_bytes().rpartition(b"\n")
+            for line in whole.splitlines():
+                for forced, text, answer, told, tokens in json.loads(line):
+                    self._said[Request(forced, text, answer, told and tuple(told))] = tokens
+            journal.write_bytes(whole + b"\n" if whole else b"")
+
+    def ask(self, requests: Mapping[Request, int | None], held: Held, bar: tqdm | None = None) -> None:
+        """Puts those requests to the model that were not put before.
+
+        Args:
+            requests: Requests, each with the id of its fact.
+            held: Where the facts are.
+            bar: Advances by the number of requests.
+        """
+        new = {request: fact_id for request, fact_id in requests.items() if request not in self._said}
+        if bar is not None:
+            bar.update(len(requests) - len(new))
+        rows = dict(zip(new, self._rows(list(new)), strict=True))
+        order = sorted(new, key=lambda r: (r.forced, r.told is not None, self._new_tokens(r, rows[r]), len(rows[r])))
+        start = 0
+        while start < len(order):
+            first = order[start]
+            batch = [
+                r
+                for r in order[start : start + self.batch_size]
+                if (r.forced, r.told is None) == (first.forced, first.told is None)
+            ]
+            start += len(batch)
+            prefix = None if first.told is None else held.continuous_prompts([new[r] for r in batch])  # type: ignore[misc]
+            say = self._predict if first.forced else self._generate
+            said = say([rows[r] for r in batch], prefix)
+            self._said |= zip(batch, said, strict=True)
+            if self.journal is not None:
+                line = json.dumps([[*r, tokens] for r, tokens in zip(batch, said, strict=True)], ensure_ascii=False)
+                with self.journal.open("a", encoding="utf-8") as file:
+                    file.write(f"{line}\n")
+            if bar is not None:
+                bar.update(len(batch))
+
+    def __getitem__(self, request: Request) -> list[int]:
+        """Tokens said to a request that was put to the model."""
+        return self._said[request]
+
+    def _rows(self, requests: Sequence[Request]) -> list[Row]:
+        if not requests:
+            return []
+        tokenizer: Any = self.model.tokenizer
+        return tokenize_rows(tokenizer, [r.text for r in requests], [r.answer for r in requests])
+
+    @staticmethod
+    def _new_tokens(request: Request, row: Row) -> int:
+        return 0 if request.forced else len(row.answer_ids) + EXTRA_TOKENS
+
+    def _predict(self, rows: Sequence[Row], prefix: tuple[torch.Tensor, torch.Tensor] | None) -> list[list[int]]:
+        embeds, mask = prefix or (None, None)
+        logits, _ = answer_logits(self.model.lm, rows, embeds, prefix_mask=mask)
+        predicted = logits.argmax(-1).tolist()
+        return [tokens[-len(row.answer_ids) :] for tokens, row in zip(predicted, rows, strict=True)]
+
+    def _generate(self, rows: Sequence[Row], prefix: tuple[torch.Tensor, torch.Tensor] | None) -> list[list[int]]:
+        lm, device = self.model.lm, self.model.device
+        width = max(len(row.prompt_ids) for row in rows)
+        ids = torch.zeros(len(rows), width, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for i, row in enumerate(rows):
+            ids[i, width - len(row.prompt_ids) :] = torch.tensor(row.prompt_ids)
+            mask[i, width - len(row.prompt_ids) :] = 1
+        lengths = [len(row.answer_ids) + EXTRA_TOKENS for row in rows]
+        ends = lm.generation_config.eos_token_id
+        ends = {ends} if isinstance(ends, int) else set(ends or ())
+        with nullcontext() if prefix is None else hidden_prefix(*prefix):
+            output = lm.generate(
+                input_ids=ids.to(device),
+                attention_mask=mask.to(device),
+                max_new_tokens=max(lengths),
+                do_sample=False,
+                num_beams=1,
+                pad_token_id=lm.generation_config.pad_token_id or next(iter(sorted(ends)), 0),
+            )
+        said = []
+        for tokens, length in zip(output[:, width:].tolist(), lengths, strict=True):
+            end = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
+            said.append(tokens[: min(end, length)])
+        return said
