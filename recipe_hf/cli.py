@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -132,6 +133,18 @@ def evaluate(
             help="Tell the facts as whole statements: prompts are made of these alone, as in the paper.",
         ),
     ] = False,
+    probes: Annotated[
+        bool,
+        typer.Option(
+            "--probes",
+            help="Also ask in other settings: after other text, negated, of other subjects, in a chat.",
+        ),
+    ] = False,
+    general: Annotated[
+        list[Path],
+        typer.Option(help="JSON lines with prompts that no fact concerns (texts, MMLU, PIQA, RTE)."),
+    ] = [],  # noqa: B006
+    plots: Annotated[bool, typer.Option("--plots", help="Also draw a page of plots (.png), beside --output.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows in one call of the base.")] = 32,
     base_model: BaseModel = None,
     output: Annotated[
@@ -147,9 +160,18 @@ def evaluate(
     Values of one option may follow each other: --num-edits 1 10 100 --seeds 0 1 2 --protocol strict generation
     """
     from .datasets import load_examples
+    from .evaluation.general import GeneralPrompts, load_prompts
+    from .evaluation.plots import check_matplotlib, plot_page
+    from .evaluation.probes import make_probes
     from .evaluation.report import markdown_report
     from .evaluation.run import Evaluation, run_evaluation
 
+    if plots and output is None:
+        raise ValueError("--plots needs --output, beside which the page is written.")
+    if plots:
+        check_matplotlib()
+    if len({path.name for path in general}) < len(general):
+        raise ValueError(f"general must name files of different names, got {', '.join(map(str, general))}.")
     names = ", ".join(Path(path).name for path in dataset) + (f", half {half}" if half else "")
     evaluation = Evaluation(
         dataset=names + (", told as statements" if as_statements else ""),
@@ -159,13 +181,18 @@ def evaluate(
         protocols=protocol,
         num_questions=num_questions,
         as_statements=as_statements,
+        general={path.name: GeneralPrompts(load_prompts(path)) for path in general},
     )
     model = _load(checkpoint, base_model)
+    if probes:
+        evaluation = replace(evaluation, probes=make_probes(evaluation.examples, model.tokenizer))
     reports = run_evaluation(model, evaluation, output, batch_size, progress=True)
     page = markdown_report(evaluation.settings(model), reports)
     typer.echo(page)
     if output is not None:
         output.with_suffix(".md").write_text(page, encoding="utf-8")
+    if output is not None and plots:
+        plot_page(output.with_suffix(".png"), evaluation.dataset, reports)
 
 
 @app.command()

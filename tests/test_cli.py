@@ -277,9 +277,31 @@ def test_evaluate_takes_several_values_of_an_option_at_once(checkpoint, saved, d
     assert sorted(path.name for path in output.parent.iterdir()) == ["evaluation.json", "evaluation.md"]
 
 
+def test_evaluate_probes_general_prompts_and_plots(checkpoint, saved, dataset, tmp_path):
+    general = tmp_path / "general.jsonl"
+    general.write_text('{"text": "The home of Person 1 is"}\n"Water boils at"\n')
+    output = tmp_path / "evaluation.json"
+    options = ["--base-model", saved[1], "--probes", "--general", general, "--plots", "--output", output]
+    result = invoke("evaluate", checkpoint, "--dataset", dataset, *options)
+    assert result.exit_code == 0, result.output
+    (report,) = json.loads(output.read_text())["reports"]
+    kinds = {outcome["kind"] for outcome in report["outcomes"]}
+    assert kinds >= {"negated", "chat"} and report["general"]["general.jsonl"]["prompts"] == 2
+    assert "| general prompts, general.jsonl: a fact was used |" in output.with_suffix(".md").read_text()
+    assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    again = invoke("evaluate", checkpoint, "--dataset", dataset, *options)
+    assert again.exit_code == 0 and json.loads(output.read_text())["reports"] == [report]
+    assert_refused(
+        invoke("evaluate", checkpoint, "--dataset", dataset, *options[:2], "--output", output), "probes was"
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (("--plots",), "--plots needs --output"),
+        (("--general", "no.jsonl"), "No such file"),
+        (("--general", "a/x.jsonl", "--general", "b/x.jsonl"), "general must name files of different names"),
         (("--protocol", "strict", "lenient"), "protocol must be one of strict, paper, generation, got 'lenient'"),
         (("--num-edits", 1, 1), "num_edits must name one or more, none of them twice, got [1, 1]"),
         (("--num-questions", 0), "num_questions must be at least 1, got 0"),

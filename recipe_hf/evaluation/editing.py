@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from statistics import mean
@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from ..datasets import EditExample
 from ..teacher_forcing import tokenize_rows
 from .answers import Answers, Request
+from .general import GeneralPrompts
 from .held import Held, HeldAlone, HeldTogether, hold_together
 from .protocols import Protocol, find_protocol, opens_with
 from .questions import KINDS, PORTABILITY, Outcome, Question, questions_of_data
@@ -105,7 +106,7 @@ class Trial:
     facts: list[EditExample]
     questions: list[Question]
     as_statements: bool = False
-    general: dict[str, list[str]] = field(default_factory=dict)
+    general: Mapping[str, GeneralPrompts] = field(default_factory=dict)
 
     @classmethod
     def draw(
@@ -210,7 +211,7 @@ def run_trial(
     held: Held
     with nullcontext() if trial.num_edits == 1 else hold_together(model, trial.facts, trial.as_statements) as together:
         held = together or HeldAlone(model, trial.facts, trial.as_statements)
-        general = {name: _fired_on(held, prompts) for name, prompts in trial.general.items()}
+        general = {name: prompts.fired(model, held) for name, prompts in trial.general.items()}
         outcomes = {name: _outcomes(model, trial, find_protocol(name), held, answers, bar) for name in protocols}
         equal = _equal_after_removal(together, trial.questions, answers.batch_size) if together else None
     return [EditingReport(trial.num_edits, trial.seed, o, name, equal, general) for name, o in outcomes.items()]
@@ -219,17 +220,6 @@ def run_trial(
 def _equal_after_removal(held: HeldTogether, questions: Sequence[Question], batch_size: int) -> float:
     prompts = [question.text for question in questions if question.kind == "reliability"]
     return held.share_equal_after_removal(prompts[:_PROMPTS_AFTER_REMOVAL], batch_size)
-
-
-def _fired_on(held: Held, prompts: Sequence[str]) -> dict[str, Any]:
-    """How many prompts there are and for which a fact is used; facts held alone take turns."""
-    hits = held.retrieve(prompts, [i % len(held.ids) for i in range(len(prompts))])
-    fired = [
-        {"prompt": prompt, "statement": hit.statement, "score": hit.score, "threshold": hit.threshold}
-        for prompt, hit in zip(prompts, hits, strict=True)
-        if hit.fired
-    ]
-    return {"prompts": len(prompts), "fired": fired}
 
 
 def _outcomes(

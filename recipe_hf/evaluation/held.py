@@ -30,11 +30,32 @@ class Held(Protocol):
     def retrieve(self, queries: Sequence[str], about: Sequence[int]) -> list[Retrieval]:
         """Looks up queries, each of which is about the fact at a position among those added."""
 
+    def retrieve_encoded(self, encoded: Tensor, about: Sequence[int]) -> list[Retrieval]:
+        """The same for what [`encode_queries`] gave."""
+
     def told(self, fact_id: int) -> Told:
         """What a fact tells its continuous prompt."""
 
     def continuous_prompts(self, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Continuous prompts of facts and their mask, as in [`RecipeForCausalLM.continuous_prompts`]."""
+
+
+def encode_queries(model: RecipeForCausalLM, queries: Sequence[str]) -> Tensor:
+    """Representations of queries, `[len(queries), knowledge_dim]`."""
+    with torch.no_grad(), deterministic(model.retriever):
+        return model.retriever.encode_queries(queries).float()
+
+
+def _gated(
+    model: RecipeForCausalLM, encoded: Tensor, ids: Sequence[int], statements: Sequence[str], scores: Tensor
+) -> list[Retrieval]:
+    """What the gate makes of the dot products of queries and their best keys (paper eq. 9)."""
+    with deterministic(model.retriever):
+        sentinel = model.retriever.encode_sentinel().float()
+    scale = model.config.scale
+    thresholds = (encoded @ sentinel * scale).tolist()
+    rows = zip(ids, statements, (scores * scale).tolist(), thresholds, strict=True)
+    return [Retrieval(i, statement, score, threshold, score > threshold) for i, statement, score, threshold in rows]
 
 
 @contextmanager
@@ -60,6 +81,11 @@ class HeldTogether:
 
     def retrieve(self, queries: Sequence[str], about: Sequence[int]) -> list[Retrieval]:
         return self.model.retrieve(queries)
+
+    def retrieve_encoded(self, encoded: Tensor, about: Sequence[int]) -> list[Retrieval]:
+        ids, scores = self.model.knowledge.search(encoded)
+        found = ids[:, 0].tolist()
+        return _gated(self.model, encoded, found, [self.told(i)[0] for i in found], scores[:, 0])
 
     def told(self, fact_id: int) -> Told:
         fact = self.model.knowledge[fact_id]
@@ -94,18 +120,13 @@ class HeldAlone:
         ]
         with deterministic(model.retriever):
             self._keys = model.retriever.encode_statements([statement for statement, _ in self._told]).float()
-            self._sentinel = model.retriever.encode_sentinel().float()
 
     def retrieve(self, queries: Sequence[str], about: Sequence[int]) -> list[Retrieval]:
-        with deterministic(self.model.retriever):
-            encoded = self.model.retriever.encode_queries(queries).float()
-        scale = self.model.config.scale
-        scores = ((encoded * self._keys[list(about)]).sum(-1) * scale).tolist()
-        thresholds = (encoded @ self._sentinel * scale).tolist()
-        return [
-            Retrieval(i, self._told[i][0], score, threshold, score > threshold)
-            for i, score, threshold in zip(about, scores, thresholds, strict=True)
-        ]
+        return self.retrieve_encoded(encode_queries(self.model, queries), about)
+
+    def retrieve_encoded(self, encoded: Tensor, about: Sequence[int]) -> list[Retrieval]:
+        scores = (encoded * self._keys[list(about)]).sum(-1)
+        return _gated(self.model, encoded, about, [self._told[i][0] for i in about], scores)
 
     def told(self, fact_id: int) -> Told:
         return self._told[fact_id]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from statistics import mean, stdev
 from typing import Any
 
+from .calibration import calibration
 from .editing import EditingReport, Outcome
 from .protocols import PROTOCOLS
 
@@ -26,6 +27,11 @@ _MEASURES = {
     "_right_fact": "right fact used",
     "_nearest": "right key nearest (recall@1)",
     "_fired": "a fact was used",
+}
+# What a report says of its outcomes, for those who read the JSON.
+_DERIVED: dict[str, Callable[[EditingReport], Any]] = {
+    "metrics": lambda report: report.metrics,
+    "calibration": lambda report: calibration(report.outcomes),
 }
 _NAMES = {
     "retention_first": "reliability of the tenth added first",
@@ -92,9 +98,7 @@ def details_table(reports: Sequence[EditingReport]) -> str:
         for name in sorted(names, key=lambda name: name.split("/")[0].startswith(("retention", "equal", "general_")))
         if name not in COLUMNS
     ]
-    return _markdown(
-        [["", *(f"{number:,} fact{'s' if number > 1 else ''}" for number in by_number)], *rows], first="---"
-    )
+    return _markdown([headings, *rows], first="---")
 
 
 def _cell(values: Sequence[float]) -> str:
@@ -133,12 +137,12 @@ def markdown_report(settings: Mapping[str, Any], reports: Sequence[EditingReport
 
 
 def report_to_dict(report: EditingReport) -> dict[str, Any]:
-    """A report as plain values, its metrics among them."""
+    """A report as plain values, its metrics and calibration among them."""
     head = {name: getattr(report, name) for name in ("num_edits", "seed", "protocol")}
-    return head | {"metrics": report.metrics} | asdict(report)
+    return head | {name: make(report) for name, make in _DERIVED.items()} | asdict(report)
 
 
 def report_from_dict(values: Mapping[str, Any]) -> EditingReport:
     """The report that [`report_to_dict`] gave."""
-    fields = {name: value for name, value in values.items() if name != "metrics"}
+    fields = {name: value for name, value in values.items() if name not in _DERIVED}
     return EditingReport(**fields | {"outcomes": [Outcome(**outcome) for outcome in values["outcomes"]]})

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from ..datasets import EditExample
 from .answers import Answers
 from .editing import EditingReport, Probe, Trial, run_trial
+from .general import GeneralPrompts
 from .protocols import find_protocol
 from .report import report_from_dict, report_to_dict
 
@@ -50,7 +51,7 @@ class Evaluation:
     num_questions: int | None = None
     as_statements: bool = False
     probes: Mapping[str, Probe] = field(default_factory=dict)
-    general: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    general: Mapping[str, GeneralPrompts] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.num_edits:
@@ -79,7 +80,7 @@ class Evaluation:
             every=True,
             probes=self.probes.values(),
             as_statements=self.as_statements,
-            general=dict(self.general),
+            general=self.general,
         )
 
     def settings(self, model: RecipeForCausalLM) -> dict[str, Any]:
@@ -93,7 +94,7 @@ class Evaluation:
             "num_questions": self.num_questions,
             "as_statements": self.as_statements,
             "probes": list(self.probes),
-            "general": {name: f"{len(p)}, SHA-256 {_digest(p)}" for name, p in self.general.items()},
+            "general": {name: f"{len(p.texts)}, SHA-256 {_digest(p.texts)}" for name, p in self.general.items()},
             "base_model": model.config.base_model_name_or_path,
             "weights": _weights_digest(model),
         }
@@ -135,7 +136,7 @@ def run_evaluation(
         ValueError: If `output` holds something else than this run.
         RuntimeError: If the model has no tokenizer.
     """
-    settings = evaluation.settings(model)
+    settings = evaluation.settings(model) | {"batch_size": batch_size}
     done = [] if output is None else _finished(output, settings)
     cells = [(number, seed) for number in evaluation.num_edits for seed in evaluation.seeds]
     missing = [cell for cell in cells if cell not in {(r.num_edits, r.seed) for r in done}]
