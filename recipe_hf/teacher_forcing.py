@@ -29,9 +29,10 @@ class Row:
 
 
 def tokenize_rows(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], answers: Sequence[str]) -> list[Row]:
-    """Tokenises prompts and the answers that continue them, one space between the two."""
+    """Tokenises prompts and the answers that continue them: after a space, or on a line that a chat template began."""
     prompt_ids = tokenizer(list(prompts))["input_ids"]
-    answer_ids = tokenizer([f" {answer}" for answer in answers], add_special_tokens=False)["input_ids"]
+    texts = [a if p.endswith("\n") else f" {a}" for p, a in zip(prompts, answers, strict=True)]
+    answer_ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
     return [Row(p, a) for p, a in zip(prompt_ids, answer_ids, strict=True)]
 
 

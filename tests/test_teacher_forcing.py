@@ -74,3 +74,9 @@ def test_answers_are_tokenised_after_one_space():
 def test_special_tokens_surround_prompts_only():
     (row,) = tokenize_rows(encoder_tokenizer(), ["a"], ["b"])
     assert row.prompt_ids[0] == 1 and 1 not in row.answer_ids and 2 not in row.answer_ids
+
+
+def test_answer_follows_a_space_or_the_line_that_a_chat_template_began():
+    tokenizer = base_tokenizer()
+    rows = tokenize_rows(tokenizer, ["Who?", "<|im_start|>assistant\n"], ["Ann", "Ann"])
+    assert [tokenizer.decode(row.answer_ids) for row in rows] == [" Ann", "Ann"]

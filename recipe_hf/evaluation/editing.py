@@ -16,7 +16,7 @@ from ..datasets import EditExample
 from ..teacher_forcing import tokenize_rows
 from .answers import Answers, Request
 from .general import GeneralPrompts
-from .held import Held, HeldAlone, HeldTogether, hold_together
+from .held import Held, HeldAlone, hold_together
 from .protocols import Protocol, find_protocol, opens_with
 from .questions import KINDS, PORTABILITY, Outcome, Question, questions_of_data
 
@@ -41,7 +41,7 @@ class EditingReport:
         outcomes: What happened to each question.
         protocol: Name of the protocol.
         equal_after_removal: Share of prompts to which the model answers, once all facts are removed, exactly as the
-            base does; `None` if facts were not held together.
+            base does; `None` if that was not asked, or facts were not held together.
         general: For each set of general prompts, how many there are and for which a fact was used.
     """
 
@@ -99,6 +99,7 @@ class Trial:
         questions: What is asked.
         as_statements: Whether facts are told as whole statements.
         general: Sets of prompts that no fact concerns, by name.
+        ends_with_removal: Whether to remove all facts at the end and compare the model with its base.
     """
 
     num_edits: int
@@ -107,6 +108,7 @@ class Trial:
     questions: list[Question]
     as_statements: bool = False
     general: Mapping[str, GeneralPrompts] = field(default_factory=dict)
+    ends_with_removal: bool = False
 
     @classmethod
     def draw(
@@ -213,13 +215,11 @@ def run_trial(
         held = together or HeldAlone(model, trial.facts, trial.as_statements)
         general = {name: prompts.fired(model, held) for name, prompts in trial.general.items()}
         outcomes = {name: _outcomes(model, trial, find_protocol(name), held, answers, bar) for name in protocols}
-        equal = _equal_after_removal(together, trial.questions, answers.batch_size) if together else None
+        equal = None
+        if together and trial.ends_with_removal:
+            prompts = [question.text for question in trial.questions if question.kind == "reliability"]
+            equal = together.share_equal_after_removal(prompts[:_PROMPTS_AFTER_REMOVAL], answers.batch_size)
     return [EditingReport(trial.num_edits, trial.seed, o, name, equal, general) for name, o in outcomes.items()]
-
-
-def _equal_after_removal(held: HeldTogether, questions: Sequence[Question], batch_size: int) -> float:
-    prompts = [question.text for question in questions if question.kind == "reliability"]
-    return held.share_equal_after_removal(prompts[:_PROMPTS_AFTER_REMOVAL], batch_size)
 
 
 def _outcomes(

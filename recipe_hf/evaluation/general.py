@@ -45,11 +45,15 @@ class GeneralPrompts:
         self.texts = list(texts)
         self._encoded: tuple[RecipeForCausalLM, Tensor] | None = None
 
-    def fired(self, model: RecipeForCausalLM, held: Held) -> dict[str, Any]:
-        """How many prompts there are, and those for which a fact is used. Facts held alone take turns."""
+    def encode(self, model: RecipeForCausalLM) -> Tensor:
+        """Representations of the prompts, `[len(texts), knowledge_dim]`, computed the first time."""
         if self._encoded is None or self._encoded[0] is not model:
             self._encoded = model, encode_queries(model, self.texts)
-        hits = held.retrieve_encoded(self._encoded[1], [i % len(held.ids) for i in range(len(self.texts))])
+        return self._encoded[1]
+
+    def fired(self, model: RecipeForCausalLM, held: Held) -> dict[str, Any]:
+        """How many prompts there are, and those for which a fact is used. Facts held alone take turns."""
+        hits = held.retrieve_encoded(self.encode(model), [i % len(held.ids) for i in range(len(self.texts))])
         fired = [
             {"prompt": prompt, "statement": hit.statement, "score": hit.score, "threshold": hit.threshold}
             for prompt, hit in zip(self.texts, hits, strict=True)

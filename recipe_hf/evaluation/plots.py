@@ -163,5 +163,6 @@ def _bars(axes: Any, metrics: Sequence[Mapping[str, float]], kinds: Mapping[str,
     labels = [f"{kind.replace('_', ' ')}\n({'fact' if concerned else 'no fact'})" for kind, concerned in kinds.items()]
     axes.set_xticks(places, labels, fontsize=8)
     axes.set_ylim(0, 118)
-    axes.set_ylabel("percent; below: what should be used")
+    axes.set_xlabel("in brackets: what should be used")
+    axes.set_ylabel("percent")
     axes.legend(fontsize=8, ncols=2, loc="upper right")

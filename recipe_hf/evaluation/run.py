@@ -81,6 +81,7 @@ class Evaluation:
             probes=self.probes.values(),
             as_statements=self.as_statements,
             general=self.general,
+            ends_with_removal=True,
         )
 
     def settings(self, model: RecipeForCausalLM) -> dict[str, Any]:
@@ -153,6 +154,9 @@ def run_evaluation(
     trials = [evaluation.trial(number, seed) for number, seed in missing]
     total = sum(len(t.questions_under(find_protocol(name))) for t in trials for name in evaluation.protocols)
     with tqdm(total=total, disable=not progress, unit="row", smoothing=0.05) as bar:
+        for name, prompts in evaluation.general.items():
+            bar.set_description(f"encoding {name}")
+            prompts.encode(model)
         for number, trial in enumerate(trials, start=1 + len(cells) - len(missing)):
             bar.set_description(f"{number}/{len(cells)}: {trial.num_edits:,} facts, seed {trial.seed}")
             done += run_trial(model, trial, evaluation.protocols, answers, bar)

@@ -65,10 +65,10 @@ def test_fired_are_those_that_the_model_retrieves_a_fact_for():
     prompts = GeneralPrompts([*UNRELATED, *PROMPTS])
     with hold_together(model(), EXAMPLES) as held:
         found = prompts.fired(model(), held)
-        hits = {hit.statement: hit for hit in model().retrieve(PROMPTS)}
+        right = {hit.statement: hit for hit in model().retrieve(PROMPTS)}
     assert found["prompts"] == 9 and [row["prompt"] for row in found["fired"]] == PROMPTS
     for row in found["fired"]:
-        hit = hits[row["statement"]]
+        hit = right[row["statement"]]
         assert (row["score"], row["threshold"]) == pytest.approx((hit.score, hit.threshold), rel=1e-4)
     with hold_together(model(), EXAMPLES[:1]) as held:
         expected = [
