@@ -122,7 +122,7 @@ def markdown_report(settings: Mapping[str, Any], reports: Sequence[EditingReport
     lines = [
         f"# {settings['dataset']}",
         f"Trained weights {settings['weights']}, base model {settings['base_model']}. "
-        f"Seeds {', '.join(map(str, seeds))}; in percent"
+        f"Seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}; in percent"
         + (", mean ± half the 95% confidence interval over seeds (Student's t)." if len(seeds) > 1 else "."),
         "With 1 fact, each is the only one held, and the figures are the averages of many such edits. "
         + (f"Asked about at most {asked:,} of the facts held." if asked else "Asked about all facts held.")
