@@ -21,14 +21,22 @@ lint: .venv/.installed
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-# Trains a checkpoint like the released one from scratch, less its prompts of known answers (docs/training.md), into
-# runs/release, in 80 minutes on two cores. The data are not in the repository: put counterfact-train.json, as EasyEdit
-# and the RECIPE authors publish it, into data/.
-train-release: .venv/.installed models data/counterfact-train.json
-	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
-		training/train.py --config training/configs/smollm2-135m-counterfact.yaml
-	$(BIN)/python scripts/release.py weights runs/smollm2-135m-counterfact runs/release \
-		--base-model $(MODELS)/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+# Trains a checkpoint like the released one from scratch into runs/release (docs/training.md says how long it takes).
+# The data are not in the repository: put counterfact-train.json, as EasyEdit and the RECIPE authors publish it, and
+# KnowEdit's files, as knowedit-zsre.json, knowedit-wiki-recent.json and knowedit-wiki-counterfact.json, into data/.
+BASE := $(MODELS)/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+KNOWEDIT := data/knowedit-zsre.json data/knowedit-wiki-recent.json data/knowedit-wiki-counterfact.json
+TRAIN := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+	training/train.py --config training/configs/smollm2-135m
+
+train-release: .venv/.installed models data/counterfact-train.json $(KNOWEDIT) data/general.jsonl
+	$(TRAIN)-counterfact.yaml
+	$(TRAIN)-retrieval.yaml
+	$(TRAIN)-known-answers.yaml
+	$(BIN)/python scripts/release.py weights runs/smollm2-135m-known-answers runs/release --base-model $(BASE)
+
+data/general.jsonl: | .venv/.installed models
+	$(BIN)/python scripts/general_texts.py $(BASE) $@ --num-texts 1408
 
 models: $(MODELS)/.fetched
 
