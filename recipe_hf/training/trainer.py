@@ -28,7 +28,7 @@ from ..modeling.knowledge import KnowledgeBase
 from ..modeling.model import RecipeForCausalLM
 from .config import StageConfig, TrainingConfig
 from .objective import RecipeObjective, parameter_groups
-from .publishing import METRICS_LOG, RUN_RECORD, describe_run
+from .publishing import METRICS_LOG, RUN_RECORD, describe_run, earlier_runs
 from .questions import load_texts
 from .sampling import FactSampler
 
@@ -261,6 +261,7 @@ class Trainer:
             "encoder_revision": base_revision(self.config.encoder, None, None),
             "metrics": metrics,
             "config": dataclasses.asdict(self.config),
+            "earlier_runs": earlier_runs(self.config.checkpoint) if self.config.checkpoint else [],
         }
 
     def _save(self, checkpoint: Path) -> None:

@@ -366,6 +366,14 @@ def test_the_rest_of_a_checkpoint_trains_on_without_a_warm_start(
     stage = StageConfig("heads", 3, contrastive_batch_size=6, learning_rate=1e-9, loss_weights={"read_out": 0.0})
     trainer = RecordingTrainer(tiny_config(parts, tmp_path / "run", stages=(stage,), checkpoint=str(best)))
     trainer.train()
+    record = json.loads((tmp_path / "run" / "best" / "training.json").read_text())
+    first = json.loads((best / "training.json").read_text())
+    assert [run["config"] for run in record["earlier_runs"]] == [first["config"]]
+    card = (tmp_path / "run" / "best" / "README.md").read_text()
+    assert (
+        f"Run 1 of 2: to step {first['step']} of the stages warm start (2), heads (3), encoder (2), joint (3)" in card
+    )
+    assert "Run 2 of 2: to step 3 of the stages heads (3)" in card
     weights = trainer.model.state_dict()
     for name, tensor in RecipeForCausalLM.from_pretrained(best).state_dict().items():
         torch.testing.assert_close(weights[name], tensor, atol=1e-6, rtol=0.0)
