@@ -74,7 +74,7 @@ def load_prompts(path: str | Path) -> list[str]:
         ValueError: If a line is none of these (it is named), or the file holds no prompt.
     """
     prompts = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), start=1):
         if line.strip():
             prompts.append(_prompt(f"{path}, line {number}", line))
     if not prompts:

@@ -32,6 +32,8 @@ class RecipeObjective(nn.Module):
     process would have on the whole batch.
     """
 
+    _same_as: Tensor
+
     def __init__(
         self,
         model: RecipeForCausalLM,
@@ -190,7 +192,8 @@ class RecipeObjective(nn.Module):
     def _former_prompts(self, facts: Sequence[TrainingFact]) -> Tensor:
         """The prompts that the checkpoint gone on from makes of these facts, `[len(facts), num_tokens, d_llm]`."""
         assert self._checkpoint is not None
-        retriever, prompt_encoder = (module.to(self.retriever.device) for module in self._checkpoint)
+        device = self.retriever.device
+        retriever, prompt_encoder = self._checkpoint[0].to(device), self._checkpoint[1].to(device)
         features = self.checkpoint_cache(retriever, _statements(facts))
         return prompt_encoder(retriever.mlp_k(retriever.standardizer(features)))
 

@@ -45,7 +45,7 @@ def describe_run(directory: str | Path, **known: Any) -> TrainingRun:
         "encoder_revision": runs[0].get("encoder_revision"),
         "versions": record.get("versions", {}),
         "training_config": config,
-        "notes": [*_parts(runs), _learning_curve(log, record["step"], held, kinds)],
+        "notes": [*_parts(runs), *_learning_curve(log, record["step"], held, kinds)],
         "results": [
             EvaluationResult(
                 dataset=f"{_source_name(sources[-1])}, its last {held_out} rows, asking about {asked}",
@@ -95,10 +95,10 @@ def _precision(config: dict[str, Any]) -> str:
     return "float32" if config["mixed_precision"] == "no" else "the precision it is published in"
 
 
-def _learning_curve(log: list[dict[str, Any]], last_step: int, held: int, kinds: list[str]) -> str:
+def _learning_curve(log: list[dict[str, Any]], last_step: int, held: int, kinds: list[str]) -> list[str]:
     points = []
     for line in log:
         if "eval_reliability" in line and line["step"] <= last_step:
             scores = " / ".join(f"{line[f'eval_{kind}']:.0f}" for kind in kinds)
             points.append(f"step {line['step']}: {scores}")
-    return f"Learning curve ({' / '.join(kinds)} with {held:,} facts held): {', '.join(points)}."
+    return [f"Learning curve ({' / '.join(kinds)} with {held:,} facts held): {', '.join(points)}."] if points else []

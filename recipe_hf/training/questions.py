@@ -76,7 +76,9 @@ def load_texts(path: str | Path) -> list[str]:
         ValueError: If a row is not of this form, or there is none.
     """
     texts = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
         try:
             text = json.loads(line)["text"]
         except (ValueError, KeyError, TypeError) as error:

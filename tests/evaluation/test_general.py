@@ -49,6 +49,12 @@ def test_bad_line_is_named(tmp_path: Path, row: object, message: str):
         load_prompts(write(tmp_path / "prompts.jsonl", "fine", row))
 
 
+def test_only_a_newline_ends_a_line(tmp_path: Path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"text": "One\u2028line"}\n"Another\x85one"\n', encoding="utf-8")
+    assert load_prompts(path) == ["One\u2028line", "Another\x85one"]
+
+
 def test_line_that_is_not_json(tmp_path: Path):
     (tmp_path / "prompts.jsonl").write_text('"fine"\n\nnot json\n')
     with pytest.raises(ValueError, match="line 3 is not valid JSON"):

@@ -54,8 +54,8 @@ def test_other_properties_share_no_answer_and_are_asked_for_often():
 
 def test_texts_are_read_without_blanks(tmp_path: Path):
     path = tmp_path / "texts.jsonl"
-    path.write_text('{"text": "One."}\n{"text": " "}\n{"text": "Two."}\n')
-    assert load_texts(path) == ["One.", "Two."]
+    path.write_text('{"text": "One."}\n{"text": " "}\n\n{"text": "Two\u2028lines."}\n', encoding="utf-8")
+    assert load_texts(path) == ["One.", "Two\u2028lines."]
 
 
 @pytest.mark.parametrize(
