@@ -48,8 +48,7 @@ class KnowledgeBase(Persistence):
 
     def _enter(self, store: Store, namespace: str, indexes: dict[str, LiveIndex]) -> None:
         """Makes this the knowledge base of a namespace in a store; `indexes` are those of all its namespaces."""
-        if not isinstance(namespace, str) or not _is_unicode(namespace):
-            raise ValueError(f"namespace must be a string, got {namespace!r}.")
+        check_namespace(namespace)
         self._store = store
         self._space = Space(store, namespace)
         self._indexes = indexes
@@ -355,14 +354,20 @@ class KnowledgeBase(Persistence):
             ids = np.full((len(vectors), k), -1, np.int64)
             scores = np.full((len(vectors), k), -np.inf, np.float32)
             keys = np.zeros((len(vectors), k, vectors.shape[1]), np.float32)
-            among = None if where is None else self._space.labelled_ids(_checked_where(where))
+            where = None if where is None else _checked_where(where)
             if len(vectors) and len(self):
-                found = self._index.search(vectors, k, torch.get_num_threads(), among, valid_only)
+                found = self._index.search(vectors, k, torch.get_num_threads(), where, valid_only)
                 n = found[0].shape[1]
                 ids[:, :n], scores[:, :n], keys[:, :n] = found
             facts_of = {id: self._space.get(id) for id in set(ids.flatten().tolist())}
             facts = [[facts_of[id] for id in row] for row in ids.tolist()]
         return Hits(torch.from_numpy(ids), torch.from_numpy(scores), torch.from_numpy(keys), facts)
+
+
+def check_namespace(namespace: Any) -> None:
+    """Raises a ValueError if `namespace` is not a string that can be written."""
+    if not isinstance(namespace, str) or not _is_unicode(namespace):
+        raise ValueError(f"namespace must be a string, got {namespace!r}.")
 
 
 def _check_dim(dim: Any) -> None:

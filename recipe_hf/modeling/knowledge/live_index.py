@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ class LiveIndex:
         queries: NDArray[np.float32],
         k: int,
         threads: int,
-        among: NDArray[np.int64] | None = None,
+        where: Mapping[str, Any] | None = None,
         valid_only: bool = True,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]:
         """As [`KeyIndex.search`], with the keys found, `[b, n, dim]`.
@@ -56,12 +57,13 @@ class LiveIndex:
             queries: `[b, dim]`, `b` > 0.
             k: How many.
             threads: How many may search.
-            among: The ids to choose from; all by default.
+            where: Values that the metadata of a fact must have; all facts by default.
             valid_only: Whether to leave out what is not valid now.
         """
         index = self._current()
         if not valid_only:
             index = self._with_idle(index)
+        among = None if where is None else self._space.labelled_ids(where)
         ids, scores = index.search(queries, k, threads, among)
         return ids, scores, index.get(ids)
 

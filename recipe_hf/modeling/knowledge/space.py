@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from ..facts import Fact, NewFact, PastFact, canonical
 from .store import FACT_COLUMNS, Store, damage
 
-_CONTENT = ("id", "statement", "prompt", "answer", "metadata", "valid_from", "valid_until", "created_at")
-_ENDING = ("ended_at", "reason", "replaced_by")
-_COLUMNS = (*_CONTENT, "content_sum", *_ENDING, "departure", "ending_sum")
+CONTENT = ("id", "statement", "prompt", "answer", "metadata", "valid_from", "valid_until", "created_at")
+ENDING = ("ended_at", "reason", "replaced_by")
+_COLUMNS = (*CONTENT, "content_sum", *ENDING, "departure", "ending_sum")
 _SELECT = f"SELECT {', '.join(_COLUMNS)} FROM facts WHERE namespace = ?"
 _INSERT = f"INSERT INTO facts VALUES ({', '.join('?' * len(FACT_COLUMNS))})"
 
@@ -102,8 +102,8 @@ class Space:
     def insert(self, fact: Fact, key: NDArray[np.float32] | None, departure: int | None = None) -> None:
         """Writes the row of a fact. `departure` is the number of one that left; past facts may have no key."""
         metadata = json.dumps(fact.metadata, ensure_ascii=False)
-        content = [metadata if name == "metadata" else getattr(fact, name) for name in _CONTENT]
-        ending = [*(getattr(fact, name, None) for name in _ENDING), departure]
+        content = [metadata if name == "metadata" else getattr(fact, name) for name in CONTENT]
+        ending = [*(getattr(fact, name, None) for name in ENDING), departure]
         blob = None if key is None else key.astype("<f4").tobytes()
         self.store.execute(
             _INSERT,
@@ -224,13 +224,13 @@ def namespaces(store: Store) -> list[str]:
 
 def to_fact(namespace: str, row: Mapping[str, Any]) -> Fact | None:
     """The fact, present or past, of a row's columns; None if it is not as it was written."""
-    content, ending = [row[name] for name in _CONTENT], [row[name] for name in (*_ENDING, "departure")]
+    content, ending = [row[name] for name in CONTENT], [row[name] for name in (*ENDING, "departure")]
     if row["content_sum"] != checksum(namespace, *content):
         return None
     if row["ending_sum"] != (None if row["departure"] is None else checksum(*ending)):
         return None
-    values = dict(zip(_CONTENT, content, strict=True)) | {"metadata": json.loads(row["metadata"])}
-    return Fact(**values) if row["departure"] is None else PastFact(**values, **{name: row[name] for name in _ENDING})
+    values = dict(zip(CONTENT, content, strict=True)) | {"metadata": json.loads(row["metadata"])}
+    return Fact(**values) if row["departure"] is None else PastFact(**values, **{name: row[name] for name in ENDING})
 
 
 def checksum(*values: Any) -> int:

@@ -1,0 +1,105 @@
+"""A connection to Qdrant: a server or cluster by its URL, or its local mode for tests."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+import httpx
+from qdrant_client import QdrantClient
+from qdrant_client.common.client_exceptions import QdrantException
+from qdrant_client.http.exceptions import ApiException, ResponseHandlingException
+from qdrant_client.models import ReadConsistencyType, UpdateStatus, WriteOrdering
+
+_LEAST_VERSION = (1, 16)  # The first with conditional updates.
+
+
+class Server:
+    """Calls of the client, with consistency set, whose failures say where and what.
+
+    Args:
+        location: A URL, a directory, or ":memory:".
+        timeout: Seconds that a request may take. A connection that fails is tried once more.
+        client_options: Further arguments of `QdrantClient`.
+
+    Raises:
+        BlockingIOError: If the directory is in use.
+        ConnectionError: If the server cannot be reached.
+        ValueError: If the server is too old.
+    """
+
+    def __init__(self, location: str | os.PathLike[str], timeout: int, **client_options: Any) -> None:
+        self.location = os.fspath(location)
+        self.is_remote = "://" in self.location
+        self.timeout = timeout
+        self.lock = threading.RLock()
+        self._client: QdrantClient | None = None
+        if self.is_remote:
+            client_options.setdefault("transport", httpx.HTTPTransport(retries=1))
+            client_options |= {"url": self.location, "timeout": timeout, "check_compatibility": False}
+            self._client = QdrantClient(**client_options)
+            self._check_version()
+        else:
+            place = "location" if self.location == ":memory:" else "path"
+            try:
+                self._client = QdrantClient(**{place: self.location}, force_disable_check_same_thread=True)
+            except RuntimeError as error:
+                raise BlockingIOError(f"{self.location} is in use: Qdrant's local mode serves one process.") from error
+
+    def read(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Calls a method of the client that reads, so that it sees every change that was acknowledged."""
+        with self._explained():
+            return getattr(self._usable(), method)(*args, consistency=ReadConsistencyType.MAJORITY, **kwargs)
+
+    def write(self, method: str, *args: Any, **kwargs: Any) -> None:
+        """Calls a method of the client that changes points. When it returns, the change is made."""
+        with self._explained():
+            results = getattr(self._usable(), method)(*args, wait=True, ordering=WriteOrdering.STRONG, **kwargs)
+            for result in results if isinstance(results, list) else [results]:
+                if result is not None and result.status != UpdateStatus.COMPLETED:
+                    raise OSError(f"Qdrant at {self.location} did not complete a change: it says {result.status}.")
+
+    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Calls a method of the client that is about collections."""
+        with self._explained():
+            return getattr(self._usable(), method)(*args, **kwargs)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can still be used."""
+        return self._client is not None
+
+    def close(self) -> None:
+        """Closes the connection. Again is no harm."""
+        with self.lock:
+            client, self._client = self._client, None
+            if client is not None:
+                client.close()
+
+    def _usable(self) -> QdrantClient:
+        if self._client is None:
+            raise ValueError(f"Qdrant at {self.location} is closed: open it again to use it.")
+        return self._client
+
+    def _check_version(self) -> None:
+        version = self.call("info").version
+        numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+        if numbers < _LEAST_VERSION:
+            least = ".".join(map(str, _LEAST_VERSION))
+            raise ValueError(f"Qdrant at {self.location} must be version {least} or newer, got {version}.")
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (ResponseHandlingException, grpc.RpcError) as error:
+            raise ConnectionError(
+                f"Qdrant at {self.location} cannot be reached, or did not answer in {self.timeout} s: {error}"
+            ) from error
+        except (ApiException, QdrantException) as error:
+            raise OSError(f"Qdrant at {self.location} refused a request: {error}") from error

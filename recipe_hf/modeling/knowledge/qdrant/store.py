@@ -1,0 +1,366 @@
+"""One namespace as a collection of Qdrant: its state, who may change it, and changes that happen whole or not at all.
+
+Qdrant promises that a change of one point is whole, and no more. So one point, the *header*, holds the state of the
+namespace, and says what counts: a fact whose id is not below `next_id` is not there yet, and one whose departure is
+not below `num_past` has not left yet. A change writes its facts first, which nobody sees, and then the header. What a
+change that did not come so far left behind is taken away before the next one.
+
+Keys made anew get points of another generation, which count when the header says so.
+
+The header also says who holds the pen. Every change takes it, if nobody else has it, and gives it back; from a writer
+of whom nothing was heard for long, it is taken away. The header is only ever replaced if it is still as it was read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import socket
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from qdrant_client import models
+
+from ..space import ENDING, State
+from .server import Server
+
+logger = logging.getLogger(__name__)
+
+KEY = "key"
+NOBODY = "nobody"
+_HEADER_POINT = str(uuid.UUID(int=2**128 - 1))
+_INDEXES = {
+    "id": models.PayloadSchemaType.INTEGER,
+    "departure": models.PayloadSchemaType.INTEGER,
+    "generation": models.PayloadSchemaType.INTEGER,
+    "version": models.PayloadSchemaType.INTEGER,
+    "about": models.PayloadSchemaType.KEYWORD,
+    "labels": models.PayloadSchemaType.KEYWORD,
+    "valid_from": models.PayloadSchemaType.DATETIME,
+    "valid_until": models.PayloadSchemaType.DATETIME,
+}
+
+
+@dataclass
+class Row:
+    """A fact's point: its payload, and its key where that was read."""
+
+    columns: dict[str, Any]
+    key: NDArray[np.float32] | None = None
+    key_was_read: bool = False
+
+
+@dataclass
+class Moment:
+    """What was read, and is to be written, during one view or change.
+
+    Attributes:
+        committed: The state in which the namespace was found.
+        generation: Of the points that were found.
+        state: The state in which it is to be left.
+        rows: What was read or written of facts, by id.
+        subjects: Ids of present facts, by prompt or statement, where all were read.
+        written: Ids of facts whose points are to be written.
+        ended: What is to be added to the points of facts that left.
+        is_rekeyed: Whether the points to be written are of the next generation, and all others are void.
+    """
+
+    committed: State
+    generation: int
+    state: State
+    rows: dict[int, Row] = field(default_factory=dict)
+    subjects: dict[str, list[int]] = field(default_factory=dict)
+    written: dict[int, None] = field(default_factory=dict)
+    ended: dict[int, dict[str, Any]] = field(default_factory=dict)
+    is_rekeyed: bool = False
+
+    @property
+    def next_generation(self) -> int:
+        """Of the points to be written."""
+        return self.generation + self.is_rekeyed
+
+
+class QdrantStore:
+    """The collection of a namespace.
+
+    Attributes:
+        path: What to call it in messages.
+        read_only: Whether changes are refused.
+        dim: Width of the keys; None where there is no collection and nobody said.
+        moment: What is going on inside a `view` or a `change`.
+    """
+
+    def __init__(
+        self, server: Server, name: str, dim: int | None, namespace: str, read_only: bool, replication_factor: int
+    ) -> None:
+        self.server, self.name, self.namespace = server, name, namespace
+        self.dim, self.read_only, self.replication_factor = dim, read_only, replication_factor
+        self.collection = name if not namespace else f"{name}-ns-{_digest(namespace)}"
+        self.path = f"{server.location} {name}"
+        self.moment: Moment | None = None
+        self._exists = False
+        self._pen: str | None = None
+        # After so many seconds without a sign of it, a writer is taken for dead.
+        self.patience = 3.0 * server.timeout
+        if self._found():
+            self._check_collection()
+
+    def of(self, namespace: str) -> QdrantStore:
+        """The store of another namespace."""
+        return QdrantStore(self.server, self.name, self.dim, namespace, self.read_only, self.replication_factor)
+
+    @property
+    def now(self) -> Moment:
+        """The moment, where there must be one."""
+        assert self.moment is not None
+        return self.moment
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can still be used."""
+        return self.server.is_open
+
+    def close(self) -> None:
+        """Closes the connection, for all namespaces."""
+        self.server.close()
+
+    @contextmanager
+    def view(self) -> Iterator[None]:
+        """Context in which all that is read is of one moment."""
+        with self.server.lock:
+            if self.moment is not None:
+                yield
+                return
+            self.moment = _moment(self._header())
+            try:
+                yield
+            finally:
+                self.moment = None
+
+    @contextmanager
+    def change(self) -> Iterator[None]:
+        """Context whose changes are all made when it ends, or, if it raises, are none.
+
+        Raises:
+            BlockingIOError: If others keep changing it.
+            ConnectionError: If the server cannot be reached.
+            PermissionError: If the store is read only.
+        """
+        with self.server.lock:
+            if self.read_only:
+                raise PermissionError(f"{self.path} was opened to be read only, with read_only=True.")
+            if self.moment is not None:
+                yield
+                return
+            header = self._with_pen()
+            self.moment = _moment(header)
+            try:
+                try:
+                    yield
+                except BaseException:
+                    self._release(header)
+                    raise
+                self._release(self._commit(header))
+            finally:
+                self.moment = None
+
+    def create(self) -> None:
+        """Makes the collection, if there is none."""
+        if self._found():
+            return
+        assert self.dim is not None
+        self.server.call(
+            "create_collection",
+            self.collection,
+            vectors_config={KEY: models.VectorParams(size=self.dim, distance=models.Distance.DOT)},
+            replication_factor=self.replication_factor,
+            write_consistency_factor=self.replication_factor // 2 + 1,
+        )
+        if self.server.is_remote:  # Local mode has no indexes, and warns.
+            for name, kind in _INDEXES.items():
+                self.server.write("create_payload_index", self.collection, name, kind)
+        self._exists = True
+
+    def namespaces(self) -> list[str]:
+        """The names of all namespaces that hold or held facts."""
+        with self.server.lock:
+            names = [collection.name for collection in self.server.call("get_collections").collections]
+            headers = [
+                self._header(name) for name in names if name == self.name or name.startswith(f"{self.name}-ns-")
+            ]
+        return sorted(header["namespace"] for header in headers if header["next_id"])
+
+    # ------------------------------------------------------------------ points
+
+    def retrieve(self, ids: Sequence[int], with_keys: bool) -> list[models.Record]:
+        """The points of facts."""
+        points = [_point_id(self.now.generation, id) for id in ids]
+        return self.server.read("retrieve", self.collection, points, with_vectors=with_keys) if self._found() else []
+
+    def scroll(self, condition: models.Filter, with_keys: bool) -> Iterator[models.Record]:
+        """All points that meet a condition."""
+        offset, limit = None, 256 if with_keys else 4096
+        while self._found():
+            records, offset = self.server.read(
+                "scroll", self.collection, condition, limit=limit, offset=offset, with_vectors=with_keys
+            )
+            yield from records
+            if offset is None:
+                return
+
+    # ------------------------------------------------------------------ the header
+
+    def _header(self, collection: str | None = None) -> dict[str, Any]:
+        first = {**vars(State()), "namespace": self.namespace, "generation_now": 0, "version": 0}
+        if collection is None and not self._found():
+            return {**first, "writer": NOBODY, "is_tidy": True}
+        found = self.server.read("retrieve", collection or self.collection, [_HEADER_POINT])
+        return found[0].payload if found else {**first, "writer": NOBODY, "is_tidy": True}
+
+    def _put_header(self, header: dict[str, Any], **changes: Any) -> dict[str, Any]:
+        """Replaces the header that was read, unless another did so meanwhile."""
+        new = {**header, **changes, "version": header["version"] + 1}
+        point = models.PointStruct(id=_HEADER_POINT, vector={}, payload=new)
+        same = models.FieldCondition(key="version", match=models.MatchValue(value=header["version"]))
+        self.server.write("upsert", self.collection, [point], update_filter=models.Filter(must=[same]))
+        return new
+
+    def _with_pen(self) -> dict[str, Any]:
+        """Takes the pen, and gives the header that says so."""
+        self.create()
+        mine = f"process {os.getpid()} on {socket.gethostname()}, {uuid.uuid4().hex}"
+        seen, since, start = -1, time.monotonic(), time.monotonic()
+        while True:
+            header = self._header()
+            writer = header["writer"]
+            if header["version"] != seen:
+                seen, since = header["version"], time.monotonic()
+            if writer in (NOBODY, self._pen) or time.monotonic() - since > self.patience:
+                new = self._put_header(header, writer=mine)
+                if self._header() == new:
+                    self._pen, self._heard = mine, time.monotonic()
+                    if writer != NOBODY or not header["is_tidy"]:
+                        self._tidy(new)
+                    return new
+            elif time.monotonic() - start > 4 * self.patience:
+                raise BlockingIOError(f"{self.path} is being changed by {writer}, and others: try again later.")
+            time.sleep(0.02)
+
+    def _release(self, header: dict[str, Any]) -> None:
+        """Gives the pen back. Where that fails, others wait until they take it away, and this store does not."""
+        try:
+            self._put_header(header, writer=NOBODY)
+            self._pen = None
+        except OSError as error:
+            logger.warning(f"{self.path} is not released yet: {error}")
+
+    def _commit(self, header: dict[str, Any]) -> dict[str, Any]:
+        """Writes what the change wants; gives the header that made it count."""
+        moment = self.now
+        header = self._write_points(header)
+        changes = {
+            **vars(moment.state),
+            "generation_now": moment.next_generation,
+            "is_tidy": not moment.is_rekeyed,
+        }
+        try:
+            new = self._put_header(header, **changes)
+        except OSError:
+            new = {**header, **changes, "version": header["version"] + 1}
+            try:
+                found = self._header()
+            except OSError as error:
+                raise ConnectionError(
+                    f"Qdrant at {self.server.location} was lost in the last step of a change: it was made whole or "
+                    f"not at all, and reading will show which, when it can be reached again."
+                ) from error
+            if found != new:
+                raise
+        else:
+            if self._header() != new:
+                raise self._lost_pen()
+        return new
+
+    def _write_points(self, header: dict[str, Any]) -> dict[str, Any]:
+        moment = self.now
+        operations: list[Any] = []
+        step = max(1, 2**18 // (self.dim or 1))
+        written = list(moment.written)
+        for start in range(0, len(written), step):
+            points = [self._point(id, moment.rows[id]) for id in written[start : start + step]]
+            operations.append([models.UpsertOperation(upsert=models.PointsList(points=points))])
+        endings = [
+            models.SetPayloadOperation(
+                set_payload=models.SetPayload(payload=ending, points=[_point_id(moment.generation, id)])
+            )
+            for id, ending in moment.ended.items()
+        ]
+        if len(operations) == 1 and len(endings) < 1000:  # One request for all but the largest changes.
+            operations[0] += endings
+        else:
+            operations += [endings[start : start + 1000] for start in range(0, len(endings), 1000)]
+        for number, batch in enumerate(operations):
+            if number:
+                header = self._put_header(header)  # A sign of life.
+                if self._header() != header:
+                    raise self._lost_pen()
+                self._heard = time.monotonic()
+            if time.monotonic() - self._heard > self.patience - self.server.timeout:
+                raise self._lost_pen()
+            self.server.write("batch_update_points", self.collection, batch)
+        return header
+
+    def _point(self, id: int, row: Row) -> models.PointStruct:
+        payload = {name: value for name, value in row.columns.items() if value is not None}
+        payload["generation"] = self.now.next_generation
+        vector: dict[str, Any] = {} if row.key is None else {KEY: row.key.tolist()}
+        return models.PointStruct(id=_point_id(self.now.next_generation, id), vector=vector, payload=payload)
+
+    def _lost_pen(self) -> OSError:
+        return BlockingIOError(f"{self.path} was taken over by another writer meanwhile, and nothing was changed.")
+
+    def _tidy(self, header: dict[str, Any]) -> None:
+        """Takes away what changes that were not finished, and keys that were made anew, left behind."""
+        is_fact = models.FieldCondition(key="id", range=models.Range(gte=0))
+        is_new = models.FieldCondition(key="id", range=models.Range(gte=header["next_id"]))
+        is_current = models.FieldCondition(key="generation", match=models.MatchValue(value=header["generation_now"]))
+        has_not_left = models.FieldCondition(key="departure", range=models.Range(gte=header["num_past"]))
+        for void in (models.Filter(must=[is_new]), models.Filter(must=[is_fact], must_not=[is_current])):
+            self.server.write("delete", self.collection, models.FilterSelector(filter=void))
+        ending = [*ENDING, "departure", "ending_sum"]
+        self.server.write("delete_payload", self.collection, ending, models.Filter(must=[has_not_left]))
+
+    # ------------------------------------------------------------------ the collection
+
+    def _found(self) -> bool:
+        self._exists = self._exists or self.server.call("collection_exists", self.collection)
+        return self._exists
+
+    def _check_collection(self) -> None:
+        vectors = self.server.call("get_collection", self.collection).config.params.vectors
+        params = vectors.get(KEY) if isinstance(vectors, dict) else None
+        if params is None or params.distance != models.Distance.DOT:
+            raise ValueError(f"collection must be that of a knowledge base, got {self.collection!r}, which is not.")
+        if self.dim not in (None, params.size):
+            raise ValueError(f"dim must be {params.size}, the width of the keys in {self.path}, got {self.dim}.")
+        self.dim = params.size
+
+
+def _moment(header: dict[str, Any]) -> Moment:
+    state = State(**{name: header.get(name) for name in vars(State())})
+    return Moment(state, header["generation_now"], state)
+
+
+def _point_id(generation: int, id: int) -> str:
+    return str(uuid.UUID(int=generation << 64 | id))
+
+
+def _digest(namespace: str) -> str:
+    return hashlib.sha256(namespace.encode()).hexdigest()[:32]
