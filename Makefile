@@ -42,7 +42,7 @@ models: $(MODELS)/.fetched
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[gguf,parquet,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[gguf,parquet,qdrant,dev]"
 	touch $@
 
 $(MODELS)/.fetched: scripts/fetch_models.sh

@@ -11,6 +11,7 @@ import torch
 from recipe_hf import KnowledgeBase, RecipeConfig, RecipeForCausalLM
 from recipe_hf.modeling.editing import key_fingerprint
 from recipe_hf.modeling.knowledge.exchange import read_facts
+from tests.engines import ENGINES, open_base
 from tests.tiny_recipe import FACTS, GREEDY, MIXED, PROMPTS, UNRELATED, batch_of, edited_recipe, tiny_recipe
 
 TOMORROW = datetime.now(timezone.utc) + timedelta(days=1)
@@ -40,7 +41,9 @@ def base_outputs(model: RecipeForCausalLM) -> torch.Tensor:
     return outputs(model)
 
 
-def test_metadata_decide_what_is_found(model, base_outputs):
+@pytest.mark.parametrize("engine", ENGINES)
+def test_metadata_decide_what_is_found(model, base_outputs, tmp_path: Path, engine: str):
+    model.knowledge = open_base(engine, tmp_path, model.config.knowledge_dim)
     model.add_knowledge(told("wiki"))
     with_facts = outputs(model)
     assert not torch.equal(with_facts, base_outputs)
@@ -69,10 +72,9 @@ def test_a_bad_filter_is_refused(model, where):
             use()
 
 
-@pytest.mark.parametrize("in_file", [False, True])
-def test_namespaces_are_apart(model, base_outputs, tmp_path: Path, in_file: bool):
-    if in_file:
-        model.open_knowledge(tmp_path / "facts.db")
+@pytest.mark.parametrize("engine", ENGINES)
+def test_namespaces_are_apart(model, base_outputs, tmp_path: Path, engine: str):
+    model.knowledge = open_base(engine, tmp_path, model.config.knowledge_dim)
     ids = model.add_knowledge(FACTS[:2], namespace="a")
     assert model.add_knowledge(FACTS, namespace="b") == [0, 1, 2, 3]
     assert len(model.knowledge) == 0 and model.knowledge.namespaces() == ["a", "b"]
@@ -96,14 +98,16 @@ def test_namespaces_are_apart(model, base_outputs, tmp_path: Path, in_file: bool
     assert {hit.id for hit in model.retrieve(PROMPTS, namespace="a")} == {3}
     with pytest.raises(ValueError, match="namespace must be a string, got 3"):
         model.retrieve(PROMPTS, namespace=3)
-    if in_file:
+    if engine == "file":
         model.knowledge.close()
         model.open_knowledge(tmp_path / "facts.db", namespace="b")
         assert (list(model.knowledge), model.knowledge.history()) == before[:2]
         assert torch.equal(outputs(model), before[2])
 
 
-def test_facts_are_used_within_their_time_only(model, base_outputs):
+@pytest.mark.parametrize("engine", ENGINES)
+def test_facts_are_used_within_their_time_only(model, base_outputs, tmp_path: Path, engine: str):
+    model.knowledge = open_base(engine, tmp_path, model.config.knowledge_dim)
     ids = model.add_knowledge(told("wiki", valid_from=TOMORROW))
     assert torch.equal(outputs(model), base_outputs)
     yesterday = TOMORROW - timedelta(days=2)

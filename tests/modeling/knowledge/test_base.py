@@ -3,12 +3,14 @@ from __future__ import annotations
 import copy
 import pickle
 import random
+from collections.abc import Callable
 
 import pytest
 import torch
 
 from recipe_hf.modeling.facts import Fact, PastFact
 from recipe_hf.modeling.knowledge import KnowledgeBase
+from tests.engines import qdrant
 
 DIM = 8
 
@@ -17,10 +19,19 @@ def random_keys(n: int, seed: int = 0, dim: int = DIM) -> torch.Tensor:
     return torch.randn(n, dim, generator=torch.Generator().manual_seed(seed))
 
 
-def filled(n: int = 5, **kwargs) -> KnowledgeBase:
-    base = KnowledgeBase(DIM)
-    base.add([(f"prompt {i}", f"answer {i}") for i in range(n)], random_keys(n), **kwargs)
-    return base
+@pytest.fixture(params=["memory", "qdrant"])
+def empty(request: pytest.FixtureRequest) -> Callable[[], KnowledgeBase]:
+    return lambda: KnowledgeBase(DIM) if request.param == "memory" else qdrant(dim=DIM)
+
+
+@pytest.fixture
+def filled(empty: Callable[[], KnowledgeBase]) -> Callable[..., KnowledgeBase]:
+    def fill(n: int = 5, **kwargs) -> KnowledgeBase:
+        base = empty()
+        base.add([(f"prompt {i}", f"answer {i}") for i in range(n)], random_keys(n), **kwargs)
+        return base
+
+    return fill
 
 
 def state(base: KnowledgeBase) -> tuple:
@@ -28,8 +39,8 @@ def state(base: KnowledgeBase) -> tuple:
     return list(base), base.history(), base.keys(ids).tolist(), base.encoder_fingerprint, base._contents().next_id
 
 
-def test_adding_and_reading():
-    base = KnowledgeBase(DIM)
+def test_adding_and_reading(empty):
+    base = empty()
     assert len(base) == 0 and list(base) == []
     keys = random_keys(3).requires_grad_()
     ids = base.add(["A statement.", ("prompt", "answer"), {"statement": "B", "metadata": {"source": "x"}}], keys)
@@ -48,8 +59,8 @@ def test_adding_and_reading():
         base.keys([0, 7])
 
 
-def test_keys_of_any_float_type_and_outside_changes_do_not_reach_the_base():
-    base = KnowledgeBase(DIM)
+def test_keys_of_any_float_type_and_outside_changes_do_not_reach_the_base(empty):
+    base = empty()
     keys = random_keys(2)
     base.add(["a", "b"], keys)
     expected = keys.clone()
@@ -65,9 +76,9 @@ def test_keys_of_any_float_type_and_outside_changes_do_not_reach_the_base():
     assert torch.equal(base.keys([3, 4]), expected[[0, 0]])
 
 
-def test_a_base_made_while_a_model_is_built_on_the_meta_device_works():
+def test_a_base_made_while_a_model_is_built_on_the_meta_device_works(empty):
     with torch.device("meta"):
-        base = KnowledgeBase(DIM)
+        base = empty()
     assert base.add(["a"], random_keys(1)) == [0]
     assert base.search(random_keys(1))[0].tolist() == [[0]]
 
@@ -75,7 +86,7 @@ def test_a_base_made_while_a_model_is_built_on_the_meta_device_works():
 # ---------------------------------------------------------------------- the same prompt again
 
 
-def test_replace_moves_the_old_fact_to_the_history():
+def test_replace_moves_the_old_fact_to_the_history(filled):
     base = filled(3)
     old = base[1]
     new_key = random_keys(1, seed=1)
@@ -90,7 +101,7 @@ def test_replace_moves_the_old_fact_to_the_history():
     assert set(base.search(random_keys(3), k=3)[0].flatten().tolist()) == {0, 2, 3}
 
 
-def test_keep_returns_the_id_of_the_fact_that_stays():
+def test_keep_returns_the_id_of_the_fact_that_stays(filled):
     base = filled(2)
     batch = [("prompt 1", "other"), ("prompt 9", "new"), ("prompt 9", "x")]
     assert base.add(batch, random_keys(3), "keep") == [1, 2, 2]
@@ -101,7 +112,7 @@ def test_keep_returns_the_id_of_the_fact_that_stays():
 
 
 @pytest.mark.parametrize("facts", [[("new", "x"), ("prompt 1", "y")], [("new", "x"), ("new", "y")]])
-def test_error_refuses_the_whole_batch(facts):
+def test_error_refuses_the_whole_batch(filled, facts):
     base = filled(2)
     before = state(base)
     with pytest.raises(ValueError, match=r"facts\[1\] must have a new prompt under on_conflict='error'"):
@@ -110,15 +121,15 @@ def test_error_refuses_the_whole_batch(facts):
     assert base.add([("new", "x")], random_keys(1), on_conflict="error") == [2]
 
 
-def test_the_same_statement_is_a_conflict_but_not_with_a_prompt():
-    base = KnowledgeBase(DIM)
+def test_the_same_statement_is_a_conflict_but_not_with_a_prompt(empty):
+    base = empty()
     assert base.add(["a  b", ("a b", "c"), "a b"], random_keys(3)) == [0, 1, 2]
     assert [fact.id for fact in base] == [1, 2]
     assert base.history()[0].replaced_by == 2
 
 
 @pytest.mark.parametrize("on_conflict", ["replace", "keep"])
-def test_a_batch_is_the_same_as_one_after_the_other(on_conflict):
+def test_a_batch_is_the_same_as_one_after_the_other(filled, on_conflict):
     rng = random.Random(0)
     facts = [(f"prompt {rng.randrange(12)}", f"answer {i}") for i in range(40)]
     keys = random_keys(40)
@@ -134,7 +145,7 @@ def test_a_batch_is_the_same_as_one_after_the_other(on_conflict):
 # ---------------------------------------------------------------------- leaving
 
 
-def test_remove_and_clear():
+def test_remove_and_clear(filled):
     base = filled(4)
     base.remove([1, 3, 1])
     base.remove(0)
@@ -154,7 +165,7 @@ def test_remove_and_clear():
 
 
 @pytest.mark.parametrize("ids", [[0, 9], [-1], ["0"], [None], [True], 9, [0.0]])
-def test_removing_an_unknown_id_changes_nothing(ids):
+def test_removing_an_unknown_id_changes_nothing(filled, ids):
     base = filled(3)
     before = state(base)
     with pytest.raises(KeyError, match="id must be that of a fact in the knowledge base, got"):
@@ -162,7 +173,7 @@ def test_removing_an_unknown_id_changes_nothing(ids):
     assert state(base) == before
 
 
-def test_search_after_a_removal_is_as_before_the_fact_came():
+def test_search_after_a_removal_is_as_before_the_fact_came(filled):
     base = filled(6)
     queries = random_keys(30, seed=5)
     ids, scores = base.search(queries, 2)
@@ -175,7 +186,7 @@ def test_search_after_a_removal_is_as_before_the_fact_came():
 # ---------------------------------------------------------------------- searching
 
 
-def test_lookup_gives_facts_keys_and_raw_dot_products():
+def test_lookup_gives_facts_keys_and_raw_dot_products(filled):
     base = filled(20)
     base.remove([4, 7])
     queries = random_keys(6, seed=2)
@@ -192,8 +203,8 @@ def test_lookup_gives_facts_keys_and_raw_dot_products():
     assert ids.dtype == torch.int64 and scores.dtype == torch.float32
 
 
-def test_fewer_facts_than_asked_for():
-    hits = KnowledgeBase(DIM).lookup(random_keys(2), k=2)
+def test_fewer_facts_than_asked_for(empty, filled):
+    hits = empty().lookup(random_keys(2), k=2)
     assert hits.ids.tolist() == [[-1, -1]] * 2 and hits.facts == [[None, None]] * 2
     assert hits.scores.tolist() == [[float("-inf")] * 2] * 2 and hits.keys.shape == (2, 2, DIM)
     hits = filled(1).lookup(random_keys(2), k=2)
@@ -221,7 +232,7 @@ def test_fewer_facts_than_asked_for():
         ({"encoder_fingerprint": "other"}, "encoder_fingerprint must be 'weights', .* got 'other'"),
     ],
 )
-def test_bad_additions_change_nothing(arguments, message):
+def test_bad_additions_change_nothing(filled, arguments, message):
     base = filled(3, encoder_fingerprint="weights")
     before = state(base)
     with pytest.raises(ValueError, match=message):
@@ -230,12 +241,12 @@ def test_bad_additions_change_nothing(arguments, message):
 
 
 @pytest.mark.parametrize("k", [0, -1, 1.0, True, None])
-def test_bad_k(k):
+def test_bad_k(filled, k):
     with pytest.raises(ValueError, match="k must be a positive integer, got"):
         filled(3).search(random_keys(1), k=k)
 
 
-def test_bad_queries_and_dim():
+def test_bad_queries_and_dim(filled):
     with pytest.raises(ValueError, match="queries must be finite, got NaN or infinity in row 1"):
         filled(3).search(torch.tensor([[1.0] * DIM, [float("nan")] * DIM]))
     with pytest.raises(ValueError, match=r"queries must have the shape \[b, 8\], got \[8\]"):
@@ -248,7 +259,7 @@ def test_bad_queries_and_dim():
 # ---------------------------------------------------------------------- weights that changed
 
 
-def test_replacing_keys():
+def test_replacing_keys(filled):
     base = filled(4, encoder_fingerprint="old")
     base.remove(1)
     new = random_keys(3, seed=9)
@@ -263,7 +274,7 @@ def test_replacing_keys():
     assert state(base) == before
 
 
-def test_an_empty_base_takes_keys_of_any_weights():
+def test_an_empty_base_takes_keys_of_any_weights(filled):
     base = filled(2, encoder_fingerprint="old")
     base.clear()
     base.add(["a"], random_keys(1), encoder_fingerprint="new")
@@ -273,7 +284,7 @@ def test_an_empty_base_takes_keys_of_any_weights():
 # ---------------------------------------------------------------------- saving
 
 
-def test_save_and_load_are_exact(tmp_path):
+def test_save_and_load_are_exact(filled, tmp_path):
     base = filled(6, encoder_fingerprint="weights")
     base.add([{"statement": "Żółw \u2028 line\nbreak \x85", "metadata": {"a": [1, {"b": None}]}}], random_keys(1))
     base.add([("prompt 2", "new")], random_keys(1))
@@ -287,7 +298,7 @@ def test_save_and_load_are_exact(tmp_path):
     assert loaded.history("prompt 3")[0].replaced_by == 8
 
 
-def test_ids_are_not_given_again_after_loading(tmp_path):
+def test_ids_are_not_given_again_after_loading(filled, tmp_path):
     base = filled(3)
     base.clear()
     base.save(tmp_path)
@@ -296,13 +307,13 @@ def test_ids_are_not_given_again_after_loading(tmp_path):
     assert loaded.add(["x"], random_keys(1)) == [3]
 
 
-def test_an_empty_base_saves_and_loads(tmp_path):
-    KnowledgeBase(DIM).save(tmp_path)
-    assert state(KnowledgeBase.load(tmp_path)) == state(KnowledgeBase(DIM))
+def test_an_empty_base_saves_and_loads(empty, tmp_path):
+    empty().save(tmp_path)
+    assert state(KnowledgeBase.load(tmp_path)) == state(empty())
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda base: pickle.loads(pickle.dumps(base))])
-def test_copies_are_independent(duplicate):
+def test_copies_are_independent(filled, duplicate):
     base = filled(4)
     base.remove(2)
     other = duplicate(base)
@@ -316,9 +327,9 @@ def test_copies_are_independent(duplicate):
 # ---------------------------------------------------------------------- against a plain model of what must be true
 
 
-def test_random_operations_agree_with_a_plain_dict(tmp_path):
+def test_random_operations_agree_with_a_plain_dict(empty, tmp_path):
     rng = random.Random(1)
-    base, expected, left = KnowledgeBase(DIM), {}, []
+    base, expected, left = empty(), {}, []
     next_id = 0
     for step in range(300):
         action = rng.random()

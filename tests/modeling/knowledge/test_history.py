@@ -11,6 +11,7 @@ import torch
 from recipe_hf.modeling import timestamps
 from recipe_hf.modeling.facts import Fact
 from recipe_hf.modeling.knowledge import KnowledgeBase
+from tests.engines import ENGINES, open_base
 
 DIM = 8
 
@@ -29,9 +30,9 @@ def content(base: KnowledgeBase) -> tuple:
     return contents.facts, contents.past, contents.keys.tolist(), past_keys, contents.next_id, base.encoder_fingerprint
 
 
-@pytest.fixture(params=["memory", "file"])
+@pytest.fixture(params=ENGINES)
 def base(request: pytest.FixtureRequest, tmp_path: Path):
-    base = KnowledgeBase(DIM) if request.param == "memory" else KnowledgeBase.open(tmp_path / "facts.db", DIM)
+    base = open_base(request.param, tmp_path, DIM)
     base.add([("a", "1"), ("b", "1"), ("c", "1")], random_keys(3), encoder_fingerprint="weights")
     with base:
         yield base

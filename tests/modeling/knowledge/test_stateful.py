@@ -1,4 +1,4 @@
-"""Any sequence of operations, in memory and in a file, against a plain dict."""
+"""Any sequence of operations, by every engine, against a plain dict."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from recipe_hf.modeling.knowledge import KnowledgeBase
+from tests.engines import ENGINES, open_base
 
 DIM = 4
 facts = st.lists(
@@ -22,11 +23,11 @@ facts = st.lists(
 
 
 class Comparison(RuleBasedStateMachine):
-    @initialize(in_file=st.booleans())
-    def begin(self, in_file: bool) -> None:
-        self.directory = Path(tempfile.mkdtemp())
-        self.path = self.directory / "facts.db" if in_file else None
-        self.base = KnowledgeBase.open(self.path, DIM) if in_file else KnowledgeBase(DIM)
+    @initialize(engine=st.sampled_from(ENGINES))
+    def begin(self, engine: str) -> None:
+        self.engine, self.directory = engine, Path(tempfile.mkdtemp())
+        self.place = self.directory
+        self.base = open_base(engine, self.place, DIM)
         self.present: dict[int, tuple] = {}
         self.past: list[tuple[int, tuple]] = []
         self.keys: dict[int, torch.Tensor] = {}
@@ -85,18 +86,22 @@ class Comparison(RuleBasedStateMachine):
 
     @rule()
     def open_again(self) -> None:
-        if self.path is not None:
+        if self.engine != "memory":
             self.base.close()
-            self.base = KnowledgeBase.open(self.path)
+            self.base = open_base(self.engine, self.place)
 
     @rule()
     def save_and_load(self) -> None:
         self.base.save(self.directory / "saved")
         loaded = KnowledgeBase.load(self.directory / "saved")
-        if self.path is not None:
-            self.base.close()
-            self.path = self.directory / f"facts-{self.seed}-{len(list(self.directory.iterdir()))}.db"
-            loaded = loaded.copy_to(self.path)
+        self.base.close()
+        self.place = self.directory / f"copy-{len(list(self.directory.iterdir()))}"
+        if self.engine == "file":
+            loaded = loaded.copy_to(self.place / "facts.db")
+        elif self.engine == "qdrant":
+            copy = open_base(self.engine, self.place, DIM)
+            copy.copy_from(loaded)
+            loaded = copy
         self.base = loaded
 
     @invariant()

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from recipe_hf.modeling import timestamps
 from recipe_hf.modeling.knowledge import KnowledgeBase
+from tests.engines import open_base, qdrant
 
 THREADS, PROMPTS = 8, 6
 KEYS = torch.eye(PROMPTS) * 9
@@ -94,32 +95,43 @@ def check(base: KnowledgeBase, heard: list[Heard]) -> None:
         assert id in possible if id is not None else not throughout, (start, end, prompt, id, chain)
 
 
-@pytest.mark.parametrize("where", ["memory", "file"])
+def run_all(base: KnowledgeBase, programs: list) -> list[Heard]:
+    """Runs each program in a thread, and checks what came of it."""
+    heard = [Heard() for _ in programs]
+    failures: list[BaseException] = []
+    barrier = threading.Barrier(THREADS)
+
+    def work(thread: int) -> None:
+        try:
+            barrier.wait()
+            run(base, programs[thread], thread, heard[thread])
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    check(base, heard)
+    return heard
+
+
+@pytest.mark.parametrize("engine", ["memory", "file"])
 @settings(max_examples=25, deadline=None)
 @given(programs=programs)
-def test_eight_threads_see_one_order_of_events(where: str, programs: list):
+def test_eight_threads_see_one_order_of_events(engine: str, programs: list):
     with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "facts.db"
-        base = KnowledgeBase(PROMPTS) if where == "memory" else KnowledgeBase.open(path, PROMPTS)
-        heard = [Heard() for _ in programs]
-        failures: list[BaseException] = []
-        barrier = threading.Barrier(THREADS)
-
-        def work(thread: int) -> None:
-            try:
-                barrier.wait()
-                run(base, programs[thread], thread, heard[thread])
-            except BaseException as error:
-                failures.append(error)
-
-        threads = [threading.Thread(target=work, args=(i,)) for i in range(THREADS)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert not failures
-        check(base, heard)
+        base = open_base(engine, Path(directory), PROMPTS)
+        heard = run_all(base, programs)
         base.close()
-        if where == "file":
-            with KnowledgeBase.open(path) as base:
+        if engine == "file":
+            with open_base(engine, Path(directory)) as base:
                 check(base, heard)
+
+
+@settings(max_examples=5, deadline=None)
+@given(programs=programs)
+def test_eight_threads_see_one_order_of_events_in_qdrant(programs: list):
+    run_all(qdrant(dim=PROMPTS), programs)

@@ -86,9 +86,11 @@ class QdrantKnowledgeBase(KnowledgeBase):
 
     def _enter(self, store: Any, namespace: str, indexes: dict[str, Any]) -> None:
         check_namespace(namespace)
-        self._store = store if namespace == store.namespace else store.of(namespace)
-        self._space = QdrantSpace(self._store)
-        self._index: Any = QdrantIndex(self._space, self._exact)
+        if namespace not in indexes:
+            space = QdrantSpace(store if namespace == store.namespace else store.of(namespace))
+            indexes.setdefault(namespace, QdrantIndex(space, self._exact))
+        self._index: Any = indexes[namespace]
+        self._space, self._store = self._index.space, self._index.space.store
         self._indexes = indexes
 
     @classmethod

@@ -26,7 +26,7 @@ class QdrantIndex:
     """
 
     def __init__(self, space: QdrantSpace, exact: bool) -> None:
-        self._space = space
+        self.space = space
         self._exact = exact
 
     def save(self) -> None:
@@ -47,18 +47,18 @@ class QdrantIndex:
         ids = np.full((len(queries), k), -1, np.int64)
         scores = np.full((len(queries), k), -np.inf, np.float32)
         keys = np.zeros((len(queries), k, queries.shape[1]), np.float32)
-        condition = self._space.usable(where, timestamps.now() if valid_only else None)
+        condition = self.space.usable(where, timestamps.now() if valid_only else None)
         limit, rows = k + _MARGIN, np.arange(len(queries))
         while len(rows):
             doubtful = []
             for start in range(0, len(rows), _QUERIES):
                 asked = rows[start : start + _QUERIES]
                 for row, points in zip(asked, self._candidates(queries[asked], limit, condition), strict=True):
-                    found = np.array([self._space.take(point, True) for point in points], np.int64)
+                    found = np.array([self.space.take(point, True) for point in points], np.int64)
                     if not len(found):
                         continue
                     found.sort()
-                    vectors = self._space.keys(found.tolist())
+                    vectors = self.space.keys(found.tolist())
                     products = (vectors * queries[row]).sum(-1)
                     best = np.argsort(-products, kind="stable")[:k]
                     n = len(best)
@@ -69,7 +69,7 @@ class QdrantIndex:
         return ids, scores, keys
 
     def _candidates(self, queries: NDArray[np.float32], limit: int, condition: models.Filter) -> list[list[Any]]:
-        store = self._space.store
+        store = self.space.store
         params = models.SearchParams(exact=self._exact, hnsw_ef=max(256, 4 * limit))
         requests = [
             models.QueryRequest(

@@ -27,6 +27,12 @@ class Server:
         timeout: Seconds that a request may take. A connection that fails is tried once more.
         client_options: Further arguments of `QdrantClient`.
 
+    Attributes:
+        is_remote: Whether it is a server, rather than local mode.
+        lock: Every use takes it.
+        patience: After so many seconds without a sign of it, a writer is taken for dead.
+        hold: After so many seconds without giving a sign, a writer takes itself for dead.
+
     Raises:
         BlockingIOError: If the directory is in use.
         ConnectionError: If the server cannot be reached.
@@ -37,6 +43,8 @@ class Server:
         self.location = os.fspath(location)
         self.is_remote = "://" in self.location
         self.timeout = timeout
+        self.patience = 3.0 * timeout
+        self.hold = self.patience - timeout
         self.lock = threading.RLock()
         self._client: QdrantClient | None = None
         if self.is_remote:

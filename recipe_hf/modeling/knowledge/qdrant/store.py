@@ -9,6 +9,8 @@ Keys made anew get points of another generation, which count when the header say
 
 The header also says who holds the pen. Every change takes it, if nobody else has it, and gives it back; from a writer
 of whom nothing was heard for long, it is taken away. The header is only ever replaced if it is still as it was read.
+Facts carry the version of the header they were written under, so that an older writer cannot overwrite them; only a
+mark that a fact left has no such guard, against a request that arrives long after its sender gave it up.
 """
 
 from __future__ import annotations
@@ -106,9 +108,8 @@ class QdrantStore:
         self.path = f"{server.location} {name}"
         self.moment: Moment | None = None
         self._exists = False
-        self._pen: str | None = None
-        # After so many seconds without a sign of it, a writer is taken for dead.
-        self.patience = 3.0 * server.timeout
+        self._writer = f"process {os.getpid()} on {socket.gethostname()}, {uuid.uuid4().hex}"
+        self._heard = 0.0
         if self._found():
             self._check_collection()
 
@@ -235,91 +236,99 @@ class QdrantStore:
     def _with_pen(self) -> dict[str, Any]:
         """Takes the pen, and gives the header that says so."""
         self.create()
-        mine = f"process {os.getpid()} on {socket.gethostname()}, {uuid.uuid4().hex}"
         seen, since, start = -1, time.monotonic(), time.monotonic()
         while True:
             header = self._header()
             writer = header["writer"]
             if header["version"] != seen:
                 seen, since = header["version"], time.monotonic()
-            if writer in (NOBODY, self._pen) or time.monotonic() - since > self.patience:
-                new = self._put_header(header, writer=mine)
+            if writer in (NOBODY, self._writer) or time.monotonic() - since > self.server.patience:
+                new = self._put_header(header, writer=self._writer)
                 if self._header() == new:
-                    self._pen, self._heard = mine, time.monotonic()
+                    self._heard = time.monotonic()
                     if writer != NOBODY or not header["is_tidy"]:
                         self._tidy(new)
                     return new
-            elif time.monotonic() - start > 4 * self.patience:
+            elif time.monotonic() - start > 4 * self.server.patience:
                 raise BlockingIOError(f"{self.path} is being changed by {writer}, and others: try again later.")
             time.sleep(0.02)
 
-    def _release(self, header: dict[str, Any]) -> None:
-        """Gives the pen back. Where that fails, others wait until they take it away, and this store does not."""
+    def _release(self, header: dict[str, Any], **changes: Any) -> None:
+        """Gives the pen back. Where that fails, others wait until they take it away; this store need not."""
         try:
-            self._put_header(header, writer=NOBODY)
-            self._pen = None
+            self._put_header(header, writer=NOBODY, **changes)
         except OSError as error:
             logger.warning(f"{self.path} is not released yet: {error}")
 
     def _commit(self, header: dict[str, Any]) -> dict[str, Any]:
         """Writes what the change wants; gives the header that made it count."""
         moment = self.now
-        header = self._write_points(header)
+        try:
+            header = self._write_points(header)
+        except BaseException:
+            self._release(header, is_tidy=False)
+            raise
         changes = {
             **vars(moment.state),
             "generation_now": moment.next_generation,
             "is_tidy": not moment.is_rekeyed,
         }
+        failure: OSError | None = None
         try:
-            new = self._put_header(header, **changes)
-        except OSError:
-            new = {**header, **changes, "version": header["version"] + 1}
-            try:
+            self._put_header(header, **changes)
+        except OSError as error:
+            failure = error
+        try:
+            found = self._header()
+            if failure is not None and found == header:
+                # What was sent may still be on its way: from here on it comes too late.
+                self._put_header(header, writer=NOBODY, is_tidy=False)
                 found = self._header()
-            except OSError as error:
-                raise ConnectionError(
-                    f"Qdrant at {self.server.location} was lost in the last step of a change: it was made whole or "
-                    f"not at all, and reading will show which, when it can be reached again."
-                ) from error
-            if found != new:
-                raise
-        else:
-            if self._header() != new:
-                raise self._lost_pen()
+        except OSError as error:
+            raise ConnectionError(
+                f"Qdrant at {self.server.location} was lost in the last step of a change: it was made whole or not at "
+                f"all, and reading will show which, when it can be reached again."
+            ) from error
+        new = {**header, **changes, "version": header["version"] + 1}
+        if found != new:
+            raise failure or self._lost_pen()
         return new
 
     def _write_points(self, header: dict[str, Any]) -> dict[str, Any]:
-        moment = self.now
-        operations: list[Any] = []
-        step = max(1, 2**18 // (self.dim or 1))
+        for number, batch in enumerate(self._batches(header["version"])):
+            if number:
+                header = self._put_header(header)  # A sign of life.
+                if self._header() != header:
+                    raise self._lost_pen()
+                self._heard = time.monotonic()
+            if time.monotonic() - self._heard > self.server.hold:
+                raise self._lost_pen()
+            self.server.write("batch_update_points", self.collection, batch)
+        return header
+
+    def _batches(self, version: int) -> Iterator[list[Any]]:
+        """What is to be sent in one request each: one for all but the largest changes."""
+        moment, step = self.now, max(1, 2**18 // (self.dim or 1))
         written = list(moment.written)
-        for start in range(0, len(written), step):
-            points = [self._point(id, moment.rows[id]) for id in written[start : start + step]]
-            operations.append([models.UpsertOperation(upsert=models.PointsList(points=points))])
         endings = [
             models.SetPayloadOperation(
                 set_payload=models.SetPayload(payload=ending, points=[_point_id(moment.generation, id)])
             )
             for id, ending in moment.ended.items()
         ]
-        if len(operations) == 1 and len(endings) < 1000:  # One request for all but the largest changes.
-            operations[0] += endings
-        else:
-            operations += [endings[start : start + 1000] for start in range(0, len(endings), 1000)]
-        for number, batch in enumerate(operations):
-            if number:
-                header = self._put_header(header)  # A sign of life.
-                if self._header() != header:
-                    raise self._lost_pen()
-                self._heard = time.monotonic()
-            if time.monotonic() - self._heard > self.patience - self.server.timeout:
-                raise self._lost_pen()
-            self.server.write("batch_update_points", self.collection, batch)
-        return header
+        are_few = 0 < len(written) <= step and len(endings) < 1000
+        # A writer that does not know yet that it was taken over overwrites nothing that is newer.
+        older = models.FieldCondition(key="version", range=models.Range(lte=version))
+        for start in range(0, len(written), step):
+            points = [self._point(id, moment.rows[id], version) for id in written[start : start + step]]
+            upsert = models.PointsList(points=points, update_filter=models.Filter(must=[older]))
+            yield [models.UpsertOperation(upsert=upsert), *(endings if are_few else [])]
+        for start in range(0, 0 if are_few else len(endings), 1000):
+            yield endings[start : start + 1000]
 
-    def _point(self, id: int, row: Row) -> models.PointStruct:
+    def _point(self, id: int, row: Row, version: int) -> models.PointStruct:
         payload = {name: value for name, value in row.columns.items() if value is not None}
-        payload["generation"] = self.now.next_generation
+        payload |= {"generation": self.now.next_generation, "version": version}
         vector: dict[str, Any] = {} if row.key is None else {KEY: row.key.tolist()}
         return models.PointStruct(id=_point_id(self.now.next_generation, id), vector=vector, payload=payload)
 
