@@ -66,6 +66,22 @@ def test_requests_say_that_they_wait_and_see_the_latest(server: FakeServer):
     assert reads and all(query == {"consistency": "majority"} for query in reads)
 
 
+def test_a_collection_that_two_machines_make_at_once_is_made_once(server: FakeServer):
+    exists = iter([False, False])
+    carry_out = server.answer
+
+    def answer(what: str, body: Any) -> Any:
+        if what.endswith("/exists") and not next(exists, True):
+            return {"exists": False}
+        if what == "PUT /collections/recipe":
+            carry_out(what, body)
+            raise httpx.ReadTimeout("timed out")
+        return carry_out(what, body)
+
+    server.answer = answer
+    assert connect(server).add(["x"], random_keys(1)) == [0]
+
+
 def test_facts_are_sent_and_read_in_few_requests(server: FakeServer):
     base = connect(server)
     server.requests.clear()

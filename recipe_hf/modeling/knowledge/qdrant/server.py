@@ -53,9 +53,9 @@ class Server:
             self._client = QdrantClient(**client_options)
             self._check_version()
         else:
-            place = "location" if self.location == ":memory:" else "path"
+            place: dict[str, Any] = {"location" if self.location == ":memory:" else "path": self.location}
             try:
-                self._client = QdrantClient(**{place: self.location}, force_disable_check_same_thread=True)
+                self._client = QdrantClient(**place, force_disable_check_same_thread=True)
             except RuntimeError as error:
                 raise BlockingIOError(f"{self.location} is in use: Qdrant's local mode serves one process.") from error
 

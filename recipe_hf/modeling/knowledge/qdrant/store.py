@@ -67,6 +67,7 @@ class Moment:
         committed: The state in which the namespace was found.
         generation: Of the points that were found.
         state: The state in which it is to be left.
+        is_change: Whether anything may be written.
         rows: What was read or written of facts, by id.
         subjects: Ids of present facts, by prompt or statement, where all were read.
         written: Ids of facts whose points are to be written.
@@ -77,6 +78,7 @@ class Moment:
     committed: State
     generation: int
     state: State
+    is_change: bool
     rows: dict[int, Row] = field(default_factory=dict)
     subjects: dict[str, list[int]] = field(default_factory=dict)
     written: dict[int, None] = field(default_factory=dict)
@@ -107,7 +109,7 @@ class QdrantStore:
         self.collection = name if not namespace else f"{name}-ns-{_digest(namespace)}"
         self.path = f"{server.location} {name}"
         self.moment: Moment | None = None
-        self._exists = False
+        self._exists = self._is_prepared = False
         self._writer = f"process {os.getpid()} on {socket.gethostname()}, {uuid.uuid4().hex}"
         self._heard = 0.0
         if self._found():
@@ -158,10 +160,11 @@ class QdrantStore:
             if self.read_only:
                 raise PermissionError(f"{self.path} was opened to be read only, with read_only=True.")
             if self.moment is not None:
+                assert self.moment.is_change
                 yield
                 return
             header = self._with_pen()
-            self.moment = _moment(header)
+            self.moment = _moment(header, is_change=True)
             try:
                 try:
                     yield
@@ -173,21 +176,27 @@ class QdrantStore:
                 self.moment = None
 
     def create(self) -> None:
-        """Makes the collection, if there is none."""
-        if self._found():
+        """Makes what there is not yet of the collection and its indexes."""
+        if self._is_prepared:
             return
-        assert self.dim is not None
-        self.server.call(
-            "create_collection",
-            self.collection,
-            vectors_config={KEY: models.VectorParams(size=self.dim, distance=models.Distance.DOT)},
-            replication_factor=self.replication_factor,
-            write_consistency_factor=self.replication_factor // 2 + 1,
-        )
+        if not self._found():
+            assert self.dim is not None
+            try:
+                self.server.call(
+                    "create_collection",
+                    self.collection,
+                    vectors_config={KEY: models.VectorParams(size=self.dim, distance=models.Distance.DOT)},
+                    replication_factor=self.replication_factor,
+                    write_consistency_factor=self.replication_factor // 2 + 1,
+                )
+            except OSError:
+                if not self._found():  # Nor did another machine make it at the same time.
+                    raise
+                self._check_collection()
         if self.server.is_remote:  # Local mode has no indexes, and warns.
             for name, kind in _INDEXES.items():
                 self.server.write("create_payload_index", self.collection, name, kind)
-        self._exists = True
+        self._exists = self._is_prepared = True
 
     def namespaces(self) -> list[str]:
         """The names of all namespaces that hold or held facts."""
@@ -362,9 +371,9 @@ class QdrantStore:
         self.dim = params.size
 
 
-def _moment(header: dict[str, Any]) -> Moment:
-    state = State(**{name: header.get(name) for name in vars(State())})
-    return Moment(state, header["generation_now"], state)
+def _moment(header: dict[str, Any], is_change: bool = False) -> Moment:
+    state = State(**{name: header[name] for name in vars(State())})
+    return Moment(state, header["generation_now"], state, is_change)
 
 
 def _point_id(generation: int, id: int) -> str:
