@@ -159,7 +159,8 @@ class TrainingConfig:
         question_share: See [`FactSampler`].
         other_property_share: See [`FactSampler`].
         unrelated_text_share: See [`FactSampler`].
-        unrelated_texts_file: JSONL file of rows with a `text`, needed with `unrelated_text_share`.
+        unrelated_texts_file: File as [`~recipe_hf.evaluation.general.load_prompts`] takes it, needed with
+            `unrelated_text_share`.
         mining_steps: Steps between encodings of all facts trained on, for stages with `mined_negatives`.
         key_memory: How many keys of past steps serve as further negatives.
         temperature: `tau` of the contrastive losses.

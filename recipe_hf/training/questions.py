@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -67,28 +66,3 @@ class OtherProperties:
             if self._answers[found].isdisjoint(own):
                 return found.replace("{}", example.subject)
         return None
-
-
-def load_texts(path: str | Path) -> list[str]:
-    """The texts of a JSONL file whose rows have a field `text`.
-
-    Raises:
-        ValueError: If a row is not of this form, or there is none.
-    """
-    texts = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            text = json.loads(line)["text"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f'{path}, line {number} must be a JSON object with a "text", got {line[:80]!r}.'
-            ) from error
-        if not isinstance(text, str):
-            raise ValueError(f"{path}, line {number}: text must be a string, got {text!r}.")
-        if text.strip():
-            texts.append(text)
-    if not texts:
-        raise ValueError(f"{path} must hold at least one text, got none.")
-    return texts

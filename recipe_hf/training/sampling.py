@@ -140,8 +140,8 @@ class FactSampler:
         kind = rng.random() if self.other_property_share or self.unrelated_text_share else 1.0
         if kind < self.other_property_share:
             other = self._other_properties.draw(rng, example)
-            made_up = other is not None
-            unrelated = ((other, example.locality_answer),) if other is not None else unrelated
+            if other is not None:
+                unrelated, made_up = ((other, example.locality_answer),), True
         elif kind < self.other_property_share + self.unrelated_text_share:
             text = self._unrelated_texts[rng.integers(len(self._unrelated_texts))]
             unrelated, made_up = ((text, example.locality_answer),), True

@@ -22,6 +22,7 @@ from transformers.utils import logging
 from ..cards.model_card import write_model_card
 from ..datasets import load_mixture
 from ..evaluation.editing import KINDS, evaluate_editing
+from ..evaluation.general import load_prompts
 from ..hub import push_checkpoint
 from ..modeling.base import base_revision
 from ..modeling.knowledge import KnowledgeBase
@@ -29,7 +30,6 @@ from ..modeling.model import RecipeForCausalLM
 from .config import StageConfig, TrainingConfig
 from .objective import RecipeObjective, parameter_groups
 from .publishing import METRICS_LOG, RUN_RECORD, describe_run, earlier_runs
-from .questions import load_texts
 from .sampling import FactSampler
 
 logger = logging.get_logger(__name__)
@@ -75,7 +75,7 @@ class Trainer:
             config.question_share,
             config.other_property_share,
             config.unrelated_text_share,
-            load_texts(config.unrelated_texts_file) if config.unrelated_texts_file else (),
+            load_prompts(config.unrelated_texts_file) if config.unrelated_texts_file else (),
         )
         largest = max(stage.batch_size for stage in config.stages) * self.accelerator.num_processes
         if largest > len(self.sampler.examples):

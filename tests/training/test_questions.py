@@ -3,12 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
 import yaml
 
 from recipe_hf.datasets import EditExample
 from recipe_hf.training import questions
-from recipe_hf.training.questions import OtherProperties, QuestionForms, load_texts
+from recipe_hf.training.questions import OtherProperties, QuestionForms
 
 RNG = np.random.default_rng(0)
 
@@ -50,25 +49,3 @@ def test_other_properties_share_no_answer_and_are_asked_for_often():
     assert {others.draw(RNG, examples[6]) for _ in range(60)} == {"R0 was born in", "R0 died in", "The job of R0 is"}
     assert others.draw(RNG, examples[-1]) is None
     assert OtherProperties(examples[-2:]).draw(RNG, examples[-2]) is None
-
-
-def test_texts_are_read_without_blanks(tmp_path: Path):
-    path = tmp_path / "texts.jsonl"
-    path.write_text('{"text": "One."}\n{"text": " "}\n\n{"text": "Two\u2028lines."}\n', encoding="utf-8")
-    assert load_texts(path) == ["One.", "Two\u2028lines."]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("", "must hold at least one text"),
-        ('{"text": "a"}\nplain', "line 2 must be a JSON object with a \"text\", got 'plain'"),
-        ("[1]", "line 1 must be a JSON object"),
-        ('{"text": 5}', "line 1: text must be a string, got 5"),
-    ],
-)
-def test_bad_texts_are_refused(tmp_path: Path, content: str, message: str):
-    path = tmp_path / "texts.jsonl"
-    path.write_text(content)
-    with pytest.raises(ValueError, match=message):
-        load_texts(path)

@@ -192,3 +192,9 @@ def test_facts_with_the_same_subject_and_the_same_answer_so_far_are_the_same():
     assert chosen.same_as == [0, 0, 2, 3, 4]
     asked = {fact.number: chosen.asked_for(fact) for fact in chosen.draw(0, 5)}
     assert asked == {0: [], 1: [0, 1], 2: [], 3: [], 4: []}
+
+
+def test_an_unrelated_question_that_was_made_up_stays_marked():
+    example = EditExample("What?", "a", rephrasings=("r", "s"), unrelated=(("u", "x"),), unrelated_is_made_up=True)
+    drawn = many(FactSampler([example] * 10, 0, 0.0, 0.0, other_property_share=1.0), steps=3)
+    assert all(fact.example.unrelated_is_made_up for fact in drawn)
