@@ -1,0 +1,9 @@
+"""The command `recipe-hf`. Whatever needs a model is imported inside its command.
+
+The order of the imports is that of the commands in `recipe-hf --help`.
+"""
+
+from . import checkpoints, evaluation, facts
+from .app import app
+
+__all__ = ["app", "checkpoints", "evaluation", "facts"]

@@ -1,0 +1,55 @@
+"""The commands that show, make and publish a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .app import Checkpoint, app, checkpoint_directory, count_facts, load_knowledge
+
+
+@app.command()
+def demo(
+    checkpoint: Annotated[Path, typer.Option(help="Trained checkpoint.")] = Path("checkpoints/recipe-smollm2-135m"),
+    base_model: Annotated[str, typer.Option(help="The frozen base: Hub id, directory or GGUF file.")] = (
+        "models/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    ),
+) -> None:
+    """Adds invented facts to a small real model, shows what changes and what does not, and times it."""
+    from ..demo import run
+
+    run(checkpoint_directory(checkpoint), base_model)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    help="Trains a checkpoint: the options are those of training/train.py (`recipe-hf train --help`).",
+)
+def train(ctx: typer.Context) -> None:
+    """Hands its arguments to the trainer."""
+    from ..training.train import main
+
+    main(ctx.args)
+
+
+@app.command()
+def push(
+    checkpoint: Checkpoint,
+    repo_id: Annotated[str, typer.Argument(help="Where to, as ORGANISATION/NAME.", show_default=False)],
+    private: Annotated[bool, typer.Option(help="Whether a new repository is private.")] = False,
+    include_knowledge: Annotated[bool, typer.Option(help="Whether the facts go with it.")] = True,
+    revision: Annotated[str | None, typer.Option(help="Branch to push to, `main` by default.")] = None,
+    create_pr: Annotated[bool, typer.Option(help="Open a pull request instead.")] = False,
+) -> None:
+    """Uploads a checkpoint to the Hugging Face Hub: its facts, past ones too, are as public as the repository."""
+    knowledge = load_knowledge(checkpoint)
+    from ..hub import push_checkpoint
+
+    hub_kwargs: dict[str, Any] = {"private": private or None, "revision": revision, "create_pr": create_pr}
+    commit = push_checkpoint(checkpoint, repo_id, include_knowledge=include_knowledge, **hub_kwargs)
+    facts = (
+        f"{count_facts(len(knowledge))} and {len(knowledge.history())} past ones" if include_knowledge else "no facts"
+    )
+    typer.echo(f"pushed {checkpoint} with {facts}: {commit.pr_url or commit.commit_url}")

@@ -1,0 +1,174 @@
+"""The commands on the facts of a checkpoint, or of a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from .app import BaseModel, Checkpoint, app, count_facts, load_knowledge, load_model
+
+KnowledgeFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--knowledge", help="File that keeps the facts, rather than the checkpoint's own.", show_default=False
+    ),
+]
+Namespace = Annotated[str, typer.Option(help="Whose facts of that file.", show_default=False)]
+
+
+@app.command()
+def add(
+    checkpoint: Checkpoint,
+    statements: Annotated[list[str] | None, typer.Argument(help='Facts, as "The CEO of Acme is Ann Lee."')] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help="JSON lines or Parquet: a statement, [prompt, answer], or an object with prompt and answer (or "
+            "statement) and, if wanted, metadata, valid_from, valid_until.",
+        ),
+    ] = None,
+    on_conflict: Annotated[
+        Literal["replace", "keep", "error"], typer.Option(help="What to do with a prompt that has a fact already.")
+    ] = "replace",
+    knowledge: KnowledgeFile = None,
+    namespace: Namespace = "",
+) -> None:
+    """Adds facts to a checkpoint: all of them, or none if one is refused."""
+    from ..modeling.knowledge.exchange import read_facts
+
+    facts = list(statements or []) + (read_facts(source) if source else [])
+    if not facts:
+        raise ValueError("add needs at least one statement, or --from FILE.")
+    # A fact is encoded by the retriever alone: no base is needed.
+    model = load_model(checkpoint, False, knowledge, namespace, read_only=False)
+    before = {fact.id for fact in model.knowledge}
+    ids = model.add_knowledge(facts, on_conflict=on_conflict)
+    _keep(model.knowledge, checkpoint, knowledge)
+    # An id may be gone already: that of a fact with the same prompt as a later one.
+    for id_ in [id_ for id_ in dict.fromkeys(ids) if id_ in model.knowledge]:
+        typer.echo(f"{'kept ' if id_ in before else 'added'} {_line(model.knowledge[id_])}")
+    typer.echo(f"{knowledge or checkpoint} now holds {count_facts(len(model.knowledge))}.")
+
+
+@app.command()
+def remove(
+    checkpoint: Checkpoint,
+    ids: Annotated[list[int], typer.Argument(help="Ids of the facts, as `list` shows them.", show_default=False)],
+    knowledge: KnowledgeFile = None,
+    namespace: Namespace = "",
+) -> None:
+    """Removes facts from a checkpoint: all of those named, or none if an id is unknown."""
+    facts = load_knowledge(checkpoint, knowledge, namespace, read_only=False)
+    lines = [_line(facts[id_]) for id_ in ids]
+    facts.remove(ids)
+    _keep(facts, checkpoint, knowledge)
+    for line in lines:
+        typer.echo(f"removed {line}")
+    typer.echo(f"{knowledge or checkpoint} now holds {count_facts(len(facts))}.")
+
+
+@app.command()
+def restore(
+    checkpoint: Checkpoint,
+    id_: Annotated[int, typer.Argument(metavar="ID", help="Id, as `list --history` shows it.", show_default=False)],
+    knowledge: KnowledgeFile = None,
+    namespace: Namespace = "",
+) -> None:
+    """Brings a fact back that was replaced or removed; what replaced it goes to the history."""
+    model = load_model(checkpoint, False, knowledge, namespace, read_only=False)
+    restored = model.knowledge.restore(id_, encode=model.encode_statements)
+    _keep(model.knowledge, checkpoint, knowledge)
+    typer.echo(f"added {_line(model.knowledge[restored])}")
+
+
+@app.command("list")
+def list_(
+    checkpoint: Checkpoint,
+    history: Annotated[bool, typer.Option("--history", help="The facts that left, and when.")] = False,
+    knowledge: KnowledgeFile = None,
+    namespace: Namespace = "",
+) -> None:
+    """Lists the facts of a checkpoint, one a line: id and statement."""
+    facts = load_knowledge(checkpoint, knowledge, namespace)
+    for fact in facts.history() if history else facts:
+        typer.echo(_line(fact) + (f" ({fact.reason} {fact.ended_at})" if history else ""))
+
+
+@app.command()
+def export(
+    checkpoint: Checkpoint,
+    file: Annotated[Path, typer.Argument(help="A .jsonl or .parquet file to write.", show_default=False)],
+    history: Annotated[bool, typer.Option("--history", help="The facts that left, too.")] = False,
+    knowledge: KnowledgeFile = None,
+    namespace: Namespace = "",
+) -> None:
+    """Writes the facts of a checkpoint to a file, which `add --from` reads."""
+    facts = load_knowledge(checkpoint, knowledge, namespace)
+    facts.export(file, include_history=history)
+    typer.echo(f"{file} holds {count_facts(len(facts))}.")
+
+
+@app.command()
+def ask(
+    checkpoint: Checkpoint,
+    prompts: Annotated[list[str], typer.Argument(help="Prompts to continue.", show_default=False)],
+    base_model: BaseModel = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of an answer, in tokens.")] = 16,
+    knowledge: KnowledgeFile = None,
+    namespace: Namespace = "",
+) -> None:
+    """Answers prompts greedily, and says which fact each answer rests on."""
+    model = load_model(checkpoint, base_model, knowledge, namespace)
+    for prompt in prompts:
+        batch = model.tokenizer(prompt, return_tensors="pt").to(model.device)
+        output = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False)
+        answer = model.tokenizer.decode(output[0, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+        hit = model.retrieve([prompt])[0]
+        typer.echo(f"{prompt}\n  {' '.join(answer.split())}")
+        if hit.fired:
+            typer.echo(f"  fact {hit.id}: {hit.statement} (score {hit.score:.2f}, threshold {hit.threshold:.2f})")
+        else:
+            typer.echo("  no fact applies: the base model's own answer")
+
+
+@app.command()
+def explain(
+    checkpoint: Checkpoint,
+    prompts: Annotated[list[str], typer.Argument(help="Prompts to look up.", show_default=False)],
+    knowledge: KnowledgeFile = None,
+    namespace: Namespace = "",
+) -> None:
+    """Shows the nearest facts to each prompt, their scores, which are used (*), and why the others are not."""
+    model = load_model(checkpoint, False, knowledge, namespace)
+    for prompt in prompts:
+        typer.echo(model.explain(prompt))
+
+
+@app.command()
+def salvage(
+    damaged: Annotated[Path, typer.Argument(help="File of a damaged knowledge base.", show_default=False)],
+    new: Annotated[Path, typer.Argument(help="File to make.", show_default=False)],
+) -> None:
+    """Saves every fact that can be read of a damaged knowledge base to a new file."""
+    from ..modeling.knowledge.salvage import salvage
+
+    saved = salvage(damaged, new)
+    lost = "how many are lost, it does not say" if saved.lost is None else f"{saved.lost} lost"
+    typer.echo(f"{new} now holds {count_facts(saved.facts)} and {saved.past} past ones; {lost}.")
+    if saved.keys_lost:
+        typer.echo(
+            f"{count_facts(saved.keys_lost)} lost the key: the model makes all keys anew when it next opens the file."
+        )
+
+
+def _keep(knowledge: Any, checkpoint: Path, file: Path | None) -> None:
+    """Saves facts with their checkpoint. In a file of their own they are safe already."""
+    if file is None:
+        knowledge.save(checkpoint / "knowledge")
+
+
+def _line(fact: Any) -> str:
+    return f"{fact.id:>6}  {fact.statement}"
