@@ -67,6 +67,9 @@ def answer_logits(
     for bucket in by_length.tensor_split(min(num_buckets, len(rows))):
         chosen = [rows[i] for i in bucket.tolist()]
         scores, targets = _answer_logits(lm, chosen, prefix[bucket], prefix_mask[bucket])
+        if scores.requires_grad:
+            # The gradient of the padded scores is a view with gaps, for which the LM head would copy its weights.
+            scores.register_hook(torch.Tensor.contiguous)
         missing = num_targets - targets.shape[1]
         logits.append(F.pad(scores, (0, 0, missing, 0)))
         labels.append(F.pad(targets, (missing, 0), value=IGNORE_INDEX))
@@ -89,5 +92,7 @@ def _answer_logits(
         mask[i, longest - len(text) :] = 1
         labels[i, num_targets - len(row.answer_ids) :] = torch.tensor(row.answer_ids)
     ids, mask, labels = ids.to(device), mask.to(device), labels.to(device)
-    outputs: Any = prefixed_forward(lm, prefix, prefix_mask, ids, mask, logits_to_keep=num_targets)
+    # As indices, which give the LM head a copy without gaps: for a view with gaps, PyTorch copies its weights.
+    kept = torch.arange(longest - num_targets, longest, device=device)
+    outputs: Any = prefixed_forward(lm, prefix, prefix_mask, ids, mask, logits_to_keep=kept)
     return outputs.logits, labels
