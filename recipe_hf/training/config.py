@@ -156,7 +156,8 @@ class TrainingConfig:
         same_template_share: See [`FactSampler`].
         hard_negative_share: See [`FactSampler`].
         distractor_share: See [`FactSampler`].
-        question_share: See [`FactSampler`].
+        rewording_share: See [`FactSampler`].
+        prompt_rewording_share: See [`FactSampler`].
         other_property_share: See [`FactSampler`].
         unrelated_text_share: See [`FactSampler`].
         unrelated_texts_file: File as [`~recipe_hf.evaluation.general.load_prompts`] takes it, needed with
@@ -202,7 +203,8 @@ class TrainingConfig:
     same_template_share: float = 0.0
     hard_negative_share: float = 0.0
     distractor_share: float = 0.0
-    question_share: float = 0.0
+    rewording_share: float = 0.0
+    prompt_rewording_share: float = 0.0
     other_property_share: float = 0.0
     unrelated_text_share: float = 0.0
     unrelated_texts_file: str | None = None
@@ -229,7 +231,8 @@ class TrainingConfig:
             "subject_share",
             "same_template_share",
             "distractor_share",
-            "question_share",
+            "rewording_share",
+            "prompt_rewording_share",
             "other_property_share",
         ):
             _require_number(name, getattr(self, name), at_most=1)

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..datasets import EditExample
 from ..modeling.facts import compose_statement
-from .questions import OtherProperties, QuestionForms, template
+from .wordings import OtherProperties, Wordings, template
 
 T = TypeVar("T")
 
@@ -48,7 +48,8 @@ class FactSampler:
         hard_negative_share: Share of a step's facts that are drawn, last in the batch, from those whose prompt differs
             from that of another fact of the step in the subject only.
         distractor_share: Share of facts whose questions come after one to four statements of other facts.
-        question_share: Share of facts that are asked for in question form (see [`QuestionForms`]).
+        rewording_share: Share of rephrasings that are replaced by other words for the same (see [`Wordings`]).
+        prompt_rewording_share: The same of prompts, so that facts are told in other words too.
         other_property_share: Share of facts whose unrelated question asks for another property of the same subject
             (see [`OtherProperties`]).
         unrelated_text_share: Share of facts whose unrelated question is one of `unrelated_texts`.
@@ -67,7 +68,8 @@ class FactSampler:
         probabilities: Sequence[float] | None = None,
         hard_negative_share: float = 0.0,
         distractor_share: float = 0.0,
-        question_share: float = 0.0,
+        rewording_share: float = 0.0,
+        prompt_rewording_share: float = 0.0,
         other_property_share: float = 0.0,
         unrelated_text_share: float = 0.0,
         unrelated_texts: Sequence[str] = (),
@@ -80,11 +82,12 @@ class FactSampler:
         self.probabilities = None if probabilities is None else np.array(probabilities) / sum(probabilities)
         self.hard_negative_share = hard_negative_share
         self.distractor_share = distractor_share
-        self.question_share = question_share
+        self.rewording_share = rewording_share
+        self.prompt_rewording_share = prompt_rewording_share
         self.other_property_share = other_property_share
         self.unrelated_text_share = unrelated_text_share
         self._unrelated_texts = list(unrelated_texts)
-        self._question_forms = QuestionForms()
+        self._wordings = Wordings()
         self._other_properties = OtherProperties(self.examples)
         self._templates = [template(example.prompt, example.subject) for example in self.examples]
         self._by_template: dict[str, list[int]] = {}
@@ -132,10 +135,13 @@ class FactSampler:
 
     def _example(self, rng: np.random.Generator, number: int) -> EditExample:
         example = self.examples[number]
+        prompt = example.prompt
         rephrasings, unrelated = _one(rng, example.rephrasings), _one(rng, example.unrelated)
-        if self.question_share and rng.random() < self.question_share:
-            question = self._question_forms.draw(rng, example)
-            rephrasings = rephrasings if question is None else (question,)
+        if self.rewording_share and rng.random() < self.rewording_share:
+            reworded = self._wordings.draw(rng, example)
+            rephrasings = rephrasings if reworded is None else (reworded,)
+        if self.prompt_rewording_share and rng.random() < self.prompt_rewording_share:
+            prompt = self._wordings.draw(rng, example) or prompt
         made_up = example.unrelated_is_made_up
         kind = rng.random() if self.other_property_share or self.unrelated_text_share else 1.0
         if kind < self.other_property_share:
@@ -145,9 +151,11 @@ class FactSampler:
         elif kind < self.other_property_share + self.unrelated_text_share:
             text = self._unrelated_texts[rng.integers(len(self._unrelated_texts))]
             unrelated, made_up = ((text, example.locality_answer),), True
-        if (rephrasings, unrelated) == (example.rephrasings, example.unrelated):
+        if (prompt, rephrasings, unrelated) == (example.prompt, example.rephrasings, example.unrelated):
             return example
-        return replace(example, rephrasings=rephrasings, unrelated=unrelated, unrelated_is_made_up=made_up)
+        return replace(
+            example, prompt=prompt, rephrasings=rephrasings, unrelated=unrelated, unrelated_is_made_up=made_up
+        )
 
     def _distractor(self, rng: np.random.Generator) -> str:
         if not self.distractor_share or rng.random() >= self.distractor_share:

@@ -98,7 +98,7 @@ def test_overrides_replace_values_unless_none(tmp_path: Path):
         ({"num_answer_prompt_tokens": -1}, None, "num_answer_prompt_tokens must be an integer of at least 0, got -1"),
         (None, {"mined_negatives": -1}, "mined_negatives of stage 'joint' must be an integer of at least 0, got -1"),
         ({"mining_steps": 0}, None, "mining_steps must be an integer of at least 1, got 0"),
-        ({"question_share": 2}, None, "question_share must be between 0 and 1, got 2"),
+        ({"rewording_share": 2}, None, "rewording_share must be between 0 and 1, got 2"),
         (
             {"other_property_share": 0.75, "unrelated_text_share": 0.5, "unrelated_texts_file": "t"},
             None,

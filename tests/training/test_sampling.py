@@ -141,7 +141,7 @@ def test_distractors_are_one_to_four_statements():
     assert not any(fact.distractor for fact in many(sampler(), steps=5))
 
 
-def test_shares_of_question_forms_other_properties_and_unrelated_texts():
+def test_shares_of_other_words_other_properties_and_unrelated_texts():
     examples = [
         EditExample(prompt, answer, subject, (f"Of {subject},",), ((f"S{n} is", "x"),), ground_truth=truth)
         for n, subject in enumerate(f"Person {letter}" for letter in "ABCDEFGH")
@@ -155,7 +155,8 @@ def test_shares_of_question_forms_other_properties_and_unrelated_texts():
         0,
         0.0,
         0.0,
-        question_share=0.3,
+        rewording_share=0.3,
+        prompt_rewording_share=0.2,
         other_property_share=0.4,
         unrelated_text_share=0.2,
         unrelated_texts=["How to bake?"],
@@ -165,14 +166,14 @@ def test_shares_of_question_forms_other_properties_and_unrelated_texts():
         assert fact.example.rephrasings != fact.example.unrelated
         assert fact.example.unrelated_is_made_up == (not fact.example.locality_prompt.startswith("S"))
     unrelated = [fact.example.locality_prompt for fact in facts]
-    questions = [fact for fact in facts if not fact.example.rephrase_prompt.startswith("Of ")]
-    assert len(questions) / len(facts) == pytest.approx(0.3, abs=0.03)
-    assert {f.example.rephrase_prompt for f in questions if f.number == 0} == {
-        "What is the mother tongue of Person A?",
-        "What is Person A's mother tongue?",
-        "What is the native language of Person A?",
-        "What is Person A's first language?",
-    }
+    reworded = [fact for fact in facts if not fact.example.rephrase_prompt.startswith("Of ")]
+    assert len(reworded) / len(facts) == pytest.approx(0.3, abs=0.03)
+    asked = {fact.example.rephrase_prompt for fact in reworded if fact.number == 0}
+    assert "What is Person A's first language?" in asked and "Person A's first language is" in asked
+    # One wording in eighteen or more is the prompt itself.
+    told = [fact for fact in facts if fact.example.prompt != examples[fact.number].prompt]
+    assert len(told) / len(facts) == pytest.approx(0.19, abs=0.03)
+    assert all(examples[fact.number].subject in fact.example.prompt for fact in told)
     assert unrelated.count("How to bake?") / len(facts) == pytest.approx(0.2, abs=0.03)
     others = [fact for fact in facts if fact.example.locality_prompt in {e.prompt for e in examples}]
     # Half of the attempts draw the fact's own property, and eight attempts rarely all fail.

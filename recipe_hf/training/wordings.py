@@ -1,4 +1,4 @@
-"""Questions that a data set lacks: in question form, and about another property of a fact's subject."""
+"""Other ways to ask than those of a data set: in other words, and about another property of a fact's subject."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import yaml
 
 from ..datasets import EditExample
 
-_FORMS_FILE = Path(__file__).parent / "question_forms.yaml"
+WORDINGS_FILE = Path(__file__).parent / "wordings.yaml"
 _MIN_FACTS = 3
 _ATTEMPTS = 8
 
@@ -20,17 +20,22 @@ def template(prompt: str, subject: str) -> str:
     return prompt.replace(subject, "{}") if subject else prompt
 
 
-class QuestionForms:
-    """Questions that ask for what the prompts of CounterFact leave open ("What is the mother tongue of X?")."""
+class Wordings:
+    """Texts that ask for the same property of a subject ("The mother tongue of X is", "What is X's first language?")."""
 
     def __init__(self) -> None:
-        groups = yaml.safe_load(_FORMS_FILE.read_text(encoding="utf-8"))
-        self._questions = {prompt: group["questions"] for group in groups for prompt in group["prompts"]}
+        groups = yaml.safe_load(WORDINGS_FILE.read_text(encoding="utf-8"))
+        self._wordings = {
+            prompt: [*group["prompts"], *group["questions"], *group.get("rephrasings", ())]
+            for group in groups
+            for prompt in group["prompts"]
+        }
 
     def draw(self, rng: np.random.Generator, example: EditExample) -> str | None:
-        """One of the questions for a fact, `None` if none is known."""
-        questions = self._questions.get(template(example.prompt, example.subject))
-        return str(rng.choice(questions)).format(example.subject) if questions else None
+        """One of the texts that ask for what the prompt of a fact asks for; `None` if none is known."""
+        wordings = self._wordings.get(template(example.prompt, example.subject))
+        # Not by format: a subject may have braces.
+        return str(rng.choice(wordings)).replace("{}", example.subject) if wordings else None
 
 
 class OtherProperties:
