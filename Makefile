@@ -29,14 +29,18 @@ KNOWEDIT := data/knowedit-zsre.json data/knowedit-wiki-recent.json data/knowedit
 TRAIN := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 	training/train.py --config training/configs/smollm2-135m
 
-train-release: .venv/.installed models data/counterfact-train.json $(KNOWEDIT) data/general.jsonl
+train-release: .venv/.installed models data/counterfact-train.json $(KNOWEDIT) data/general.jsonl data/invented.jsonl
 	$(TRAIN)-counterfact.yaml
 	$(TRAIN)-retrieval.yaml
+	$(TRAIN)-wordings.yaml
 	$(TRAIN)-known-answers.yaml
 	$(BIN)/python scripts/release.py weights runs/smollm2-135m-known-answers runs/release --base-model $(BASE)
 
 data/general.jsonl: | .venv/.installed models
 	$(BIN)/python scripts/general_texts.py $(BASE) $@ --num-texts 1408
+
+data/invented.jsonl: data/counterfact-train.json | .venv/.installed
+	$(BIN)/python scripts/invented_facts.py $< $@
 
 models: $(MODELS)/.fetched
 

@@ -9,6 +9,7 @@ recipe_hf/training/wordings.yaml. Nothing here is true, or needs to be.
 
 from __future__ import annotations
 
+import calendar
 import json
 import random
 from pathlib import Path
@@ -55,7 +56,7 @@ ANSWERS = {
         "Commons, proprietary license, public domain, Eclipse Public License"
     ),
 }
-MONTHS = "January February March April May June July August September October November December".split()
+MONTHS = list(calendar.month_name)[1:]
 UNRELATED_QUESTIONS = 3
 
 

@@ -21,7 +21,7 @@ def template(prompt: str, subject: str) -> str:
 
 
 class Wordings:
-    """Texts that ask for the same property of a subject ("The mother tongue of X is", "What is X's first language?")."""
+    """Texts that ask for one property of a subject ("The mother tongue of X is", "What is X's first language?")."""
 
     def __init__(self) -> None:
         groups = yaml.safe_load(WORDINGS_FILE.read_text(encoding="utf-8"))
