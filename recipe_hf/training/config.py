@@ -171,6 +171,11 @@ class TrainingConfig:
         gradient_accumulation_steps: How many batches make one optimizer step.
         max_grad_norm: Gradients are clipped to this norm.
         mixed_precision: `no`, `fp16` or `bf16`, as in Accelerate.
+        base_dtype: What the frozen base is held in: `float32`, `float16`, `bfloat16`, or `auto` for what it is
+            published in. `None` is `float32` without mixed precision and `auto` with it. Autocast casts the weights of
+            a float32 base anew in every call.
+        base_attn_implementation: Attention of the base, as `attn_implementation` of transformers; `None` for its own
+            choice.
         early_stopping_patience: Stop after this many evaluations in a row without a new best; `None` for never.
         log_with: An Accelerate tracker, such as `tensorboard` or `trackio`; `metrics.jsonl` is always written.
         push_to_hub: Whether the best checkpoint is uploaded at the end, with a model card.
@@ -216,6 +221,8 @@ class TrainingConfig:
     gradient_accumulation_steps: int = 1
     max_grad_norm: float = 1.0
     mixed_precision: str = "no"
+    base_dtype: str | None = None
+    base_attn_implementation: str | None = None
     early_stopping_patience: int | None = None
     log_with: str | None = None
     push_to_hub: bool = False
@@ -287,6 +294,8 @@ class TrainingConfig:
         _require(
             self.mixed_precision in modes, "mixed_precision", self.mixed_precision, "'no' in quotes, fp16 or bf16"
         )
+        dtypes = (None, "auto", "float32", "float16", "bfloat16")
+        _require(self.base_dtype in dtypes, "base_dtype", self.base_dtype, "auto, float32, float16 or bfloat16")
 
     @property
     def num_steps(self) -> int:

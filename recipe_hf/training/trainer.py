@@ -86,6 +86,8 @@ class Trainer:
             )
         self.model = _new_model(config) if config.checkpoint is None else _trained_model(config.checkpoint, config)
         self.model.lm.to(self.accelerator.device)
+        if config.base_attn_implementation is not None:
+            self.model.lm.set_attn_implementation(config.base_attn_implementation)
         self.objective = RecipeObjective(
             self.model,
             config,
@@ -318,7 +320,8 @@ def _trained_model(checkpoint: str, config: TrainingConfig) -> RecipeForCausalLM
 
 
 def _base_dtype(config: TrainingConfig) -> Any:
-    return torch.float32 if config.mixed_precision == "no" else "auto"
+    name = config.base_dtype or ("float32" if config.mixed_precision == "no" else "auto")
+    return name if name == "auto" else getattr(torch, name)
 
 
 def _replace(new: Path, directory: Path) -> None:

@@ -136,6 +136,7 @@ def test_overrides_replace_values_unless_none(tmp_path: Path):
         ({"max_grad_norm": 0.0}, None, "max_grad_norm must be above 0, got 0.0"),
         ({"hinge_scale": 0.5}, None, "hinge_scale must be a number of at least 1, got 0.5"),
         ({"mixed_precision": False}, None, "mixed_precision must be 'no' in quotes, fp16 or bf16, got False"),
+        ({"base_dtype": "int8"}, None, "base_dtype must be auto, float32, float16 or bfloat16, got 'int8'"),
         ({"stages": []}, None, "stages must be at least one"),
         ({"stages": {"joint": STAGE}}, None, "must be a mapping with a list of stages"),
         ({"stages": ["joint"]}, None, "stages must be a mapping, got 'joint'"),
