@@ -8,7 +8,7 @@ MODELS := models
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test lint models train-release clean
+.PHONY: demo test lint models train-release results clean
 
 demo: .venv/.installed models
 	$(BIN)/recipe-hf demo --base-model $(MODELS)/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
@@ -36,6 +36,16 @@ train-release: .venv/.installed models data/counterfact-train.json $(KNOWEDIT) d
 	$(TRAIN)-known-answers.yaml
 	$(BIN)/python scripts/release.py weights runs/smollm2-135m-known-answers runs/release --base-model $(BASE)
 
+# Measures the released checkpoint and rebuilds docs/results.md and the figures of README.md and the card. The steps
+# that are finished are not run again; `make results STEPS="zsre probes"` runs these. It also needs
+# counterfact-edit.json and general-mmlu.jsonl, general-piqa.jsonl and general-rte.jsonl in data/.
+STEPS :=
+
+results: .venv/.installed models
+	$(BIN)/python scripts/results.py run $(STEPS)
+	$(BIN)/python scripts/results.py summary
+	$(BIN)/python scripts/results.py page
+
 data/general.jsonl: | .venv/.installed models
 	$(BIN)/python scripts/general_texts.py $(BASE) $@ --num-texts 1408
 
@@ -46,7 +56,7 @@ models: $(MODELS)/.fetched
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[gguf,parquet,qdrant,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[gguf,harness,parquet,qdrant,dev]"
 	touch $@
 
 $(MODELS)/.fetched: scripts/fetch_models.sh

@@ -328,3 +328,38 @@ def test_evaluate_takes_halves_of_several_data_sets(checkpoint, saved, dataset, 
 def test_evaluate_refuses_more_edits_than_facts(checkpoint, dataset):
     result = invoke("evaluate", checkpoint, "--dataset", dataset, "--num-edits", 7)
     assert_refused(result, "num_edits must be between 1 and the 6 facts of facts.jsonl, got [7]")
+
+
+def test_efficiency_writes_times_and_a_table(checkpoint, saved, dataset, tmp_path):
+    output = tmp_path / "efficiency.json"
+    options = ["--base-model", saved[1], "--num-edits", 1, 6, "--new-tokens", 2, "--repeats", 2, "--output", output]
+    result = invoke("efficiency", checkpoint, "--dataset", dataset, *options)
+    assert result.exit_code == 0, result.output
+    assert list(json.loads(output.read_text())["rows"]) == ["1", "6"]
+    assert output.with_suffix(".md").read_text() in result.output
+    assert_refused(
+        invoke("efficiency", checkpoint, "--dataset", dataset, *options[:2], "--num-edits", 7),
+        "num_edits must be between 1 and the 6 facts at hand, got [7]",
+    )
+
+
+def test_harness_compares_base_and_facts(checkpoint, saved, dataset, tmp_path):
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'recipe-hf[harness]'")
+    row = {"sentence1": "It rains.", "sentence2": "It is dry.", "label": "not_entailment"}
+    (tmp_path / "general-rte.jsonl").write_text(f"{json.dumps(row)}\n" * 3)
+    output = tmp_path / "harness.json"
+    options = ["--base-model", saved[1], "--facts", dataset, "--tasks", "local_rte", "--data", tmp_path]
+    result = invoke("harness", checkpoint, *options, "--num-facts", 5, "--limit", 2, "--output", output)
+    assert result.exit_code == 0, result.output
+    record = json.loads(output.read_text())
+    assert record["tasks"]["local_rte"]["rows"] == 2 and record["settings"]["facts"].startswith("5, SHA-256")
+    assert "| rte | 2 | acc | " in output.with_suffix(".md").read_text()
+    assert_refused(invoke("harness", checkpoint, *options), "num_facts must be at most the 6 of")
+
+
+def test_evaluate_takes_the_precision_of_the_base(checkpoint, saved, dataset, tmp_path):
+    output = tmp_path / "evaluation.json"
+    options = ["--dataset", dataset, "--base-model", saved[1], "--output", output]
+    assert invoke("evaluate", checkpoint, *options, "--dtype", "bfloat16").exit_code == 0
+    assert json.loads(output.read_text())["settings"]["dtype"] == "bfloat16"
+    assert_refused(invoke("evaluate", checkpoint, *options), "dtype was 'bfloat16', now 'float32'")

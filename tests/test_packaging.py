@@ -30,7 +30,7 @@ def test_wheel_holds_one_package(wheel: zipfile.ZipFile):
 def test_wheel_holds_every_module_and_data_file(wheel: zipfile.ZipFile):
     files = {
         str(path.relative_to(ROOT))
-        for pattern in ("*.py", "cards/*.md", "training/configs/*.yaml")
+        for pattern in ("*.py", "cards/*.md", "training/configs/*.yaml", "evaluation/tasks/*.yaml")
         for path in (ROOT / "recipe_hf").rglob(pattern)
     }
     assert "recipe_hf/cards/model_card_template.md" in files
@@ -57,10 +57,10 @@ def test_constraints_pin_every_direct_dependency():
     pinned = {_normalise(line.split("==")[0]) for line in lines}
     pyproject = (ROOT / "pyproject.toml").read_text()
     lists = re.findall(
-        r"^(?:dependencies|gguf|parquet|qdrant|dev) = \[(.*?)\]", pyproject, flags=re.DOTALL | re.MULTILINE
+        r"^(?:dependencies|gguf|harness|parquet|qdrant|dev) = \[(.*?)\]", pyproject, flags=re.DOTALL | re.MULTILINE
     )
     needed = {_normalise(name) for text in lists for name in re.findall(r'"([\w-]+)[^"]*"', text)}
-    assert len(lists) == 5 and needed <= pinned
+    assert len(lists) == 6 and needed <= pinned
     assert "torch==2.13.0" in lines
 
 

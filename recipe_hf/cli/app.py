@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -66,6 +66,12 @@ BaseModel = Annotated[
 ]
 
 
+Dtype = Annotated[
+    Literal["float32", "bfloat16", "float16"] | None,
+    typer.Option(help="Precision of the base; by default that of its files.", show_default=False),
+]
+
+
 def checkpoint_directory(checkpoint: Path) -> Path:
     """The checkpoint, if it is one."""
     if not (checkpoint / "config.json").is_file():
@@ -79,6 +85,7 @@ def load_model(
     file: Path | None = None,
     namespace: str = "",
     read_only: bool = True,
+    dtype: str | None = None,
 ) -> Any:
     """The model of a checkpoint, with its own facts or those of a file."""
     checkpoint_directory(checkpoint)
@@ -87,7 +94,7 @@ def load_model(
     from ..modeling.model import RecipeForCausalLM
 
     disable_progress_bar()
-    model = RecipeForCausalLM.from_pretrained(checkpoint, base_model=base_model)
+    model = RecipeForCausalLM.from_pretrained(checkpoint, base_model=base_model, dtype=dtype)
     if file is not None or namespace:
         model.knowledge = load_knowledge(checkpoint, file, namespace, read_only)
     return model

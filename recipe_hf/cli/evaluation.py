@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from .app import BaseModel, Checkpoint, TakesLists, app, load_model
+from .app import BaseModel, Checkpoint, Dtype, TakesLists, app, load_model
 
 
 @app.command(cls=TakesLists)
@@ -57,6 +57,7 @@ def evaluate(
     plots: Annotated[bool, typer.Option("--plots", help="Also draw a page of plots (.png), beside --output.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows in one call of the base.")] = 32,
     base_model: BaseModel = None,
+    dtype: Dtype = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -93,7 +94,7 @@ def evaluate(
         as_statements=as_statements,
         general={path.name: GeneralPrompts(load_prompts(path)) for path in general},
     )
-    model = load_model(checkpoint, base_model)
+    model = load_model(checkpoint, base_model, dtype=dtype)
     if probes:
         evaluation = replace(evaluation, probes=make_probes(evaluation.examples, model.tokenizer))
     reports = run_evaluation(model, evaluation, output, batch_size, progress=True)

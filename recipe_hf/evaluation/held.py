@@ -77,7 +77,8 @@ class HeldTogether:
     def __init__(self, model: RecipeForCausalLM, facts: Sequence[EditExample], as_statements: bool) -> None:
         self.model = model
         told: list[Any] = [(e.prompt, e.answer) for e in facts]
-        self.ids = model.add_knowledge([compose_statement(*fact) for fact in told] if as_statements else told)
+        told = [compose_statement(*fact) for fact in told] if as_statements else told
+        self.ids = model.add_knowledge(told) if told else []
 
     def retrieve(self, queries: Sequence[str], about: Sequence[int]) -> list[Retrieval]:
         return self.model.retrieve(queries)

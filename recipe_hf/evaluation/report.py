@@ -80,29 +80,39 @@ def half_interval(values: Sequence[float]) -> float:
 def markdown_table(table: Mapping[int, Mapping[str, str]]) -> str:
     """The table of [`summarize`] in Markdown."""
     headings = ["facts", *next(iter(table.values()))]
-    return _markdown([headings, *([f"{num_edits:,}", *cells.values()] for num_edits, cells in table.items())])
+    return markdown_rows([headings, *([f"{num_edits:,}", *cells.values()] for num_edits, cells in table.items())])
 
 
-def _markdown(rows: Sequence[Sequence[str]], first: str = "---:") -> str:
+def markdown_rows(rows: Sequence[Sequence[str]], first: str = "---:") -> str:
+    """Rows of cells as a Markdown table; the first row holds the headings. `first` aligns the first column."""
     rule = [first, *["---:"] * (len(rows[0]) - 1)]
     return "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], rule, *rows[1:]])
 
 
 def details_table(reports: Sequence[EditingReport]) -> str:
     """Every metric that is not in the table of [`summarize`], in Markdown: a metric to a row, in percent."""
-    by_number = _by_number(reports)
-    names = dict.fromkeys(name for rows in by_number.values() for metrics in rows for name in metrics)
-    headings = ["", *(f"{number:,} fact{'s' if number > 1 else ''}" for number in by_number)]
+    values: dict[int, dict[str, list[float]]] = {}
+    for number, rows in _by_number(reports).items():
+        names = dict.fromkeys(name for metrics in rows for name in metrics)
+        values[number] = {name: [metrics[name] for metrics in rows if name in metrics] for name in names}
+    return markdown_rows(details_rows(values, mean_and_interval), first="---")
+
+
+def details_rows(by_number: Mapping[Any, Mapping[str, Any]], show: Callable[[Any], str]) -> list[list[str]]:
+    """Every metric that is not in the table of [`summarize`], a metric to a row, after the headings.
+
+    Args:
+        by_number: For each number of facts, the metrics by name.
+        show: Makes a cell of one.
+    """
+    names = dict.fromkeys(name for metrics in by_number.values() for name in metrics)
+    headings = ["", *(f"{int(number):,} fact{'s' if int(number) > 1 else ''}" for number in by_number)]
     rows = [
-        [_describe(name), *(_cell([m[name] for m in metrics if name in m]) for metrics in by_number.values())]
+        [_describe(name), *(show(metrics[name]) if name in metrics else "–" for metrics in by_number.values())]
         for name in sorted(names, key=lambda name: name.split("/")[0].startswith(("retention", "equal", "general_")))
         if name not in COLUMNS
     ]
-    return _markdown([headings, *rows], first="---")
-
-
-def _cell(values: Sequence[float]) -> str:
-    return mean_and_interval(values) if values else "–"
+    return [headings, *rows]
 
 
 def _describe(metric: str) -> str:
@@ -121,7 +131,7 @@ def markdown_report(settings: Mapping[str, Any], reports: Sequence[EditingReport
     asked = settings["num_questions"]
     lines = [
         f"# {settings['dataset']}",
-        f"Trained weights {settings['weights']}, base model {settings['base_model']}. "
+        f"Trained weights {settings['weights']}, base model {settings['base_model']} in {settings['dtype']}. "
         f"Seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}; in percent"
         + (", mean ± half the 95% confidence interval over seeds (Student's t)." if len(seeds) > 1 else "."),
         "With 1 fact, each is the only one held, and the figures are the averages of many such edits. "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from .answers import Answers
 from .editing import EditingReport, Probe, Trial, run_trial
 from .general import GeneralPrompts
 from .protocols import find_protocol
+from .records import read_record, write_record
 from .report import report_from_dict, report_to_dict
 
 if TYPE_CHECKING:
@@ -88,24 +88,26 @@ class Evaluation:
         """What the results depend on, as plain values: two runs with the same settings are the same run."""
         return {
             "dataset": self.dataset,
-            "facts": f"{len(self.examples)}, SHA-256 {_digest([repr(example) for example in self.examples])}",
+            "facts": f"{len(self.examples)}, SHA-256 {digest([repr(example) for example in self.examples])}",
             "num_edits": list(self.num_edits),
             "seeds": list(self.seeds),
             "protocols": list(self.protocols),
             "num_questions": self.num_questions,
             "as_statements": self.as_statements,
             "probes": list(self.probes),
-            "general": {name: f"{len(p.texts)}, SHA-256 {_digest(p.texts)}" for name, p in self.general.items()},
+            "general": {n: f"{len(p.texts)}, SHA-256 {digest(p.texts)}" for n, p in self.general.items()},
             "base_model": model.config.base_model_name_or_path,
-            "weights": _weights_digest(model),
+            "weights": weights_digest(model),
+            "dtype": str(model.dtype).removeprefix("torch."),
         }
 
 
-def _digest(texts: Sequence[str]) -> str:
+def digest(texts: Sequence[str]) -> str:
+    """SHA-256 of texts, in short."""
     return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()[:16]
 
 
-def _weights_digest(model: RecipeForCausalLM) -> str:
+def weights_digest(model: RecipeForCausalLM) -> str:
     """SHA-256 of the trained weights."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
@@ -169,23 +171,10 @@ def run_evaluation(
 
 def _finished(output: Path, settings: dict[str, Any]) -> list[EditingReport]:
     """The reports in an output file of the same run; none if there is no file."""
-    if output.suffix != ".json":
-        raise ValueError(f"output must end in .json, got {str(output)!r}.")
-    if not output.exists():
+    record = read_record(output, settings)
+    if record is None:
         return []
-    advice = "Choose another file, or delete this one."
-    try:
-        record = json.loads(output.read_text(encoding="utf-8"))
-        held = record["settings"]
-        reports = [report_from_dict(report) for report in record["reports"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"output {output} is there already and holds no evaluation to resume. {advice}") from error
-    for name, value in json.loads(json.dumps(settings)).items():
-        if held.get(name) != value:
-            raise ValueError(
-                f"output {output} holds another run: {name} was {held.get(name)!r}, now {value!r}. {advice}"
-            )
-    return reports
+    return [report_from_dict(report) for report in record["reports"]]
 
 
 def _write(output: Path, settings: dict[str, Any], reports: Sequence[EditingReport]) -> None:
@@ -198,6 +187,4 @@ def _write(output: Path, settings: dict[str, Any], reports: Sequence[EditingRepo
         "settings": settings,
         "reports": [report_to_dict(report) for report in reports],
     }
-    temporary = output.with_suffix(".json.new")
-    temporary.write_text(json.dumps(record, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, output)
+    write_record(output, record)

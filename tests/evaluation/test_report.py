@@ -55,7 +55,7 @@ def test_page_describes_every_metric_that_is_not_a_column():
     general = {"mmlu.jsonl": {"prompts": 400, "fired": [{}]}}
     reports = [EditingReport(1, 0, outcomes, "generation", None, general), report(0, 0.5)]
     settings = {"dataset": "d", "seeds": [0], "num_questions": None, "as_statements": False}
-    page = markdown_report(settings | {"weights": "w", "base_model": "b"}, reports)
+    page = markdown_report(settings | {"weights": "w", "base_model": "b", "dtype": "float32"}, reports)
     assert "## Protocol `strict`" in page and "## Protocol `generation`" in page
     assert "| portability, logical generalization | 50.0 |" in page
     assert "| general prompts, mmlu.jsonl: a fact was used | 0.2 |" in page
