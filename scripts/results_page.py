@@ -1,0 +1,188 @@
+"""docs/results.md, the figures in README.md and those of the card, made of docs/results.json alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from recipe_hf.cards.model_card import EvaluationResult, update_results
+from recipe_hf.evaluation.efficiency import efficiency_page
+from recipe_hf.evaluation.harness import harness_table
+from recipe_hf.evaluation.report import COLUMNS, details_rows, markdown_rows
+from recipe_hf.evaluation.summary import figure, summary_rows
+
+HERE = Path(__file__).parent
+METRICS = {name: COLUMNS[name] for name in ("reliability", "generality", "locality")}
+NAMES = {
+    "zsre": "ZSRE of KnowEdit, held-out half",
+    "generation-zsre": "ZSRE of KnowEdit, held-out half",
+    "wiki": "wiki-recent and wiki-counterfact of KnowEdit, held-out halves",
+}
+TITLES = {"counterfact": "CounterFact", "zsre": "ZSRE", "wiki": "wiki-recent and wiki-counterfact"}
+_MARKED = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", flags=re.DOTALL)
+
+
+def write_pages(summary: Mapping[str, Any], root: Path, checkpoint: Path) -> Iterator[Path]:
+    """Writes what quotes the summary, and says which files."""
+    values = {
+        "summary": summary,
+        "evaluations": summary["evaluations"],
+        "images": _images(root),
+        "titles": TITLES,
+    } | tables(summary)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE), trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    page = root / "docs/results.md"
+    page.write_text(_tidy(environment.get_template("results_page.md").render(values)), encoding="utf-8")
+    yield page
+    readme = root / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    if not _MARKED.search(text):
+        raise ValueError(f"{readme} must have a line <!-- results --> and a line <!-- /results -->.")
+    quoted = _tidy(environment.get_template("results_in_readme.md").render(values))
+    readme.write_text(_MARKED.sub(lambda found: f"{found[1]}{quoted}{found[2]}", text), encoding="utf-8")
+    yield readme
+    update_results(root / checkpoint, card_results(summary))
+    yield root / checkpoint / "README.md"
+
+
+def _tidy(text: str) -> str:
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def _images(root: Path) -> dict[str, str]:
+    return {
+        path.stem.removeprefix("results-"): f"images/{path.name}" for path in root.glob("docs/images/results-*.png")
+    }
+
+
+def tables(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The tables of the pages, in Markdown; those whose step was not run are empty."""
+    evaluations = summary["evaluations"]
+    made: dict[str, Any] = {
+        "edits": _beside_paper(evaluations["counterfact"]) if "counterfact" in evaluations else "",
+        "knowedit": _knowedit(evaluations),
+        "protocols": _protocols(evaluations),
+        "told": _told(evaluations),
+        "general_fired": _general(evaluations),
+        "harness": harness_table(summary["harness"]) if "harness" in summary else "",
+        "efficiency": efficiency_page(summary["efficiency"]) if "efficiency" in summary else "",
+        "unseen": summary.get("unseen"),
+        "failures": [_failures(step, found) for step, found in summary["failures"].items()],
+        "commands": summary["tables"],
+        "paper": [" / ".join(f"{row[name]:.1f}" for name in METRICS) for row in _paper().values()],
+    }
+    made["details"] = {
+        step: {
+            name: markdown_rows(details_rows(rows, figure), first="---") for name, rows in found["protocols"].items()
+        }
+        for step, found in evaluations.items()
+    }
+    steps = [["step", "seconds"], *([name, f"{time['seconds']:,.0f}"] for name, time in summary["times"].items())]
+    total = sum(time["seconds"] for time in summary["times"].values())
+    made["times"] = markdown_rows([*steps, ["together", f"{total:,.0f}"]], first="---")
+    made["machines"] = sorted({time["machine"] for time in summary["times"].values()})
+    return made
+
+
+def _paper() -> dict[int, dict[str, float]]:
+    """The paper's figures on CounterFact by number of edits."""
+    return yaml.safe_load((HERE / "paper_figures.yaml").read_text(encoding="utf-8"))["counterfact"]
+
+
+def _beside_paper(found: Mapping[str, Any]) -> str:
+    paper = _paper()
+    rows = [["facts", *METRICS.values(), *(f"paper: {heading}" for heading in METRICS.values())]]
+    for number, cells in summary_rows(found, "strict", METRICS).items():
+        theirs = [f"{paper[number][name]:.1f}" if number in paper else "–" for name in METRICS]
+        rows.append([f"{number:,}", *cells.values(), *theirs])
+    return markdown_rows(rows)
+
+
+def _knowedit(evaluations: Mapping[str, Any]) -> str:
+    names = [step for step in ("zsre", "wiki") if step in evaluations]
+    rows = [["", "facts", *COLUMNS.values()]]
+    for step in names:
+        for number, cells in summary_rows(evaluations[step], "strict").items():
+            rows.append([NAMES[step], f"{number:,}", *(cells.get(heading, "–") for heading in COLUMNS.values())])
+    return markdown_rows(rows, first="---") if names else ""
+
+
+def _told(evaluations: Mapping[str, Any]) -> str:
+    """Prompts of statement and answer, and of the statement alone."""
+    columns = {name: heading for name, heading in COLUMNS.items() if name != "portability"}
+    rows = [["prompt tokens made of", "facts held", *columns.values()]]
+    for step, words in (
+        ("counterfact", "statement and answer"),
+        ("statements", "statement alone, as in the paper"),
+    ):
+        if step in evaluations:
+            cells = summary_rows(evaluations[step], "strict", columns, (1000, 10000))
+            rows += [[words, f"{number:,}", *row.values()] for number, row in cells.items()]
+    return markdown_rows(rows, first="---") if len(rows) > 1 else ""
+
+
+def _protocols(evaluations: Mapping[str, Any]) -> str:
+    rows = [["", "protocol", "facts", *METRICS.values()]]
+    for step in ("protocols", "generation-zsre"):
+        for protocol in evaluations[step]["protocols"] if step in evaluations else ():
+            for number, cells in summary_rows(evaluations[step], protocol, METRICS).items():
+                rows.append([NAMES.get(step, "CounterFact"), f"`{protocol}`", f"{number:,}", *cells.values()])
+    return markdown_rows(rows, first="---") if len(rows) > 1 else ""
+
+
+def _general(evaluations: Mapping[str, Any]) -> str:
+    """How often a fact is used for prompts that none concerns."""
+    if "counterfact" not in evaluations:
+        return ""
+    by_number = evaluations["counterfact"]["protocols"]["strict"]
+    names = [name for name in next(iter(by_number.values())) if name.startswith("general_fired/")]
+    titles = [name.partition("/")[2].removeprefix("general-").removesuffix(".jsonl").upper() for name in names]
+    rows = [["facts held", *titles]]
+    for number, metrics in by_number.items():
+        cells = [
+            f"{metrics[name][0]:.2f}" + (f" ± {metrics[name][1]:.2f}" if metrics[name][1] else "") for name in names
+        ]
+        rows.append([f"{int(number):,}", *cells])
+    return markdown_rows(rows) if names else ""
+
+
+def _failures(step: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    kinds = []
+    for kind in found.values():
+        rows = [["asked", "as", "nearest fact (score, threshold)", "said", "expected"]]
+        for example in kind["examples"]:
+            fact = f"{example['fact']} ({example['score']}, {example['threshold']})"
+            cells = [example["query"], example["kind"].replace("_", " ").lower(), fact]
+            rows.append([_cell(text) for text in (*cells, example["said"], example["expected"])])
+        kinds.append({**kind, "table": markdown_rows(rows, first="---").replace("---:", "---")})
+    return {"name": NAMES.get(step, "CounterFact, 10,000 facts"), "step": step, "kinds": kinds}
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split()) or "(nothing)"
+
+
+def card_results(summary: Mapping[str, Any]) -> list[EvaluationResult]:
+    """The evaluations for a card."""
+    results = []
+    for found in summary["evaluations"].values():
+        asked = found["num_questions"]
+        for protocol in found["protocols"]:
+            rows = summary_rows(found, protocol)
+            fewer = asked and any(number > asked for number in rows)
+            results.append(
+                EvaluationResult(
+                    dataset=found["dataset"] + (f", asking about {asked:,} of the facts held" if fewer else ""),
+                    protocol=protocol,
+                    seeds=found["seeds"],
+                    rows={number: dict(cells) for number, cells in rows.items()},
+                )
+            )
+    return results

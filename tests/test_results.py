@@ -1,0 +1,148 @@
+"""`make results`: steps are resumed and timed, and page, README and card say what the summary says."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from huggingface_hub import ModelCard
+
+from recipe_hf.cards import write_model_card
+from scripts import results, results_page
+from tests.cards.test_model_card import make_checkpoint, make_run
+
+
+def evaluation(dataset: str, by_protocol: dict[str, list[int]], asked: int | None = None) -> dict[str, Any]:
+    def metrics(number: int) -> dict[str, list[float | None]]:
+        names = [*results_page.COLUMNS, "general_fired/general-rte.jsonl", "locality_nearest"]
+        return {name: [90.0 + i - number / 10_000, 0.5] for i, name in enumerate(names)}
+
+    head = {"dataset": dataset, "seeds": [0, 1], "num_questions": asked, "as_statements": False}
+    head |= {"base_model": "tiny", "weights": "0123", "dtype": "float32"}
+    protocols = {p: {str(n): metrics(n) for n in numbers} for p, numbers in by_protocol.items()}
+    return head | {"protocols": protocols}
+
+
+SUMMARY: dict[str, Any] = {
+    "checkpoint": "checkpoint",
+    "times": {"counterfact": {"seconds": 61.0, "finished": True, "machine": "2 threads"}},
+    "evaluations": {
+        "counterfact": evaluation("counterfact-edit.json", {"strict": [1, 1000, 10000]}, 100),
+        "statements": evaluation("counterfact-edit.json, told as statements", {"strict": [1000, 10000]}, 100),
+        "zsre": evaluation("knowedit-zsre.json, half held_out", {"strict": [652]}),
+        "protocols": evaluation("counterfact-edit.json", {"paper": [1000], "generation": [1000]}, 50),
+        "probes": evaluation("counterfact-edit.json", {"strict": [1000]}, 50),
+    },
+    "failures": {
+        "counterfact": {
+            "missed": {
+                "description": "The gate stayed shut",
+                "share": 2.5,
+                "examples": [
+                    {"kind": "generality", "query": "Who | is it?", "fact": "It is Bo", "said": "", "expected": "Bo"}
+                    | {"score": 1.0, "threshold": 1.5}
+                ],
+            }
+        }
+    },
+    "tables": {"compare": "| editor | reliability |\n| --- | ---: |\n| mine | 1.0 |"},
+    "unseen": {"prompts": {"asked": 30, "right": 29, "wrong": ["x"]}},
+}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "README.md").write_text("# Mine\n\n<!-- results -->\nold\n<!-- /results -->\n\nThe end.\n")
+    checkpoint = make_checkpoint(tmp_path / "checkpoint")
+    write_model_card(checkpoint, make_run())
+    return tmp_path
+
+
+def test_pages_say_what_the_summary_says(root: Path):
+    written = [
+        path.relative_to(root).as_posix() for path in results_page.write_pages(SUMMARY, root, Path("checkpoint"))
+    ]
+    assert written == ["docs/results.md", "README.md", "checkpoint/README.md"]
+    page, readme = (root / "docs/results.md").read_text(), (root / "README.md").read_text()
+    assert "| 1,000 | 89.9 ± 0.5 | 90.9 ± 0.5 | 91.9 ± 0.5 | 96.4 | 96.0 | 93.7 |" in page
+    assert "| 1 | 90.0 ± 0.5 | 91.0 ± 0.5 | 92.0 ± 0.5 | – | – | – |" in page
+    assert "**The gate stayed shut: 2.5%.**" in page
+    assert "| Who \\| is it? | generality | It is Bo (1.0, 1.5) | (nothing) | Bo |" in page
+    assert "| mine | 1.0 |" in page and "Not measured for these weights: `recipe-hf ablate`." in page
+    assert "prompts 29 of 30 as they should be" in page and "| together | 61 |" in page
+    assert readme.startswith("# Mine\n\n<!-- results -->\n") and readme.endswith("<!-- /results -->\n\nThe end.\n")
+    assert "old" not in readme and "96.4 / 96.0 / 93.7 and 95.5 / 93.8 / 90.8" in readme
+    assert "| statement and answer | 10,000 | 89.0 ± 0.5 |" in readme
+
+
+def test_pages_are_the_same_the_second_time(root: Path):
+    files = list(results_page.write_pages(SUMMARY, root, Path("checkpoint")))
+    first = [path.read_bytes() for path in files]
+    assert [path.read_bytes() for path in results_page.write_pages(SUMMARY, root, Path("checkpoint"))] == first
+
+
+def test_card_has_the_figures_in_its_text_and_metadata(root: Path):
+    before = ModelCard.load(root / "checkpoint/README.md")
+    list(results_page.write_pages(SUMMARY, root, Path("checkpoint")))
+    card = ModelCard.load(root / "checkpoint/README.md")
+    values = {(r.dataset_name, r.metric_name): r.metric_value for r in card.data.eval_results}
+    name = "counterfact-edit.json, asking about 100 of the facts held"
+    assert values[name, "reliability, protocol strict, 10,000 edits"] == 89.0
+    assert "| 10,000 | 89.0 ± 0.5 |" in card.text and "CounterFact, test part" not in card.text
+    assert card.text.split("## Training")[1] == before.text.split("## Training")[1]
+    assert card.text.split("## Results")[0] == before.text.split("## Results")[0]
+
+
+def test_a_readme_without_marks_is_refused(root: Path):
+    (root / "README.md").write_text("# Mine\n")
+    with pytest.raises(ValueError, match="must have a line <!-- results -->"):
+        list(results_page.write_pages(SUMMARY, root, Path("checkpoint")))
+
+
+def test_a_summary_of_few_steps_makes_a_page(root: Path):
+    few = SUMMARY | {"evaluations": {}, "failures": {}, "tables": {}}
+    list(results_page.write_pages(few, root, Path("checkpoint")))
+    assert "Not measured for these weights: `recipe-hf compare`." in (root / "docs/results.md").read_text()
+
+
+def test_steps_are_timed_and_not_run_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    checkpoint = make_checkpoint(tmp_path / "checkpoint")
+    (checkpoint / "model.safetensors").write_bytes(b"weights")
+    monkeypatch.setattr(results, "STEPS", {"one": ["evaluate"], "two": ["evaluate"]})
+    log = tmp_path / "log"
+
+    def command(step: str, *_: Any) -> list[str]:
+        fails = "raise SystemExit(3)" if step == "two" and not log.with_suffix(".ok").exists() else ""
+        return [sys.executable, "-c", f"open({str(log)!r}, 'a').write({step!r}); {fails}"]
+
+    monkeypatch.setattr(results, "_command", command)
+    with pytest.raises(typer.Exit):
+        results.run(None, checkpoint)
+    times = json.loads((results.results_directory(checkpoint) / "times.json").read_text())
+    assert {step: time["finished"] for step, time in times.items()} == {"one": True, "two": False}
+    log.with_suffix(".ok").touch()
+    results.run(None, checkpoint)
+    results.run(["one"], checkpoint)
+    assert log.read_text() == "onetwotwo" and "one: finished before" in capsys.readouterr().out
+    with pytest.raises(typer.BadParameter, match="STEP must be one of one, two, got three"):
+        results.run(["three"], checkpoint)
+    first = results.results_directory(checkpoint)
+    (checkpoint / "model.safetensors").write_bytes(b"others")
+    assert results.results_directory(checkpoint) != first
+
+
+def test_every_step_is_a_command_of_the_tool():
+    from recipe_hf.cli import app
+
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    for step in results.STEPS:
+        words = results._command(step, Path("checkpoint"), "base.gguf", "float32", Path("results/x"))
+        if step != "unseen":
+            name = words[1]
+            commands[name].make_context(name, words[2:], resilient_parsing=False)
