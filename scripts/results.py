@@ -45,7 +45,7 @@ STEPS: dict[str, list[str]] = {
     "unseen": [],
     "counterfact": [
         *("evaluate", *COUNTERFACT, "--num-edits", "1", "10", "100", "1000", "10000", *SEEDS),
-        *("--num-questions", "1000", "--general", *GENERAL, "--plots"),
+        *("--num-questions", "500", "--general", *GENERAL, "--plots"),
     ],
     "statements": [
         *("evaluate", *COUNTERFACT, "--num-edits", "1000", "10000", *SEEDS, "--num-questions", "300"),
@@ -113,10 +113,9 @@ def run(
             status = subprocess.run(_command(step, checkpoint, base_model, dtype, directory)).returncode
         finally:
             seconds = times.get(step, {}).get("seconds", 0) + time.monotonic() - start
-            write_record(
-                directory / "times.json",
-                times | {step: {"seconds": round(seconds, 1), "finished": status == 0, "machine": machine()}},
-            )
+            taken = {"seconds": round(seconds, 1), "finished": status == 0, "machine": machine()}
+            # Read again: other steps may have run beside this one.
+            write_record(directory / "times.json", _read(directory / "times.json", {}) | {step: taken})
         if status:
             raise typer.Exit(status)
         print(f"{step}: {seconds:,.0f} s", flush=True)
