@@ -50,7 +50,7 @@ def install_prefix_hook(lm: PreTrainedModel) -> None:
     model_type = lm.config.model_type
     if lm.config.is_encoder_decoder:
         raise ValueError(f"lm must be a decoder-only causal LM, got the encoder-decoder {model_type!r}.")
-    if not _accepts(lm, "past_key_values"):
+    if not accepts(lm, "past_key_values"):
         raise ValueError(
             f"lm must be a causal LM whose forward takes past_key_values, got {type(lm).__name__} "
             f"(model type {model_type!r}): a recurrent state cannot hold a hidden prefix."
@@ -116,7 +116,7 @@ def prefixed_forward(
     text, real = _prepend(prefix, text, text_mask, right=text_mask.cumsum(1) > 0)
     inputs = {"use_cache": False, "return_dict": True} | kwargs
     inputs |= {"inputs_embeds": text, "attention_mask": real.long(), "logits_to_keep": keep}
-    if _accepts(lm, "position_ids"):
+    if accepts(lm, "position_ids"):
         inputs["position_ids"] = _positions(real)
     with _activate(None):
         return lm(**inputs)
@@ -136,7 +136,8 @@ def _unwrapped(lm: PreTrainedModel) -> PreTrainedModel:
     return getattr(lm, "get_base_model", lambda: lm)()
 
 
-def _accepts(lm: PreTrainedModel, argument: str) -> bool:
+def accepts(lm: PreTrainedModel, argument: str) -> bool:
+    """Whether the forward of `lm`, or of the model that PEFT wraps in it, has an argument of this name."""
     return argument in inspect.signature(_unwrapped(lm).forward).parameters
 
 
@@ -244,7 +245,7 @@ def _prefix_inputs(lm: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str,
     if cache is not None:
         cache._hidden_prefix = (prefix, real)
 
-    if _accepts(lm, "position_ids"):
+    if accepts(lm, "position_ids"):
         inputs["position_ids"] = _positions(real)[:, seen:].contiguous()
     if inputs.get("cache_position") is not None:
         inputs["cache_position"] = torch.arange(seen, real.shape[1], device=real.device)

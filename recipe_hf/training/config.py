@@ -166,8 +166,11 @@ class TrainingConfig:
         key_memory: How many keys of past steps serve as further negatives.
         temperature: `tau` of the contrastive losses.
         hinge_scale: Margin from which predictions are good enough to be left out of the losses; `None` for none.
-        length_buckets: Calls of the base in which a step's rows, sorted by length, are shared out. One is best where
-            calls cost more than padding, on a GPU; about four on a CPU.
+        length_buckets: Calls of the encoder, and of the base without `pack_rows`, in which a step's rows, sorted by
+            length, are shared out. One is best where calls cost more than padding, on a GPU; about four on a CPU.
+        pack_rows: Whether the base reads a fact's rows as one tree, in which their prompt and what they have in
+            common at the beginning are computed once (see [`~recipe_hf.training.packing`]). The losses are the same;
+            a base that cannot be given positions and such masks is refused.
         gradient_accumulation_steps: How many batches make one optimizer step.
         max_grad_norm: Gradients are clipped to this norm.
         mixed_precision: `no`, `fp16` or `bf16`, as in Accelerate.
@@ -218,6 +221,7 @@ class TrainingConfig:
     temperature: float = 1.0
     hinge_scale: float | None = None
     length_buckets: int = 1
+    pack_rows: bool = False
     gradient_accumulation_steps: int = 1
     max_grad_norm: float = 1.0
     mixed_precision: str = "no"
@@ -290,6 +294,7 @@ class TrainingConfig:
                 _require(
                     stage.prompts != "answer", f"prompts of stage {stage.name!r}", "answer", "others with a checkpoint"
                 )
+        _require(isinstance(self.pack_rows, bool), "pack_rows", self.pack_rows, "true or false")
         modes = ("no", "fp16", "bf16")
         _require(
             self.mixed_precision in modes, "mixed_precision", self.mixed_precision, "'no' in quotes, fp16 or bf16"

@@ -17,11 +17,13 @@ from ..teacher_forcing import IGNORE_INDEX, Row, answer_logits, tokenize_rows
 from .config import StageConfig, TrainingConfig
 from .losses import contrastive_losses, distillation_loss, editing_loss, locality_loss, read_out_loss
 from .memory import FactKeys, FeatureCache, KeyMemory
+from .packing import check_packing, packed_answer_logits
 from .sampling import FactSampler, TrainingFact
 from .warm_start import AnswerPool
 
 _READ_OUT_CANDIDATES = 1024
 _CONTINUATION_TOKENS = 4
+_ENCODER_BATCH = 64
 
 
 class RecipeObjective(nn.Module):
@@ -65,6 +67,10 @@ class RecipeObjective(nn.Module):
             sampler.answers, self.tokenizer, embeddings, num_tokens=self.warm_start_prompt.num_tokens
         )
         self.cache, self.checkpoint_cache = FeatureCache(), FeatureCache()
+        if config.pack_rows and any(stage.editing_batch_size for stage in config.stages):
+            examples = sampler.examples[:2]
+            texts = [e.prompt for e in examples] + [e.rephrase_prompt for e in examples]
+            check_packing(model.lm, tokenize_rows(self.tokenizer, texts, [e.answer for e in examples * 2]))
 
     @property
     def model(self) -> RecipeForCausalLM:
@@ -144,7 +150,8 @@ class RecipeObjective(nn.Module):
         if stage.encoder_learning_rate == 0:
             return self.retriever.standardizer(self.cache(self.retriever, texts, keep))
         self.cache.clear()
-        return self.retriever.standardizer(self.retriever.text_features(texts, keep=keep).float())
+        size = min(_ENCODER_BATCH, -(-len(texts) // self.config.length_buckets))
+        return self.retriever.standardizer(self.retriever.text_features(texts, size, keep).float())
 
     def _keys(self, statements: Sequence[str], stage: StageConfig) -> Tensor:
         return self.retriever.mlp_k(self._features(statements, stage))
@@ -222,7 +229,7 @@ class RecipeObjective(nn.Module):
         self, facts: Sequence[TrainingFact], prompts: Tensor, present: Tensor | None, stage: StageConfig
     ) -> dict[str, Tensor]:
         """Reliability, generality and locality rows (eq. 10-12) in one call of the base."""
-        lm, count = self.model.lm, len(facts)
+        count = len(facts)
         answers = [fact.answer for fact in facts]
         texts: dict[str, tuple[list[str], list[str]]] = {
             "reliability": ([fact.example.prompt for fact in facts], answers),
@@ -240,9 +247,7 @@ class RecipeObjective(nn.Module):
         rows[:count] = [
             Row(row.prompt_ids, row.answer_ids + ids) for row, ids in zip(rows[:count], following, strict=True)
         ]
-        prefix = prompts.repeat(len(texts), 1, 1)
-        prefix_mask = None if present is None else present.repeat(len(texts), 1)
-        logits, labels = answer_logits(lm, rows, prefix, self.config.length_buckets, prefix_mask)
+        logits, labels = self._logits(rows, prompts, present)
         left_to_base = torch.zeros_like(labels, dtype=torch.bool)
         left_to_base[2 * count :] = True
         for row, ids in zip(left_to_base, following, strict=False):
@@ -255,11 +260,23 @@ class RecipeObjective(nn.Module):
         for name, block in (("locality", slice(2 * count, None)), ("continuation", slice(count))):
             if stage.weight(name) > 0:
                 with torch.no_grad():
-                    base_logits, base_labels = answer_logits(lm, rows[block])
+                    base_logits, base_labels = self._logits(rows[block])
                 n = base_labels.shape[1]
                 base_labels = base_labels.masked_fill(~left_to_base[block, -n:], IGNORE_INDEX)
                 losses[name] = locality_loss(logits[block, -n:], base_logits, base_labels)
         return losses
+
+    def _logits(
+        self, rows: Sequence[Row], prompts: Tensor | None = None, present: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Logits and labels at the answers of rows that have the prompts in turn, or none."""
+        lm = self.model.lm
+        if self.config.pack_rows:
+            return packed_answer_logits(lm, rows, prompts, present)
+        blocks = 1 if prompts is None else len(rows) // len(prompts)
+        prefix = None if prompts is None else prompts.repeat(blocks, 1, 1)
+        prefix_mask = None if present is None else present.repeat(blocks, 1)
+        return answer_logits(lm, rows, prefix, self.config.length_buckets, prefix_mask)
 
     def _following(self, facts: Sequence[TrainingFact]) -> list[list[int]]:
         """Tokens of an unrelated sentence: once the answer is said, the base goes on as if it had said so itself."""

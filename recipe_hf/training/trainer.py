@@ -95,7 +95,7 @@ class Trainer:
             process_index=self.accelerator.process_index,
             num_processes=self.accelerator.num_processes,
         ).to(self.accelerator.device)
-        self.optimizer = torch.optim.AdamW(parameter_groups(self.objective), lr=0.0, weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.objective), lr=0.0, weight_decay=0.0, fused=True)
         self.wrapped, self.optimizer = self.accelerator.prepare(self.objective, self.optimizer)
         self.step = 0
         self.best_score = -math.inf

@@ -24,12 +24,14 @@ HEADS = StageConfig("heads", 1, contrastive_batch_size=4)
 ENCODER = StageConfig("encoder", 1, contrastive_batch_size=4, encoder_learning_rate=1e-3)
 CONTRASTIVE = ["neighbor_reliability", "neighbor_generality", "sentinel_locality", "sentinel_edit"]
 JOINT = StageConfig("joint", 1, contrastive_batch_size=4, editing_batch_size=2)
+KNOWN = StageConfig("known answers", 1, "known_answer", editing_batch_size=3)
 
 
 def make(stage: StageConfig, **changes: Any) -> RecipeObjective:
     """An objective at the beginning of a stage."""
     values = {"knowledge_dim": 64, "num_sentinel_tokens": 4, "temperature": 0.5} | changes
-    objective = RecipeObjective(untrained_recipe(), TrainingConfig("b", "t", "o", (stage,), **values), SAMPLER)
+    model = untrained_recipe(**{k: v for k, v in values.items() if k == "num_answer_prompt_tokens"})
+    objective = RecipeObjective(model, TrainingConfig("b", "t", "o", (stage,), **values), SAMPLER)
     if objective.config.checkpoint is None:
         objective.fit_standardizer(FACTS)
     objective.start_stage(stage, None)
@@ -91,6 +93,26 @@ def test_continuation_loss_compares_what_follows_the_answer_with_the_base():
         q, p = (lm(inputs_embeds=row.unsqueeze(0)).logits[0, -len(following) - 1 : -1].softmax(-1) for row in rows)
         expected += (p * (p.log() - q.log())).sum(-1).mean() / 2
     torch.testing.assert_close(objective(FACTS, JOINT, 0)["continuation"], expected, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("stage", [WARM, JOINT, KNOWN], ids=lambda stage: stage.name)
+def test_packed_rows_give_the_same_losses_and_gradients(stage: StageConfig):
+    outcomes = []
+    for packed in (False, True):
+        objective = make(stage, pack_rows=packed, num_answer_prompt_tokens=4)
+        losses = objective(FACTS, stage, 0)
+        sum(losses.values()).backward()
+        gradients = {name: p.grad for name, p in objective.named_parameters() if p.grad is not None}
+        outcomes.append((losses, gradients))
+    (losses, gradients), (packed_losses, packed_gradients) = outcomes
+    torch.testing.assert_close(packed_losses, losses, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(packed_gradients, gradients, atol=1e-4, rtol=1e-3)
+
+
+def test_a_base_that_cannot_be_packed_is_refused_at_once():
+    model = untrained_recipe("qwen2-sliding")
+    with pytest.raises(ValueError, match="pack_rows must be False for a base of type 'qwen2'"):
+        RecipeObjective(model, TrainingConfig("b", "t", "o", (JOINT,), knowledge_dim=64, pack_rows=True), SAMPLER)
 
 
 @torch.no_grad()
