@@ -20,7 +20,7 @@ from ..modeling.base import input_device
 from ..modeling.prefix import accepts
 from ..teacher_forcing import IGNORE_INDEX, Row, answer_logits
 
-_TREES_IN_A_ROW = 2
+_TREES_IN_A_ROW = 4
 _TOLERANCE = 1e-3
 
 
@@ -76,15 +76,16 @@ def packed_answer_logits(
 
     num_targets = max(len(row.answer_ids) for row in rows)
     asked = [sorted({node for nodes in targets[i :: len(trees)] for node in nodes}) for i in range(len(trees))]
+    # The nodes asked about stand last in every row, so that the LM head runs over the same few columns of all.
     kept = max(sum(len(asked[i]) for i in pack) for pack in packs)
-    # The nodes asked about stand last, so that the LM head runs over the same few columns of every row.
-    length = max(sum(len(trees[i]) - len(asked[i]) for i in pack) for pack in packs) + kept
+    length = max(sum(len(trees[i]) for i in pack) for pack in packs)
     tokens = np.zeros((len(packs), length), dtype=np.int64)
     positions = np.zeros_like(tokens)
     sees = np.tile(np.eye(length, dtype=bool), (len(packs), 1, 1))
     place: list[dict[int, int]] = [{} for _ in trees]
     for number, pack in enumerate(packs):
-        first, last = 0, length - sum(len(asked[i]) for i in pack)
+        first = length - sum(len(trees[i]) for i in pack)
+        last = length - sum(len(asked[i]) for i in pack)
         for i in pack:
             inner = np.setdiff1d(np.arange(len(trees[i])), asked[i])
             columns = np.empty(len(trees[i]), dtype=np.int64)

@@ -21,18 +21,18 @@ ROWS = [
 LIKE_LLAMA = ["llama", "gpt2", "gptj", "gpt-neox", "qwen2"]
 
 
-def prefixes(num_tokens: int = 3) -> Tensor:
-    return torch.randn(3, num_tokens, HIDDEN_SIZE, generator=torch.Generator().manual_seed(0))
+def prefixes(count: int = 3) -> Tensor:
+    return torch.randn(count, 3, HIDDEN_SIZE, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("architecture", LIKE_LLAMA)
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_logits_labels_and_gradients_are_those_of_padded_rows(architecture: str, attention: str):
+@pytest.mark.parametrize(("attention", "count"), [("sdpa", 3), ("eager", 3), ("sdpa", 6)])
+def test_logits_labels_and_gradients_are_those_of_padded_rows(architecture: str, attention: str, count: int):
     lm = tiny_causal_lm(architecture)
     lm.set_attn_implementation(attention)
-    packed, padded = prefixes().requires_grad_(), prefixes().requires_grad_()
+    packed, padded = prefixes(count).requires_grad_(), prefixes(count).requires_grad_()
     found, labels = packed_answer_logits(lm, ROWS, packed)
-    expected, expected_labels = answer_logits(lm, ROWS, padded.repeat(2, 1, 1))
+    expected, expected_labels = answer_logits(lm, ROWS, padded.repeat(6 // count, 1, 1))
     assert labels.tolist() == expected_labels.tolist()
     assert found.shape == (6, 4, VOCAB_SIZE)
     kept = labels != IGNORE_INDEX
@@ -67,8 +67,8 @@ def test_what_rows_have_in_common_is_computed_once_and_the_head_runs_at_answers_
         lambda _, args, kwargs: shapes.append(kwargs["inputs_embeds"].shape[:2]), with_kwargs=True
     )
     packed_answer_logits(lm, ROWS, prefixes())
-    # Trees of 3 + 7, 3 + 1 and 3 + 5 tokens, 3, 1 and 5 of which predict: the first alone, the others together.
-    assert shapes == [(2, 7 + 6), (2, 6)]
+    # Trees of 3 + 7, 3 + 1 and 3 + 5 tokens, 3, 1 and 5 of which predict.
+    assert shapes == [(1, 22), (1, 9)]
 
 
 @pytest.mark.parametrize("architecture", LIKE_LLAMA)
