@@ -102,6 +102,7 @@ def run(
         raise typer.BadParameter(f"STEP must be one of {', '.join(STEPS)}, got {', '.join(unknown)}.")
     directory = results_directory(checkpoint)
     directory.mkdir(parents=True, exist_ok=True)
+    print(f"Results of {checkpoint} are in {directory}.", flush=True)
     for step in steps or STEPS:
         times = _read(directory / "times.json", {})
         if times.get(step, {}).get("finished"):
@@ -110,7 +111,7 @@ def run(
         print(f"{step}: ...", flush=True)
         start, status = time.monotonic(), 1
         try:
-            status = subprocess.run(_command(step, checkpoint, base_model, dtype, directory)).returncode
+            status = _execute(_command(step, checkpoint, base_model, dtype, directory))
         finally:
             seconds = times.get(step, {}).get("seconds", 0) + time.monotonic() - start
             taken = {"seconds": round(seconds, 1), "finished": status == 0, "machine": machine()}
@@ -119,6 +120,10 @@ def run(
         if status:
             raise typer.Exit(status)
         print(f"{step}: {seconds:,.0f} s", flush=True)
+
+
+def _execute(words: list[str]) -> int:
+    return subprocess.run(words).returncode
 
 
 def _command(step: str, checkpoint: Path, base_model: str, dtype: str, directory: Path) -> list[str]:

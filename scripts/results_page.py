@@ -75,7 +75,7 @@ def tables(summary: Mapping[str, Any]) -> dict[str, Any]:
         "efficiency": efficiency_page(summary["efficiency"]) if "efficiency" in summary else "",
         "unseen": summary.get("unseen"),
         "failures": [_failures(step, found) for step, found in summary["failures"].items()],
-        "commands": summary["tables"],
+        "commands": {name: re.sub(r"(?m)^#+ ", "### ", text) for name, text in summary["tables"].items()},
         "paper": [" / ".join(f"{row[name]:.1f}" for name in METRICS) for row in _paper().values()],
     }
     made["details"] = {

@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 import typer
 from huggingface_hub import ModelCard
+from typer.testing import CliRunner
 
 from recipe_hf.cards import write_model_card
+from recipe_hf.cli import app
 from scripts import results, results_page
 from tests.cards.test_model_card import make_checkpoint, make_run
+from tests.tiny_recipe import FACTS, UNRELATED, tiny_base, tiny_recipe
 
 
 def evaluation(dataset: str, by_protocol: dict[str, list[int]], asked: int | None = None) -> dict[str, Any]:
@@ -49,7 +52,7 @@ SUMMARY: dict[str, Any] = {
             }
         }
     },
-    "tables": {"compare": "| editor | reliability |\n| --- | ---: |\n| mine | 1.0 |"},
+    "tables": {"compare": "# Editors\n\n| editor | reliability |\n| --- | ---: |\n| mine | 1.0 |"},
     "unseen": {"prompts": {"asked": 30, "right": 29, "wrong": ["x"]}},
 }
 
@@ -73,7 +76,10 @@ def test_pages_say_what_the_summary_says(root: Path):
     assert "| 1 | 90.0 ± 0.5 | 91.0 ± 0.5 | 92.0 ± 0.5 | – | – | – |" in page
     assert "**The gate stayed shut: 2.5%.**" in page
     assert "| Who \\| is it? | generality | It is Bo (1.0, 1.5) | (nothing) | Bo |" in page
-    assert "| mine | 1.0 |" in page and "Not measured for these weights: `recipe-hf ablate`." in page
+    assert (
+        "## Against other editors\n\n### Editors\n\n| editor |" in page
+        and "Not measured for these weights: `recipe-hf ablate`." in page
+    )
     assert "prompts 29 of 30 as they should be" in page and "| together | 61 |" in page
     assert readme.startswith("# Mine\n\n<!-- results -->\n") and readme.endswith("<!-- /results -->\n\nThe end.\n")
     assert "old" not in readme and "96.4 / 96.0 / 93.7 and 95.5 / 93.8 / 90.8" in readme
@@ -138,11 +144,61 @@ def test_steps_are_timed_and_not_run_twice(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_every_step_is_a_command_of_the_tool():
-    from recipe_hf.cli import app
-
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     for step in results.STEPS:
         words = results._command(step, Path("checkpoint"), "base.gguf", "float32", Path("results/x"))
         if step != "unseen":
             name = words[1]
             commands[name].make_context(name, words[2:], resilient_parsing=False)
+
+
+def test_small_steps_become_pages(root: Path, monkeypatch: pytest.MonkeyPatch):
+    """The commands themselves, on a tiny checkpoint and in this process, then summary and pages."""
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'recipe-hf[harness]'")
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(results, "ROOT", root)
+    monkeypatch.setattr(results, "SUMMARY", root / "docs/results.json")
+    monkeypatch.setattr(results, "IMAGES", root / "docs/images")
+    checkpoint, base = root / "checkpoint", root / "base"
+    tiny_recipe().save_pretrained(checkpoint)
+    tiny_base().save_pretrained(base)
+    write_model_card(checkpoint, make_run())
+    rows = [
+        {"prompt": prompt, "answer": answer, "rephrasings": [prompt], "unrelated": [unrelated]}
+        for (prompt, answer), unrelated in zip(FACTS, UNRELATED, strict=False)
+    ]
+    (root / "facts.json").write_text(json.dumps(rows))
+    row = {"sentence1": "It rains.", "sentence2": "It is dry.", "label": "not_entailment"}
+    (root / "general-rte.jsonl").write_text(f"{json.dumps(row)}\n" * 3)
+    facts = ["--dataset", "facts.json"]
+    steps = {
+        "efficiency": ["efficiency", *facts, "--num-edits", "1", "4", "--new-tokens", "2", "--repeats", "2"],
+        "counterfact": [
+            *("evaluate", *facts, "--num-edits", "1", "4", "--seeds", "0", "1", "--general", "general-rte.jsonl"),
+            *("--num-questions", "3", "--plots"),
+        ],
+        "zsre": ["evaluate", *facts, "--half", "held_out"],
+        "protocols": ["evaluate", *facts, "--protocol", "paper", "generation"],
+        "harness": ["harness", "--facts", "facts.json", "--num-facts", "4", "--tasks", "local_rte", "--data", "."],
+    }
+    monkeypatch.setattr(results, "STEPS", steps)
+    monkeypatch.setattr(results, "EXAMPLES_OF", {"counterfact": (4, "strict"), "zsre": (None, "strict")})
+
+    def in_this_process(words: list[str]) -> int:
+        result = CliRunner().invoke(app, words[1:])
+        assert result.exit_code == 0, result.output
+        return result.exit_code
+
+    monkeypatch.setattr(results, "_execute", in_this_process)
+    results.run(None, Path("checkpoint"), "base")
+    results.summary(Path("checkpoint"))
+    summary = json.loads((root / "docs/results.json").read_text())
+    assert set(summary["times"]) == set(steps) and set(summary["evaluations"]) == {"counterfact", "zsre", "protocols"}
+    list(results_page.write_pages(summary, root, Path("checkpoint")))
+    page = (root / "docs/results.md").read_text()
+    assert "![Accuracy" in page and (root / "docs/images/results-counterfact.png").exists()
+    assert "| rte | 3 | acc |" in page and "| facts held | RTE |" in page
+    examples = [e for kind in summary["failures"]["counterfact"].values() for e in kind["examples"]]
+    told = {f"{prompt} {answer}" for prompt, answer in FACTS}
+    assert examples and {example["fact"] for example in examples} <= told
+    assert ModelCard.load(checkpoint / "README.md").data.eval_results
