@@ -189,7 +189,7 @@ def main(
         torch.manual_seed(0)
         model = RecipeForCausalLM.from_base_pretrained(base, encoder=encoder, tokenizer=tokenizer)
         objective = RecipeObjective(model, replace(config, **side.changes), sampler).to(device)
-        objective.fit_standardizer(sampler.draw(0, 64))
+        objective.fit_standardizer(sampler.draw(0, min(64, len(sampler.examples))))
         objective.start_stage(stage, None)
         plain = PlainLoop(model, config.temperature)
         trained = [p for group in parameter_groups(objective) for p in group["params"] if p.requires_grad]
