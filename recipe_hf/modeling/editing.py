@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,9 +19,27 @@ from .knowledge import KnowledgeBase, OnConflict
 from .knowledge.exchange import read_facts
 from .outputs import Candidate, Explanation, Retrieval
 from .prompt_encoder import PromptEncoder
+from .query_cache import QueryCache
 from .retriever import Retriever
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class _Encoder:
+    """The retriever as it was when last looked at.
+
+    Attributes:
+        versions: Those of its weights.
+        fingerprint: Names the weights that make keys.
+        sentinel: The sentinel's key, `[knowledge_dim]`.
+        queries: Representations that these weights made.
+    """
+
+    versions: tuple[Any, ...]
+    fingerprint: str
+    sentinel: Tensor
+    queries: QueryCache
 
 
 class KnowledgeMixin:
@@ -31,8 +49,9 @@ class KnowledgeMixin:
     retriever: Retriever
     prompt_encoder: PromptEncoder
     _knowledge: KnowledgeBase
-    # Versions and fingerprint of the weights when last looked at, and the sentinel's key.
-    _current: tuple[tuple[Any, ...], str, Tensor] | None = None
+    # How many queries are remembered, to be encoded once; a change of the weights forgets them all.
+    query_cache_size = 1024
+    _current: _Encoder | None = None
 
     @property
     def knowledge(self) -> KnowledgeBase:
@@ -104,7 +123,7 @@ class KnowledgeMixin:
         if not truncation:
             self._check_lengths(statements)
         knowledge = self._knowledge_of(namespace)
-        fingerprint, _ = self._refresh(knowledge)
+        fingerprint = self._refresh(knowledge).fingerprint
         keys = self.encode_statements(statements, batch_size)
         return knowledge.add(parsed, keys, on_conflict, encoder_fingerprint=fingerprint)
 
@@ -235,10 +254,12 @@ class KnowledgeMixin:
         self, knowledge: KnowledgeBase, queries: list[str], batch_size: int = 64
     ) -> tuple[Tensor, Tensor]:
         """The queries' representations `[b, knowledge_dim]` and thresholds `[b]`, for keys that are up to date."""
-        _, sentinel = self._refresh(knowledge)
+        encoder = self._refresh(knowledge)
         with deterministic(self.retriever):
-            encoded = self.retriever.encode_queries(queries, batch_size).float()
-            return encoded, encoded @ sentinel * self.config.scale
+            encoded = encoder.queries.encode(
+                queries, lambda texts: self.retriever.encode_queries(texts, batch_size).float(), self.query_cache_size
+            )
+            return encoded, encoded @ encoder.sentinel * self.config.scale
 
     @torch.inference_mode(False)
     def encode_statements(self, statements: Sequence[str], batch_size: int = 64) -> Tensor:
@@ -258,17 +279,19 @@ class KnowledgeMixin:
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _refresh(self, knowledge: KnowledgeBase) -> tuple[str, Tensor]:
-        """Brings the stored keys in step with the weights; gives the fingerprint of these and the sentinel's key.
+    def _refresh(self, knowledge: KnowledgeBase) -> _Encoder:
+        """Brings the stored keys in step with the weights, and says what these are.
 
         Versions of the weights say whether anything was written; only then a hash says whether it changed the keys.
         """
-        versions = weight_versions(self.retriever)
-        if self._current is None or self._current[0] != versions:
-            found = key_fingerprint(self.retriever)
+        versions = (self.retriever.tokenizer, *weight_versions(self.retriever))
+        current = self._current
+        if current is None or current.versions != versions:
+            fingerprint = key_fingerprint(self.retriever)
             with deterministic(self.retriever):
-                self._current = versions, found, self.retriever.encode_sentinel().float()
-        _, found, sentinel = self._current
+                sentinel = self.retriever.encode_sentinel().float()
+            current = self._current = _Encoder(versions, fingerprint, sentinel, QueryCache())
+        found = current.fingerprint
         while len(knowledge) and knowledge.encoder_fingerprint != found:
             facts = list(knowledge)
             logger.info(f"The weights changed: encoding the statements of {len(facts)} facts again.")
@@ -284,7 +307,7 @@ class KnowledgeMixin:
             except ValueError:
                 if ids == [fact.id for fact in knowledge]:
                     raise
-        return found, sentinel
+        return current
 
 
 def _why_not(fact: Fact, where: Mapping[str, Any] | None, top_k_facts: int | None) -> str:

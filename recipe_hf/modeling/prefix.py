@@ -210,9 +210,17 @@ def _with_room(cache: StaticCache, columns: int, lm: PreTrainedModel) -> StaticC
     return StaticCache(lm.config, max_cache_len=cache.get_max_length() + columns, offloading=cache.offloading)
 
 
-@torch.compiler.disable
 def _prefix_inputs(lm: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The forward pre-hook: turns the inputs of one step of `generate` into those of the prefixed text.
+    """The forward pre-hook: lets an input that no prefix concerns through at once."""
+    begun = hasattr(kwargs.get("past_key_values"), "_hidden_prefix")
+    if not torch.compiler.is_compiling() and _active.get() is None and not begun:
+        return None
+    return _prefixed_inputs(lm, args, kwargs)
+
+
+@torch.compiler.disable
+def _prefixed_inputs(lm: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Turns the inputs of one step of `generate` into those of the prefixed text.
 
     `generate` gives every input by name. What gives ids by position is another call, such as the unconditional one of
     classifier-free guidance, and is let through.
@@ -239,13 +247,15 @@ def _prefix_inputs(lm: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str,
     else:
         text = tokens if ids is None else lm.get_input_embeddings()(ids)
         inputs["input_ids"] = None
-        inputs["inputs_embeds"], real = _prepend(prefix, text, real, right=real)
+        embeds, real = _prepend(prefix, text, real, right=real)
+        unused = int((real.cumsum(1) == 0).all(0).sum())  # Columns on the left that are empty in every row.
+        inputs["inputs_embeds"], real = embeds[:, unused:], real[:, unused:]
         if isinstance(cache, StaticCache):
             inputs["past_key_values"] = cache = _with_room(cache, prefix.embeds.shape[1], lm)
     if cache is not None:
         cache._hidden_prefix = (prefix, real)
 
-    if accepts(lm, "position_ids"):
+    if "position_ids" in inputs or accepts(lm, "position_ids"):
         inputs["position_ids"] = _positions(real)[:, seen:].contiguous()
     if inputs.get("cache_position") is not None:
         inputs["cache_position"] = torch.arange(seen, real.shape[1], device=real.device)

@@ -57,6 +57,8 @@ class AnswerPromptEncoder(nn.Module):
 
     def forward(self, pieces: Tensor) -> Tensor:
         """Continuous prompts for `[n, num_tokens, d_llm]`."""
+        if len(self.weight) == 1:
+            return self.offset + pieces @ self.weight[0]
         return torch.stack([self.token(i, piece) for i, piece in enumerate(pieces.unbind(1))], dim=1)
 
 

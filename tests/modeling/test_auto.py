@@ -140,7 +140,7 @@ def test_real_models_from_start_to_finish(tmp_path):
     assert hit.score == pytest.approx(model.retrieve(["The mother tongue of Danielle Darrieux is"])[0].score, rel=0.01)
     with torch.no_grad():  # The heads are untrained: make both questions fire.
         loaded.retriever.mlp_q.residual.bias += 100 * (
-            loaded.knowledge.keys([1])[0] - loaded._refresh(loaded.knowledge)[1]
+            loaded.knowledge.keys([1])[0] - loaded._refresh(loaded.knowledge).sentinel
         )
     batch = loaded.tokenizer(["The capital of France is", "The mother tongue of"], return_tensors="pt", padding=True)
     options = {"max_new_tokens": 4, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}

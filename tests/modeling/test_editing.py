@@ -158,10 +158,60 @@ def test_looking_up_does_not_depend_on_the_mode(model):
     model.add_knowledge(["One more."])
 
 
-def test_the_retriever_reads_each_query_once(model, monkeypatch):
-    passes = []
-    encoder = model.retriever.encoder
-    encoder.register_forward_pre_hook(lambda *args: passes.append(1))
+@pytest.fixture
+def read(model):
+    """How many rows each pass of the encoder has read."""
+    rows = []
+    model.retriever.encoder.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(len(kwargs["attention_mask"])), with_kwargs=True
+    )
+    return rows
+
+
+def test_the_retriever_reads_each_query_once(model, read):
     model.generate(**batch_of(model, MIXED), **GREEDY)
-    model.retrieve(MIXED)
-    assert len(passes) == 2
+    expected = model.retrieve(MIXED)
+    assert read == [len(MIXED)]
+    known = MIXED[1:2]
+    assert_same(model.retrieve([UNRELATED[2], *known, PROMPTS[1], UNRELATED[2]])[1:2], expected[1:2])
+    assert read == [len(MIXED), 2]
+    model.explain(PROMPTS[1])
+    assert len(read) == 2
+
+
+def test_a_change_of_the_weights_or_the_tokenizer_makes_queries_anew(model, read):
+    (before,) = model.retrieve(PROMPTS[:1])
+    with torch.no_grad():
+        model.retriever.mlp_q.input.bias.mul_(1.5)
+    (after,) = model.retrieve(PROMPTS[:1])
+    with torch.no_grad():
+        query = model.retriever.encode_queries(PROMPTS[:1])[0]
+    assert after.score == pytest.approx((query @ model.knowledge.keys([0])[0]).item() / 8, rel=1e-4)
+    assert after.score != before.score
+    read.clear()
+    model.retriever.tokenizer = copy.deepcopy(model.retriever.tokenizer)
+    assert_same(model.retrieve(PROMPTS[:1]), [after])
+    assert read
+
+
+def test_only_so_many_queries_are_remembered(model, read):
+    model.query_cache_size = 2
+    model.retrieve(PROMPTS[:2])
+    model.retrieve(PROMPTS[0])
+    model.retrieve(PROMPTS[2])  # PROMPTS[1] was used longest ago.
+    model.retrieve(PROMPTS[0])
+    assert read == [2, 1]
+    model.retrieve(PROMPTS[1])
+    assert read == [2, 1, 1]
+    model.query_cache_size = 0
+    for _ in range(2):
+        model.retrieve(PROMPTS[1])
+    assert read == [2, 1, 1, 1, 1]
+
+
+def test_a_copy_of_the_model_looks_up_by_itself(model):
+    expected = model.retrieve(MIXED)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        model.retriever.mlp_q.input.weight.zero_()
+    assert_same(other.retrieve(MIXED), expected)

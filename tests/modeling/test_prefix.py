@@ -273,6 +273,20 @@ def test_a_batch_without_prefixes_is_the_base_untouched(lm: PreTrainedModel, opt
     assert all(torch.equal(a, b) for a, b in zip(output.scores, expected.scores, strict=True))
 
 
+@pytest.mark.parametrize("side", SIDES)
+def test_no_column_is_empty_in_every_row(side: str) -> None:
+    lm = copy.deepcopy(hooked_lm("llama"))
+    batch = make_batch(side, lengths=(6, 3, 1, 5), slots=("000", "111", "011", "010"))
+    columns: list[int] = []
+    lm.get_decoder().register_forward_pre_hook(
+        lambda module, args, kwargs: columns.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    with hidden_prefix(batch.embeds, batch.mask):
+        output = lm.generate(**batch.inputs, max_new_tokens=1)
+    assert columns == [6]  # The prefixes take the place of padding.
+    assert output.shape == (4, 7)
+
+
 def test_contexts_one_after_another_and_within_another() -> None:
     lm, first, second = hooked_lm("llama"), make_batch(seed=1), make_batch(seed=2)
     missed = make_batch(seed=1, slots=["000"] * 4)
