@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_recipe import FACTS, UNRELATED, tiny_base, tiny_recipe
+from tiny_training import write_parts
 from typer.testing import CliRunner, Result
 
 from recipe_hf.cli import app
@@ -68,6 +69,9 @@ def test_help_names_every_command():
         "export",
         "salvage",
         "push",
+        "compare",
+        "ablate",
+        "sweep",
     ):
         assert f" {command} " in result.output
         assert command == "train" or invoke(command, "--help").exit_code == 0
@@ -363,3 +367,48 @@ def test_evaluate_takes_the_precision_of_the_base(checkpoint, saved, dataset, tm
     assert invoke("evaluate", checkpoint, *options, "--dtype", "bfloat16").exit_code == 0
     assert json.loads(output.read_text())["settings"]["dtype"] == "bfloat16"
     assert_refused(invoke("evaluate", checkpoint, *options), "dtype was 'bfloat16', now 'float32'")
+
+
+def test_compare_prints_a_table_and_goes_on(checkpoint, saved, dataset, tmp_path):
+    output = tmp_path / "compare.json"
+    options = ["--dataset", dataset, "--base-model", saved[1], "--num-edits", 2, 4, "--output", output]
+    result = invoke("compare", checkpoint, *options, "--editors", "base", "context")
+    assert result.exit_code == 0, result.output
+    record = json.loads(output.read_text())
+    assert record["command"] == "compare" and record["settings"]["dataset"] == "facts.jsonl"
+    assert [row[1:3] for row in record["rows"]] == [["2", "base"], ["2", "context"], ["4", "base"], ["4", "context"]]
+    page = output.with_suffix(".md").read_text()
+    assert page in result.output and "| 2 | context |" in page
+    more = ["--editors", "lora", "--epochs", 1, "--max-trained-edits", 2]
+    assert_refused(invoke("compare", checkpoint, *options, *more), "options was")
+
+
+def test_compare_wants_rows_to_tune_on(checkpoint, dataset):
+    result = invoke("compare", checkpoint, "--dataset", dataset, "--num-edits", 2)
+    assert_refused(result, "validation rows are needed for context-minilm, grace, got none")
+
+
+def test_ablate_measures_what_each_part_brings_and_draws_prompts(checkpoint, saved, dataset, tmp_path):
+    output = tmp_path / "ablate.json"
+    options = ["--dataset", dataset, "--validation", dataset, "--base-model", saved[1], "--num-edits", 4]
+    result = invoke("ablate", checkpoint, *options, "--picture", "--picture-facts", 3, "--output", output)
+    assert result.exit_code == 0, result.output
+    record = json.loads(output.read_text())
+    assert record["command"] == "ablate"
+    assert [row[2] for row in record["rows"]] == ["recipe-statements", "no-prompts", "no-sentinel", "neither"]
+    assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert "Median norms in the picture: " in result.output and "facts.jsonl, trained weights" in result.output
+    assert_refused(invoke("ablate", checkpoint, *options, "--picture"), "--picture needs --output")
+
+
+def test_sweep_trains_with_each_number_of_tokens(dataset, tmp_path):
+    parts, output = write_parts(tmp_path), tmp_path / "sweep.json"
+    config = {"stages": [{"name": "all", "steps": 1, "contrastive_batch_size": 4}], "num_eval_examples": 4}
+    config |= {"base_model": str(parts / "base"), "encoder": str(parts / "encoder"), "knowledge_dim": 64}
+    config |= {"train_file": str(parts / "train.json"), "output_dir": str(tmp_path / "runs")}
+    (tmp_path / "tiny.yaml").write_text(json.dumps(config))
+    options = ["--config", tmp_path / "tiny.yaml", "--tokens", 1, 2, "--num-edits", 3, "--output", output, "--picture"]
+    result = invoke("sweep", "--dataset", dataset, *options)
+    assert result.exit_code == 0, result.output
+    assert [row[1] for row in json.loads(output.read_text())["rows"]] == ["1", "2"]
+    assert output.with_suffix(".md").read_text() in result.output and output.with_suffix(".png").exists()

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from tqdm.auto import tqdm
 
-from ..modeling.prefix import hidden_prefix
-from ..teacher_forcing import Row, answer_logits, tokenize_rows
+from ..teacher_forcing import Row, tokenize_rows
 from .held import Held, Told
+from .saying import EXTRA_TOKENS, predict_answers, write_on
 
 if TYPE_CHECKING:
     from ..modeling.model import RecipeForCausalLM
-
-#: Tokens generated beyond the length of the answer, for an article or another spelling of it.
-EXTRA_TOKENS = 4
 
 
 class Request(NamedTuple):
@@ -110,33 +106,8 @@ class Answers:
         return 0 if request.forced else len(row.answer_ids) + EXTRA_TOKENS
 
     def _predict(self, rows: Sequence[Row], prefix: tuple[torch.Tensor, torch.Tensor] | None) -> list[list[int]]:
-        embeds, mask = prefix or (None, None)
-        logits, _ = answer_logits(self.model.lm, rows, embeds, prefix_mask=mask)
-        predicted = logits.argmax(-1).tolist()
-        return [tokens[-len(row.answer_ids) :] for tokens, row in zip(predicted, rows, strict=True)]
+        return predict_answers(self.model.lm, rows, prefix)
 
     def _generate(self, rows: Sequence[Row], prefix: tuple[torch.Tensor, torch.Tensor] | None) -> list[list[int]]:
-        lm, device = self.model.lm, self.model.device
-        width = max(len(row.prompt_ids) for row in rows)
-        ids = torch.zeros(len(rows), width, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for i, row in enumerate(rows):
-            ids[i, width - len(row.prompt_ids) :] = torch.tensor(row.prompt_ids)
-            mask[i, width - len(row.prompt_ids) :] = 1
         lengths = [len(row.answer_ids) + EXTRA_TOKENS for row in rows]
-        ends = lm.generation_config.eos_token_id
-        ends = {ends} if isinstance(ends, int) else set(ends or ())
-        with nullcontext() if prefix is None else hidden_prefix(*prefix):
-            output = lm.generate(
-                input_ids=ids.to(device),
-                attention_mask=mask.to(device),
-                max_new_tokens=max(lengths),
-                do_sample=False,
-                num_beams=1,
-                pad_token_id=lm.generation_config.pad_token_id or next(iter(sorted(ends)), 0),
-            )
-        said = []
-        for tokens, length in zip(output[:, width:].tolist(), lengths, strict=True):
-            end = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
-            said.append(tokens[: min(end, length)])
-        return said
+        return write_on(self.model.lm, [row.prompt_ids for row in rows], lengths, prefix)

@@ -264,7 +264,7 @@ def _outcomes(
                 is_right_fact=fact_id == (right_id if question.concerns else None),
                 score=hit.score,
                 threshold=hit.threshold,
-                accuracy=_accuracy(protocol, question, said, expected, output),
+                accuracy=accuracy_of(protocol, question, said, expected, output),
                 detail=question.detail,
                 fact_id=right_id,
                 nearest_id=hit.id,
@@ -278,9 +278,10 @@ def _outcomes(
     return outcomes
 
 
-def _accuracy(
+def accuracy_of(
     protocol: Protocol, question: Question, said: Sequence[int], expected: Sequence[int], output: str
 ) -> float:
+    """The accuracy of tokens said, 0 to 1, where `expected` were to be said; `output` is their text."""
     if protocol.forced:
         return sum(a == b for a, b in zip(said, expected, strict=True)) / len(expected)
     return float(opens_with(output, question.answers) if question.concerns else said == expected)

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from recipe_hf import RecipeForCausalLM
 from recipe_hf.datasets import EditExample
-from recipe_hf.evaluation import answers
-from recipe_hf.evaluation.answers import EXTRA_TOKENS, Answers
+from recipe_hf.evaluation import saying
+from recipe_hf.evaluation.answers import Answers
 from recipe_hf.evaluation.editing import KINDS, EditingReport, Outcome, Trial, evaluate_editing, run_trial
 from recipe_hf.evaluation.protocols import opens_with
+from recipe_hf.evaluation.saying import EXTRA_TOKENS
 from recipe_hf.modeling.knowledge import KnowledgeBase
 from recipe_hf.teacher_forcing import answer_logits, tokenize_rows
 from recipe_hf.training.losses import editing_loss
@@ -333,7 +334,7 @@ def test_own_knowledge_is_as_before_when_evaluation_fails(monkeypatch: pytest.Mo
         raise KeyboardInterrupt
 
     own, ids = model().knowledge, model().add_knowledge(["Zork is a game."])
-    monkeypatch.setattr(answers, "answer_logits", fail)
+    monkeypatch.setattr(saying, "answer_logits", fail)
     with pytest.raises(KeyboardInterrupt):
         evaluate_editing(model(), EXAMPLES)
     assert model().knowledge is own and [fact.id for fact in own] == ids

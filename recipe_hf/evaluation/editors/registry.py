@@ -1,0 +1,114 @@
+"""The editors that `recipe-hf compare` and `recipe-hf ablate` know by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .base import Editor, Unedited
+from .finetuning import Budget, FineTuning, LoRA
+from .grace import Grace
+from .retrieval import (
+    Finder,
+    RetrievalEditor,
+    SentinelFinder,
+    Teller,
+    by_answer_prompts,
+    by_statement_prompts,
+    by_word_embeddings,
+    in_context,
+    sentence_transformer,
+    without_sentinel,
+)
+
+if TYPE_CHECKING:
+    from ...modeling.model import RecipeForCausalLM
+
+
+@dataclass(frozen=True)
+class EditorOptions:
+    """What editors are made with.
+
+    Args:
+        budget: How long those that train may do so, for each edit of all facts.
+        sentence_model: The sentence-transformers model of `context-minilm`, on the Hub or in a directory.
+        learning_rate: Of full fine-tuning.
+        lora_learning_rate: Of LoRA.
+    """
+
+    budget: Budget = Budget()  # noqa: RUF009
+    sentence_model: str = "sentence-transformers/all-MiniLM-L6-v2"
+    learning_rate: float = 2e-5
+    lora_learning_rate: float = 1e-3
+
+
+@dataclass(frozen=True)
+class EditorKind:
+    """An editor before it is made.
+
+    Args:
+        description: What it does, for a reader of its figures.
+        make: Makes it.
+        trains: Whether it trains something for each fact, so that it takes minutes.
+        is_tuned: Whether it has something to choose on rows kept for that.
+    """
+
+    description: str
+    make: Callable[[RecipeForCausalLM, EditorOptions], Editor]
+    trains: bool = False
+    is_tuned: bool = False
+
+
+def _retrieval(
+    description: str, finder: Callable[[RecipeForCausalLM, EditorOptions], Finder], teller: Teller, is_tuned: bool
+) -> EditorKind:
+    return EditorKind(description, lambda m, o: RetrievalEditor(m, finder(m, o), teller), is_tuned=is_tuned)
+
+
+def _sentinel(model: RecipeForCausalLM, options: EditorOptions) -> Finder:
+    return SentinelFinder(model)
+
+
+def _absolute(model: RecipeForCausalLM, options: EditorOptions) -> Finder:
+    return without_sentinel(model)
+
+
+EDITORS: Mapping[str, EditorKind] = {
+    "base": EditorKind("the unedited model", lambda m, o: Unedited(m)),
+    "recipe": _retrieval("RECIPE, facts told as prompt and answer", _sentinel, by_answer_prompts, False),
+    "recipe-statements": _retrieval(
+        "RECIPE, facts told as statements, as in the paper", _sentinel, by_statement_prompts, False
+    ),
+    "context": _retrieval(
+        "the statement as text before the prompt, RECIPE's retriever and gate", _sentinel, in_context, False
+    ),
+    "context-minilm": _retrieval(
+        "the statement as text before the prompt, a plain sentence-transformers model and a tuned cosine threshold",
+        lambda m, o: sentence_transformer(o.sentence_model),
+        in_context,
+        True,
+    ),
+    "lora": EditorKind(
+        "LoRA on all linear layers, through PEFT",
+        lambda m, o: LoRA(m, o.budget, learning_rate=o.lora_learning_rate),
+        trains=True,
+    ),
+    "ft": EditorKind("fine-tuning of all weights", lambda m, o: FineTuning(m, o.budget, o.learning_rate), trains=True),
+    "grace": EditorKind(
+        "GRACE, a codebook of activations at one layer, its radius tuned",
+        lambda m, o: Grace(m, o.budget),
+        trains=True,
+        is_tuned=True,
+    ),
+    "no-prompts": _retrieval(
+        "without continuous prompts: the statement's word embeddings instead", _sentinel, by_word_embeddings, False
+    ),
+    "no-sentinel": _retrieval(
+        "without the sentinel: one absolute threshold, tuned", _absolute, by_statement_prompts, True
+    ),
+    "neither": _retrieval("without both", _absolute, by_word_embeddings, True),
+}
+
+BASELINES = ("base", "recipe", "recipe-statements", "context", "context-minilm", "lora", "ft", "grace")
+ABLATIONS = ("recipe-statements", "no-prompts", "no-sentinel", "neither")
