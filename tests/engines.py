@@ -9,7 +9,8 @@ import pytest
 
 from recipe_hf.modeling.knowledge import KnowledgeBase
 
-ENGINES = ("memory", "file", "qdrant")
+# "codes" is a file whose facts are all searched by codes.
+ENGINES = ("memory", "file", "codes", "qdrant")
 
 
 def qdrant(location: Any = ":memory:", dim: int | None = None, **kwargs: Any) -> Any:
@@ -25,6 +26,7 @@ def open_base(engine: str, directory: Path, dim: int | None = None) -> Knowledge
     if engine == "memory":
         assert dim is not None
         return KnowledgeBase(dim)
-    if engine == "file":
-        return KnowledgeBase.open(directory / "facts.db", dim)
+    if engine in ("file", "codes"):
+        threshold = {"full_scan_threshold": 1} if engine == "codes" else {}
+        return KnowledgeBase.open(directory / "facts.db", dim, **threshold)
     return qdrant(directory / "qdrant", dim)

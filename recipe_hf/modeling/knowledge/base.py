@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import timestamps
 from ..facts import Fact, NewFact, PastFact, normalize_whitespace, parse_facts
 from .hits import Hits
-from .live_index import LiveIndex
+from .live_index import FULL_SCAN_THRESHOLD, LiveIndex
 from .persistence import Persistence
 from .space import Space, namespaces
 from .store import Store
@@ -37,13 +37,19 @@ class KnowledgeBase(Persistence):
 
     Args:
         dim: Width of the keys, `knowledge_dim`.
+        full_scan_threshold: Up to how many facts a query is compared with every key. Beyond, codes of the keys are
+            searched, with `recipe-hf[scale]` (see [`code_index`]).
 
     Raises:
-        ValueError: If `dim` is not a positive integer.
+        ValueError: If an argument is not a positive integer.
     """
 
-    def __init__(self, dim: int) -> None:
-        _check_dim(dim)
+    full_scan_threshold = FULL_SCAN_THRESHOLD
+
+    def __init__(self, dim: int, *, full_scan_threshold: int = FULL_SCAN_THRESHOLD) -> None:
+        _check_positive("dim", dim)
+        _check_positive("full_scan_threshold", full_scan_threshold)
+        self.full_scan_threshold = full_scan_threshold
         self._enter(Store.memory(dim), "", {})
 
     def _enter(self, store: Store, namespace: str, indexes: dict[str, LiveIndex]) -> None:
@@ -53,13 +59,19 @@ class KnowledgeBase(Persistence):
         self._space = Space(store, namespace)
         self._indexes = indexes
         # One for all who use the namespace: setdefault is atomic.
-        self._index = indexes.setdefault(namespace, LiveIndex(self._space))
+        self._index = indexes.setdefault(namespace, LiveIndex(self._space, self.full_scan_threshold))
 
     # ------------------------------------------------------------------ on disk, and apart
 
     @classmethod
     def open(
-        cls, path: str | os.PathLike[str], dim: int | None = None, *, read_only: bool = False, namespace: str = ""
+        cls,
+        path: str | os.PathLike[str],
+        dim: int | None = None,
+        *,
+        read_only: bool = False,
+        namespace: str = "",
+        full_scan_threshold: int = FULL_SCAN_THRESHOLD,
     ) -> Self:
         """Opens the knowledge base kept in a file, or makes one where there is none.
 
@@ -72,6 +84,7 @@ class KnowledgeBase(Persistence):
             dim: Width of the keys. By default that of the keys in the file, or of the first ones added.
             read_only: Whether to leave writing to another process, whose changes are seen as they come.
             namespace: As in `namespace`.
+            full_scan_threshold: As for a knowledge base in memory.
 
         Raises:
             BlockingIOError: If it is open for writing already; the message says where.
@@ -80,8 +93,10 @@ class KnowledgeBase(Persistence):
             ValueError: If the file is damaged, of a newer version, or of something else; if `dim` is not its width.
         """
         if dim is not None:
-            _check_dim(dim)
+            _check_positive("dim", dim)
+        _check_positive("full_scan_threshold", full_scan_threshold)
         base = cls.__new__(cls)
+        base.full_scan_threshold = full_scan_threshold
         store = Store.open(path, dim, read_only)
         try:
             base._enter(store, namespace, {})
@@ -115,6 +130,7 @@ class KnowledgeBase(Persistence):
             name: Which; "" is the one there is by default.
         """
         base = type(self).__new__(type(self))
+        base.full_scan_threshold = self.full_scan_threshold
         base._enter(self._store, name, self._indexes)
         return base
 
@@ -324,7 +340,9 @@ class KnowledgeBase(Persistence):
             return torch.from_numpy(self._space.keys(self[i].id for i in ids))
 
     def search(self, queries: Tensor, k: int = 1, where: Mapping[str, Any] | None = None) -> tuple[Tensor, Tensor]:
-        """Exact search for the `k` keys with the largest dot product with each query, of facts that are valid now.
+        """The `k` keys with the largest dot product with each query, of facts that are valid now.
+
+        Exact up to `full_scan_threshold` facts.
 
         Args:
             queries: `[b, dim]`, the representations `r_q`.
@@ -347,8 +365,7 @@ class KnowledgeBase(Persistence):
 
         With `valid_only=False`, facts whose time has not come, or is over, are found too.
         """
-        if isinstance(k, bool) or not isinstance(k, int) or k <= 0:
-            raise ValueError(f"k must be a positive integer, got {k!r}.")
+        _check_positive("k", k)
         with self._store.view():
             vectors = check_vectors("queries", queries, self.dim)
             ids = np.full((len(vectors), k), -1, np.int64)
@@ -370,9 +387,9 @@ def check_namespace(namespace: Any) -> None:
         raise ValueError(f"namespace must be a string, got {namespace!r}.")
 
 
-def _check_dim(dim: Any) -> None:
-    if isinstance(dim, bool) or not isinstance(dim, int) or dim <= 0:
-        raise ValueError(f"dim must be a positive integer, got {dim!r}.")
+def _check_positive(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}.")
 
 
 def _checked_where(where: Any) -> dict[str, Any]:

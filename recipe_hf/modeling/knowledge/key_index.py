@@ -62,6 +62,10 @@ class KeyIndex:
         """Removes the keys of `ids`, which must be there."""
         self._removed.update(ids)
 
+    def holding(self, ids: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+        """Those of `ids`, all different, that are there."""
+        return np.intersect1d(ids, self.ids, assume_unique=True).astype(np.int64)
+
     def get(self, ids: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:
         """A copy of the keys of `ids`, which must be there: any shape -> that shape and `dim`."""
         return self.keys[np.searchsorted(self.ids, np.asarray(ids, np.int64))]

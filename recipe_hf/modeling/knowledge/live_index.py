@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +16,36 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
 from .. import timestamps
-from .files import read_file, read_manifest, write_files
+from . import code_index
+from .code_index import CodeIndex
+from .files import MANIFEST, read_file, read_manifest, write_files
 from .key_index import KeyIndex
 from .space import Space, State
 
 logger = logging.getLogger(__name__)
 
+FULL_SCAN_THRESHOLD = 10_000
 _FILE = "index.safetensors"
+_CHUNK = 20_000  # Keys that are read at once.
+_UNSAVED = 0.1  # Of an index of codes, the share of facts that may be new before it is saved again.
 
 
 class LiveIndex:
     """Finds keys among the facts of a namespace that are present and valid now. It follows the store by itself.
 
-    Beside a store on disk it leaves a copy of itself, checked when read and made anew if it is missing, damaged, or
-    not of this store. Use it inside a `view` of the store.
+    Up to a number of facts it compares a query with every key, beyond it searches by codes ([`code_index`]). Beside a
+    store on disk it leaves a copy of itself, checked when read and made anew if it is missing, damaged, or not of this
+    store. Use it inside a `view` of the store.
 
     Args:
         space: The namespace.
+        full_scan_threshold: How many facts are searched by comparing every key.
     """
 
-    def __init__(self, space: Space) -> None:
+    def __init__(self, space: Space, full_scan_threshold: int = FULL_SCAN_THRESHOLD) -> None:
         self._space = space
-        self._index: KeyIndex | None = None
+        self._threshold = full_scan_threshold
+        self._index: KeyIndex | CodeIndex | None = None
         # The state of the namespace that the index is of, and the one that its file is of.
         self._state = State()
         self._saved: State | None = None
@@ -61,36 +70,58 @@ class LiveIndex:
             valid_only: Whether to leave out what is not valid now.
         """
         index = self._current()
-        if not valid_only:
-            index = self._with_idle(index)
         among = None if where is None else self._space.labelled_ids(where)
         ids, scores = index.search(queries, k, threads, among)
-        return ids, scores, index.get(ids)
-
-    def _with_idle(self, index: KeyIndex) -> KeyIndex:
-        """The index together with the present facts that are not valid now."""
-        idle = np.setdiff1d(self._space.ids(), index.ids, assume_unique=True)
+        keys = index.get(ids)
+        idle = KeyIndex(self._space.store.dim or 0)
+        if not valid_only:
+            idle.add(idle_ids := self._space.idle_ids(timestamps.now()), self._space.keys(idle_ids))
         if not len(idle):
-            return index
-        whole = KeyIndex(self._space.store.dim or 0)
-        whole.add(index.ids, index.keys)
-        whole.add(idle, self._space.keys(idle))
-        return whole
+            return ids, scores, keys
+        others, other_scores = idle.search(queries, k, threads, among)
+        ids, scores = np.concatenate([ids, others], 1), np.concatenate([scores, other_scores], 1)
+        keys = np.concatenate([keys, idle.get(others)], 1)
+        best = np.lexsort((ids, -scores))[:, :k]
+        return (
+            np.take_along_axis(ids, best, 1),
+            np.take_along_axis(scores, best, 1),
+            np.take_along_axis(keys, best[..., None], 1),
+        )
 
     def save(self) -> None:
         """Writes the index beside the store, if it was used and has changed. Failing is no harm."""
         if self._index is None or self._directory is None:
             return
-        try:
+        with _failing_is_no_harm():
             index = self._current()
             if self._state != self._saved:
-                arrays: dict[str, NDArray] = {"ids": index.ids, "keys": index.keys}
-                write_files(self._directory, {_FILE: save_arrays(arrays)}, self._origin(self._state.next_id))
-                self._saved = self._state
-        except (OSError, ValueError) as error:
-            logger.warning(f"The index was not saved, and will be made anew ({error}).")
+                self._write(index)
 
-    def _current(self) -> KeyIndex:
+    def _write(self, index: KeyIndex | CodeIndex) -> None:
+        assert self._directory is not None
+        if isinstance(index, CodeIndex):
+            files: dict[str, Any] = dict(index.files())
+        else:
+            files = {_FILE: save_arrays({"ids": index.ids, "keys": index.keys})}
+        write_files(self._directory, files, {**self._origin(self._state.next_id), "num_past": self._state.num_past})
+        self._saved = self._state
+        for path in self._directory.iterdir():
+            if path.name not in (*files, MANIFEST):  # Of an index of the other kind.
+                path.unlink()
+
+    def _save_if_much_is_new(self) -> None:
+        """Keeps an index of codes from having to be made anew, which takes long, if nobody closes it."""
+        store, index = self._space.store, self._index
+        if not isinstance(index, CodeIndex) or store.path is None or store.read_only:
+            return
+        saved = self._saved or State()
+        num_changes = self._state.next_id - saved.next_id + self._state.num_past - saved.num_past
+        if num_changes > max(self._threshold, _UNSAVED * len(index)):
+            self._saved = self._state  # Also where it fails: not to try each time.
+            with _failing_is_no_harm():
+                self._write(index)
+
+    def _current(self) -> KeyIndex | CodeIndex:
         """The index, brought in step with the store."""
         space, state, time = self._space, self._space.state, timestamps.now()
         is_due = self._next_change is not None and self._next_change <= time
@@ -106,28 +137,62 @@ class LiveIndex:
             index.remove(np.setdiff1d(index.ids, valid, assume_unique=True))
             new = np.setdiff1d(valid, index.ids, assume_unique=True)
         else:
-            index.remove(np.intersect1d(space.departed_ids(self._state.num_past), index.ids).astype(np.int64))
+            index.remove(index.holding(space.departed_ids(self._state.num_past)))
             new = space.valid_ids(time, first=self._state.next_id)
-        index.add(new, space.keys(new))
-        self._index, self._state = index, state
+        self._index, self._state = self._with(index, new), state
         self._next_change = space.next_validity_change(time)
+        self._save_if_much_is_new()
+        return self._index
+
+    def _with(self, index: KeyIndex | CodeIndex, new: NDArray[np.int64]) -> KeyIndex | CodeIndex:
+        """The index with the keys of `new` added, of the kind that so many facts need."""
+        space, size = self._space, len(index) + len(new)
+        dim = space.store.dim or 0
+        if isinstance(index, CodeIndex):
+            if size > self._threshold // 2:
+                index.add(new)
+                return index
+            ids = np.union1d(index.ids, new)
+            index, new = KeyIndex(dim), ids
+        elif size > self._threshold:
+            if code_index.is_available():
+                codes = CodeIndex(dim, space.keys)
+                codes.build(np.union1d(index.ids, new))
+                return codes
+            if len(index) <= self._threshold:  # Once.
+                logger.warning(
+                    f"Each lookup compares the keys of all {size} facts: beyond {self._threshold}, "
+                    f"pip install 'recipe-hf[scale]' makes it faster."
+                )
+        for start in range(0, len(new), _CHUNK):
+            index.add(new[start : start + _CHUNK], space.keys(new[start : start + _CHUNK]))
         return index
 
-    def _read(self, state: State) -> KeyIndex:
+    def _read(self, state: State) -> KeyIndex | CodeIndex:
         """The index as it was saved, or an empty one where that cannot be used."""
-        index = KeyIndex(self._space.store.dim or 0)
-        if self._directory is None or not self._directory.exists():
-            return index
+        space, directory, dim = self._space, self._directory, self._space.store.dim or 0
+        if directory is None or not directory.exists():
+            return KeyIndex(dim)
         try:
-            manifest = read_manifest(self._directory)
+            manifest = read_manifest(directory)
             next_id = manifest["next_id"]
             if next_id > state.next_id or any(manifest[name] != it for name, it in self._origin(next_id).items()):
                 raise ValueError("it is of another store, or of other keys.")
-            arrays = load_arrays(read_file(self._directory, _FILE, manifest))
-            index.add(arrays["ids"], arrays["keys"])
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            if _FILE not in manifest["files"]:
+                if not code_index.is_available():
+                    return KeyIndex(dim)
+                index: KeyIndex | CodeIndex = CodeIndex.of_files(
+                    dim, space.keys, lambda name: read_file(directory, name, manifest)
+                )
+            else:
+                arrays = load_arrays(read_file(directory, _FILE, manifest))
+                index = KeyIndex(dim)
+                index.add(arrays["ids"], arrays["keys"])
+            if (next_id, manifest.get("num_past")) == (state.next_id, state.num_past):
+                self._saved = state
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             logger.warning(f"The index is made anew: {error}")
-            return KeyIndex(self._space.store.dim or 0)
+            return KeyIndex(dim)
         return index
 
     def _origin(self, next_id: int) -> dict[str, Any]:
@@ -149,3 +214,11 @@ class LiveIndex:
         path = self._space.store.path
         name = hashlib.sha256(self._space.name.encode()).hexdigest()[:16]
         return path and path.with_name(path.name + "-index") / name
+
+
+@contextmanager
+def _failing_is_no_harm() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        logger.warning(f"The index was not saved, and will be made anew ({error}).")

@@ -156,6 +156,10 @@ class Space:
             (first, time, time),
         )
 
+    def idle_ids(self, time: str) -> NDArray[np.int64]:
+        """Those of the present facts that are not used at `time`."""
+        return self.ids("AND (valid_from > ? OR valid_until <= ?)", (time, time))
+
     def next_validity_change(self, time: str) -> str | None:
         """When, after `time`, a present fact next begins or ceases to be used."""
         sql = "SELECT min({0}) FROM facts WHERE namespace = ? AND departure IS NULL AND {0} IS NOT NULL AND {0} > ?"

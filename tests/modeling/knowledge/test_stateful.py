@@ -96,8 +96,9 @@ class Comparison(RuleBasedStateMachine):
         loaded = KnowledgeBase.load(self.directory / "saved")
         self.base.close()
         self.place = self.directory / f"copy-{len(list(self.directory.iterdir()))}"
-        if self.engine == "file":
-            loaded = loaded.copy_to(self.place / "facts.db")
+        if self.engine in ("file", "codes"):
+            loaded.copy_to(self.place / "facts.db").close()
+            loaded = open_base(self.engine, self.place)
         elif self.engine == "qdrant":
             copy = open_base(self.engine, self.place, DIM)
             copy.copy_from(loaded)

@@ -118,7 +118,7 @@ def run_all(base: KnowledgeBase, programs: list) -> list[Heard]:
     return heard
 
 
-@pytest.mark.parametrize("engine", ["memory", "file"])
+@pytest.mark.parametrize("engine", ["memory", "file", "codes"])
 @settings(max_examples=25, deadline=None)
 @given(programs=programs)
 def test_eight_threads_see_one_order_of_events(engine: str, programs: list):
