@@ -48,7 +48,7 @@ STEPS: dict[str, list[str]] = {
         *("--num-questions", "500", "--general", *GENERAL, "--plots"),
     ],
     "statements": [
-        *("evaluate", *COUNTERFACT, "--num-edits", "1000", "10000", *SEEDS, "--num-questions", "300"),
+        *("evaluate", *COUNTERFACT, "--num-edits", "1000", "10000", *SEEDS, "--num-questions", "200"),
         "--as-statements",
     ],
     **{
@@ -64,13 +64,13 @@ STEPS: dict[str, list[str]] = {
     ],
     "generation-zsre": [
         *("evaluate", "--dataset", str(DATA / KNOWEDIT["zsre"][0]), "--half", "held_out"),
-        *("--num-questions", "200", "--protocol", "paper", "generation"),
+        *("--num-questions", "100", "--protocol", "paper", "generation"),
     ],
     "probes": [
-        *("evaluate", *COUNTERFACT, "--num-edits", "1000", "10000", "--num-questions", "200", "--probes"),
+        *("evaluate", *COUNTERFACT, "--num-edits", "10000", "--num-questions", "100", "--probes"),
         *("--protocol", "strict", "generation", "--plots"),
     ],
-    "harness": ["harness", "--facts", COUNTERFACT[1], "--num-facts", "10000", "--limit", "200"],
+    "harness": ["harness", "--facts", COUNTERFACT[1], "--num-facts", "10000", "--limit", "100"],
 }
 #: Evaluations of which examples of failures are shown: number of edits (all if None) and protocol.
 EXAMPLES_OF = {"counterfact": (10_000, "strict"), "zsre": (None, "strict"), "protocols": (10_000, "generation")}
