@@ -257,13 +257,13 @@ def _tokens_added(editor: Editor, prompts: Sequence[str], inputs: Any) -> list[i
 
 def _time_generation(editor: Editor, trial: Trial) -> float:
     """Milliseconds to look an edited fact's prompt up and write on, one prompt at a time; the median of several."""
-    prompts = [q.text for q in trial.questions if q.kind == "reliability"][:_TIMED_PROMPTS]
+    prompts = [q.text for q in trial.questions if q.kind == "reliability"][: 1 + _TIMED_PROMPTS]
     times = []
-    for prompt in [prompts[0], *prompts]:
+    for prompt in prompts:
         started = time.perf_counter()
         editor.write(editor.inputs([prompt]), [TIMED_TOKENS], min_new_tokens=TIMED_TOKENS)
         times.append(time.perf_counter() - started)
-    return 1000 * median(times[1:])
+    return 1000 * median(times[1:] or times)  # The first is to warm up.
 
 
 def _metrics(outcomes: Sequence[dict[str, Any]]) -> dict[str, float]:
