@@ -1,11 +1,10 @@
 """A large knowledge base on real keys: recall against exact search, time of a lookup, memory, opening, changes.
 
-Prints the tables of docs/performance.md. Make the keys first (benchmarks/real_facts.py); with fewer of them than
+Make the keys first (benchmarks/real_facts.py); with fewer of them than
 --num-facts, it takes those there are.
 
-    python benchmarks/million_facts.py --num-facts 1000000                # the knowledge base as it is
-    python benchmarks/million_facts.py --num-facts 10000 --thresholds     # comparing all keys against codes, by size
-    python benchmarks/million_facts.py --num-facts 100000 --candidates    # what else could be used
+    python benchmarks/million_facts.py --document docs/performance.md
+    python benchmarks/million_facts.py --thresholds --num-facts 100000 --document docs/performance.md
 """
 
 from __future__ import annotations
@@ -27,9 +26,8 @@ import psutil
 import torch
 import typer
 from numpy.typing import NDArray
-
-sys.path.insert(0, str(Path(__file__).parent))
 from real_facts import KEYS, SHARD, RealFact, load_retriever, real_facts, shards
+from report import publish, table
 
 from recipe_hf.modeling.knowledge import KnowledgeBase
 from recipe_hf.modeling.knowledge.code_index import CodeIndex
@@ -38,6 +36,8 @@ from recipe_hf.modeling.knowledge.key_index import KeyIndex
 BATCH = 1000
 CHURN = 0.1  # Share of the facts that are removed, and again that are replaced.
 KINDS = ("prompts", "rephrasings", "unrelated")
+USED = "any, if its fact is used"
+RECALL = f"recall@1: {', '.join(KINDS)}; {USED}"
 
 
 @dataclass
@@ -114,114 +114,110 @@ def recall(scores: NDArray[np.float32], best: NDArray[np.float32], questions: Qu
     """Share of queries whose best fact is found: by kind, and of all for which a fact is used."""
     found = scores >= best - 1e-5 * np.abs(best)
     by_kind = {kind: found[questions.kinds == number].mean() for number, kind in enumerate(KINDS)}
-    return by_kind | {"used": found[best > questions.thresholds].mean(), "all": found.mean()}
+    return by_kind | {USED: found[best > questions.thresholds].mean(), "all": found.mean()}
 
 
-def recalls(values: dict[str, float]) -> str:
-    return " | ".join(f"{values[kind]:.4f}" for kind in (*KINDS, "used"))
+def recalls(values: dict[str, float]) -> list[str]:
+    return [f"{values[kind]:.4f}" for kind in (*KINDS, USED)]
+
+
+def milliseconds(found: dict[str, Any]) -> str:
+    return f"{found['median']:.2f}, {found['p99']:.2f}"
 
 
 # ---------------------------------------------------------------------- the knowledge base
 
 
-def in_batches(facts: Sequence[RealFact], keys: Keys, rows: NDArray[np.int64]) -> Iterator[tuple[list, torch.Tensor]]:
-    for start in range(0, len(rows), BATCH):
-        chosen = rows[start : start + BATCH]
-        pairs = [(facts[row].prompt, facts[row].answer) for row in chosen]
-        yield pairs, torch.from_numpy(keys[chosen])
-
-
-def measure_knowledge_base(facts: Sequence[RealFact], keys: Keys, num_facts: int, questions: Questions) -> None:
+def measure_knowledge_base(facts: Sequence[RealFact], keys: Keys, num_facts: int, questions: Questions) -> str:
     directory = Path(tempfile.mkdtemp(dir="runs"))
     try:
-        _measure_knowledge_base(directory / "facts.db", facts, keys, num_facts, questions)
+        return table(["", ""], list(_measured(directory / "facts.db", facts, keys, num_facts, questions)))
     finally:
         shutil.rmtree(directory)
 
 
-def _measure_knowledge_base(
+def _measured(
     path: Path, facts: Sequence[RealFact], keys: Keys, num_facts: int, questions: Questions
-) -> None:
-    # The last facts replace others later.
-    num_new = int(num_facts * CHURN / (1 + CHURN))
-    num_held = num_facts - num_new
+) -> Iterator[tuple[str, str]]:
+    """Lines of the table: what was measured, and what came out."""
+    rows = np.arange(num_facts)
+    exact = _exact_search(keys, rows, questions)
     base = KnowledgeBase.open(path, keys.parts[0].shape[1])
-    rows_of_ids = list(range(num_held))
-    seconds = [
-        timed(lambda pairs=pairs, batch=batch: base.add(pairs, batch))[1]
-        for pairs, batch in in_batches(facts, keys, np.arange(num_held))
-    ]
-    print(f"| adding to an empty one, facts a second (batches of {BATCH:,}) | {num_held / sum(seconds):,.0f} |")
-    _, building = timed(lambda: base.search(torch.from_numpy(questions.queries[:1])))
-    print(f"| making the index of all of them, seconds | {building:.1f} |")
-    _, closing = timed(base.close)
-    print(f"| closing, seconds | {closing:.2f} |", flush=True)
+    seconds = sum(timed(lambda chosen=chosen: _add(base, facts, keys, chosen, chosen))[1] for chosen in _batches(rows))
+    yield _said(f"adding them in batches of {BATCH:,}, facts a second", f"{num_facts / seconds:,.0f}")
+    seconds = timed(lambda: base.search(torch.from_numpy(questions.queries[:1])))[1]
+    yield _said("making and saving the index of all of them, seconds", f"{seconds:.1f}")
+    yield _said("closing, seconds", f"{timed(base.close)[1]:.2f}")
 
-    best = exact_best(keys, np.arange(num_held), questions.queries)
-    np.savez(path.parent / "questions.npz", **vars(questions))
+    np.save(path.with_suffix(".npy"), questions.queries)
     command = [sys.executable, __file__, "--reopen", str(path)]
     reopened = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout)
-    print(f"| opening it and the first lookup, seconds | {reopened['open']:.2f} |")
-    print(f"| memory of the process that opened it, KB a fact | {reopened['bytes'] / num_held / 1000:.2f} |")
-    print(f"| on disk, facts and index, KB a fact | {_size(path.parent) / num_held / 1000:.2f} |")
-    _print_lookups("lookup", reopened | {"scores": np.array(reopened["scores"], np.float32)}, best, questions)
+    size = sum(file.stat().st_size for file in path.parent.rglob("*") if file.is_file())
+    yield _said("opening in a new process and the first lookup, seconds", f"{reopened['open']:.2f}")
+    yield _said("memory of that process, KB a fact", f"{reopened['bytes'] / num_facts / 1000:.2f}")
+    yield _said("on disk, facts and index, KB a fact", f"{size / num_facts / 1000:.2f}")
+    yield _said("lookup, milliseconds: median, p99", milliseconds(reopened))
+    yield _said("comparing all float32 keys instead", milliseconds(exact))
+    best = exact_best(keys, rows, questions.queries)
+    yield _said(RECALL, ", ".join(recalls(recall(np.array(reopened["scores"], np.float32), best, questions))))
 
     base = KnowledgeBase.open(path)
     base.search(torch.from_numpy(questions.queries[:1]))
-    draw = np.random.default_rng(0)
-    chosen = draw.permutation(num_held)[: 2 * num_new]
-    replaced, removed = chosen[:num_new], chosen[num_new:]
-    seconds = []
-    for start in range(0, num_new, BATCH):
-        new = np.arange(num_held + start, min(num_held + start + BATCH, num_facts))
-        old = replaced[start : start + BATCH]
-        pairs = [(facts[row].prompt, facts[other].answer) for row, other in zip(old, new, strict=True)]
-        batch = torch.from_numpy(keys[new])
-        rows_of_ids += new.tolist()
-        seconds.append(timed(lambda pairs=pairs, batch=batch: _change(base, lambda: base.add(pairs, batch)))[1])
-    print(
-        f"| replacing {num_new:,} of them, facts a second, with a lookup after each batch |"
-        f" {num_new / sum(seconds):,.0f} |"
+    num_changed = int(num_facts * CHURN)
+    removed, replaced = np.split(np.random.default_rng(0).permutation(num_facts)[: 2 * num_changed], 2)
+    seconds = sum(
+        timed(lambda chosen=chosen: _then_search(base, base.remove(chosen.tolist())))[1]
+        for chosen in _batches(removed)
     )
+    yield _said(
+        f"removing {num_changed:,}, a lookup after each batch, facts a second", f"{num_changed / seconds:,.0f}"
+    )
+    # What replaces a fact says, and has the key of, what a removed one did.
+    seconds = sum(
+        timed(lambda old=old, new=new: _then_search(base, _add(base, facts, keys, old, new)))[1]
+        for old, new in zip(_batches(replaced), _batches(removed), strict=True)
+    )
+    yield _said(f"replacing {num_changed:,} others likewise, facts a second", f"{num_changed / seconds:,.0f}")
+    back = removed[:200]
     seconds = [
-        timed(lambda ids=ids: _change(base, lambda: base.remove(ids)))[1]
-        for ids in (removed[start : start + BATCH].tolist() for start in range(0, num_new, BATCH))
+        timed(lambda row=row: _then_search(base, _add(base, facts, keys, row, row)))[1] for row in back[:, None]
     ]
-    print(f"| removing {num_new:,}, facts a second, likewise | {num_new / sum(seconds):,.0f} |", flush=True)
-    singles = []
-    for row in range(200):
-        pair, key = [(f"{facts[row].prompt} once more", "x")], torch.from_numpy(keys[np.array([row])])
-        rows_of_ids.append(row)
-        singles.append(timed(lambda pair=pair, key=key: _change(base, lambda: base.add(pair, key)))[1])
-    print(f"| adding one fact and a lookup, milliseconds | {np.median(singles) * 1000:.1f} |")
-    alive = np.setdiff1d(np.arange(len(rows_of_ids)), chosen)
-    best = exact_best(keys, np.array(rows_of_ids)[alive], questions.queries)
+    yield _said("adding a single fact and a lookup, milliseconds, median", f"{np.median(seconds) * 1000:.1f}")
     found = lookups(lambda query: base.lookup(torch.from_numpy(query)).scores.item(), questions.queries)
-    _print_lookups("lookup after that", found, best, questions)
+    yield _said("lookup after that, milliseconds: median, p99", milliseconds(found))
+    best = exact_best(keys, np.setdiff1d(rows, replaced), questions.queries)  # And `removed`, by their new names.
+    yield _said(RECALL, ", ".join(recalls(recall(found["scores"], best, questions))))
     base.close()
 
 
-def _change(base: KnowledgeBase, change: Callable[[], Any]) -> None:
-    change()
+def _said(what: str, value: str) -> tuple[str, str]:
+    print(f"{what}: {value}", file=sys.stderr, flush=True)
+    return what, value
+
+
+def _batches(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    return (rows[start : start + BATCH] for start in range(0, len(rows), BATCH))
+
+
+def _add(base: KnowledgeBase, facts: Sequence[RealFact], keys: Keys, prompts: Any, answers: Any) -> None:
+    pairs = [(facts[row].prompt, facts[other].answer) for row, other in zip(prompts, answers, strict=True)]
+    base.add(pairs, torch.from_numpy(keys[answers]))
+
+
+def _then_search(base: KnowledgeBase, _: None) -> None:
     base.search(torch.ones(1, base.dim or 0))
 
 
-def _print_lookups(name: str, found: dict[str, Any], best: NDArray[np.float32], questions: Questions) -> None:
-    values = recall(found["scores"], best, questions)
-    print(f"| {name}, milliseconds: median, p99 | {found['median']:.2f}, {found['p99']:.2f} |")
-    print(
-        f"| recall@1: {', '.join(KINDS)}, all that use a fact | {recalls(values).replace(' | ', ', ')} |", flush=True
-    )
-
-
-def _size(directory: Path) -> int:
-    return sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
+def _exact_search(keys: Keys, rows: NDArray[np.int64], questions: Questions) -> dict[str, Any]:
+    exact = KeyIndex(keys.parts[0].shape[1])
+    exact.add(rows, keys[rows])
+    return lookups(lambda query: exact.search(query, 1, torch.get_num_threads())[1].item(), questions.queries[:100])
 
 
 def reopen(path: Path) -> None:
     """What a new process sees."""
-    queries = np.load(path.parent / "questions.npz")["queries"]
-    small = KnowledgeBase(queries.shape[1], full_scan_threshold=1)  # What is loaded once is no fact's memory.
+    queries = np.load(path.with_suffix(".npy"))
+    small = KnowledgeBase(queries.shape[1], full_scan_threshold=1)  # Libraries that are loaded once are no fact's.
     small.add(["x", "y"], torch.from_numpy(queries[:2]))
     small.search(torch.from_numpy(queries[:1]))
     process = psutil.Process()
@@ -236,138 +232,55 @@ def reopen(path: Path) -> None:
 # ---------------------------------------------------------------------- by size, and other ways
 
 
-def measure_thresholds(keys: Keys, num_facts: int, questions: Questions) -> None:
-    print(
-        "| facts | all keys: median, p99, ms | codes: median, p99, ms | recall@1 of codes: " + " | ".join(KINDS),
-        end="",
-    )
-    print(" | all that use a fact |\n" + "|---:" * 7 + "|")
+def measure_thresholds(keys: Keys, num_facts: int, questions: Questions) -> str:
+    lines, threads = [], torch.get_num_threads()
     for size in (1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000):
         if size > num_facts:
             break
         rows = np.arange(size)
-        exact, codes = KeyIndex(keys.parts[0].shape[1]), CodeIndex(keys.parts[0].shape[1], keys.__getitem__)
-        exact.add(rows, keys[rows])
+        codes = CodeIndex(keys.parts[0].shape[1], keys.__getitem__)
         codes.build(rows)
-        best = exact_best(keys, rows, questions.queries)
-        threads = torch.get_num_threads()
-        some = lookups(lambda query: exact.search(query, 1, threads)[1].item(), questions.queries[::10])  # noqa: B023
-        found = lookups(lambda query: codes.search(query, 1, threads)[1].item(), questions.queries)  # noqa: B023
-        print(
-            f"| {size:,} | {some['median']:.2f}, {some['p99']:.2f} | {found['median']:.2f}, {found['p99']:.2f} |"
-            f" {recalls(recall(found['scores'], best, questions))} |",
-            flush=True,
-        )
-
-
-def measure_candidates(keys: Keys, num_facts: int, questions: Questions) -> None:
-    """Each way names candidates, whose float32 keys are compared."""
-    import faiss
-    from usearch.index import Index
-
-    rows = np.arange(num_facts)
-    whole = keys[rows]
-    queries = questions.queries
-    best = exact_best(keys, rows, queries)
-    sample = whole[np.random.default_rng(0).choice(num_facts, min(num_facts, 50_000), replace=False)]
-    directions = np.linalg.eigh(sample.T @ sample)[1][:, ::-1]
-    rotation = np.linalg.qr(np.random.default_rng(0).standard_normal((256, 256)))[0]
-    narrow = np.ascontiguousarray(directions[:, :256] @ rotation, np.float32)
-    print("| | candidates | making it, s | bytes a fact | median, ms | p99, ms | " + " | ".join(KINDS), end="")
-    print(" | all that use a fact |\n|---|" + "---:|" * 9)
-
-    def report(name: str, n: int, seconds: float, size: float, candidates: Callable[[Any], Any]) -> None:
-        def look_up(query: NDArray[np.float32]) -> float:
-            chosen = np.asarray(candidates(query)).ravel()
-            return float((whole[chosen[chosen >= 0].astype(np.int64)] @ query[0]).max(initial=-np.inf))
-
-        found = lookups(look_up, queries)
-        print(
-            f"| {name} | {n:,} | {seconds:.0f} | {size:,.0f} | {found['median']:.2f} | {found['p99']:.2f} |"
-            f" {recalls(recall(found['scores'], best, questions))} |",
-            flush=True,
-        )
-
-    exact = KeyIndex(whole.shape[1])
-    exact.add(rows, whole)
-    threads = torch.get_num_threads()
-    report("all float32 keys", 1, 0, 4 * whole.shape[1], lambda query: exact.search(query, 1, threads)[0])
-
-    projected = whole @ narrow
-    coarse = faiss.IndexFlatIP(256)
-    lists = max(16, int(4 * num_facts**0.5))
-    ivf = faiss.IndexIVFScalarQuantizer(coarse, 256, lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT)
-    _, seconds = timed(lambda: (ivf.train(projected[:100_000]), ivf.add(projected)))
-    for share in (16, 4):
-        ivf.nprobe = lists // share
-        name = f"faiss IVF, {lists} lists, 1 in {share} searched, 256 directions in 8 bits"
-        report(name, 200, seconds, 256 + 8, lambda query: ivf.search(query @ narrow, 200)[1])
-
-    for dtype, bytes_each in (("f16", 512), ("i8", 256)):
-        graph = Index(
-            ndim=256, metric="ip" if dtype == "f16" else "cos", dtype=dtype, connectivity=32, expansion_add=128
-        )
-        _, seconds = timed(lambda: graph.add(rows, projected, threads=threads))  # noqa: B023
-        for expansion in (64, 256, 1024):
-            graph.expansion_search = expansion
-            name = f"usearch HNSW, 256 directions in {dtype}, expansion {expansion}"
-            report(
-                name,
-                expansion,
-                seconds,
-                bytes_each + 4 * 64 + 8,
-                lambda query, graph=graph, expansion=expansion: (
-                    graph.search(query @ narrow, expansion, threads=1).keys
-                ),
-            )
-
-    for subquantizers in (32, 64):
-        index = faiss.IndexPQFastScan(256, subquantizers, 4, faiss.METRIC_INNER_PRODUCT)
-        _, seconds = timed(lambda: (index.train(sample @ narrow), index.add(projected)))  # noqa: B023
-        for n in (100, 1000, 2000):
-            report(
-                f"faiss 4-bit codes, {subquantizers // 2} bytes",
-                n,
-                seconds,
-                subquantizers // 2,
-                lambda query, index=index, n=n: index.search(query @ narrow, n)[1],
-            )
-    codes = CodeIndex(whole.shape[1], keys.__getitem__)
-    _, seconds = timed(lambda: codes.build(rows))
-    report(
-        "this library: 32-byte codes, 8-bit keys, float32 keys",
-        1,
-        seconds,
-        32 + whole.shape[1] + 20,
-        lambda query: codes.search(query, 1, threads)[0],
-    )
+        exact = _exact_search(keys, rows, questions)
+        found = lookups(lambda query, codes=codes: codes.search(query, 1, threads)[1].item(), questions.queries)
+        found_best = recall(found["scores"], exact_best(keys, rows, questions.queries), questions)
+        lines.append([f"{size:,}", milliseconds(exact), milliseconds(found), *recalls(found_best)])
+        print(*lines[-1], file=sys.stderr, flush=True)
+    return table(["facts", "all keys, ms: median, p99", "codes, ms", *KINDS, USED], lines, num_left=0)
 
 
 def main(
-    num_facts: Annotated[int, typer.Option()] = 1_000_000,
+    num_facts: Annotated[int, typer.Option(help="As many as have keys, at most.")] = 1_000_000,
     data: Annotated[Path, typer.Option()] = Path("data"),
     keys_dir: Annotated[Path, typer.Option("--keys")] = KEYS,
     per_kind: Annotated[int, typer.Option(help="Queries of each kind.")] = 2000,
-    thresholds: Annotated[bool, typer.Option("--thresholds")] = False,
-    candidates: Annotated[bool, typer.Option("--candidates")] = False,
+    thresholds: Annotated[bool, typer.Option("--thresholds", help="Compare exact search and codes by size.")] = False,
+    document: Annotated[Path | None, typer.Option(help="Where the table goes, between its marks.")] = None,
     path: Annotated[Path | None, typer.Option("--reopen", hidden=True)] = None,
 ) -> None:
-    """Measures a knowledge base of many facts."""
+    """Measures a knowledge base of many facts, prints the table, and writes it into the document."""
     if path is not None:
         reopen(path)
         return
+    facts, keys, num_facts, questions = load(num_facts, data, keys_dir, per_kind)
+    if thresholds:
+        publish("thresholds", measure_thresholds(keys, num_facts, questions), document)
+    else:
+        text = measure_knowledge_base(facts, keys, num_facts, questions)
+        publish("a million facts", f"{intro(num_facts, questions)}\n\n{text}", document)
+
+
+def load(num_facts: int, data: Path, keys_dir: Path, per_kind: int) -> tuple[list[RealFact], Keys, int, Questions]:
+    """Facts, their keys, how many of `num_facts` have one, and questions about these."""
     keys = Keys([np.load(shard, mmap_mode="r") for shard in shards(keys_dir)[: -(-num_facts // SHARD)]])
     num_facts = min(num_facts, sum(map(len, keys.parts)))
     facts = real_facts(data, num_facts)
-    questions = ask(facts, num_facts, per_kind, keys_dir)
-    print(f"{num_facts:,} facts, {len(questions.queries):,} queries, {torch.get_num_threads()} threads\n")
-    if thresholds:
-        measure_thresholds(keys, num_facts, questions)
-    elif candidates:
-        measure_candidates(keys, num_facts, questions)
-    else:
-        print("| | |\n|---|---:|")
-        measure_knowledge_base(facts, keys, num_facts, questions)
+    return facts, keys, num_facts, ask(facts, num_facts, per_kind, keys_dir)
+
+
+def intro(num_facts: int, questions: Questions) -> str:
+    numbers = np.bincount(questions.kinds, minlength=len(KINDS))
+    asked = ", ".join(f"{number:,} {kind}" for number, kind in zip(numbers, KINDS, strict=True))
+    return f"{num_facts:,} facts; {asked}; {torch.get_num_threads()} threads, one query at a time."
 
 
 if __name__ == "__main__":

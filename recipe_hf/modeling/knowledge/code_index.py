@@ -34,7 +34,7 @@ class CodeIndex:
     """Finds the keys with the largest dot products without reading all keys. The counterpart of [`KeyIndex`].
 
     Three steps, each on fewer facts than the one before. All 4-bit product-quantisation codes are compared with the
-    query (32 bytes a fact; faiss's fast scan). The keys rounded to 8 bits (1 byte a dimension) are compared for the
+    query (24 bytes a fact; faiss's fast scan). The keys rounded to 8 bits (1 byte a dimension) are compared for the
     best thousands of these. The float32 keys, which `fetch` brings from the store, are compared for those that
     rounding could have put behind the best. No clusters, no graph: what is added can be found, what is removed is
     gone at once, and neither wears the index out.

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_WIDTH = 256  # Dimensions that short codes are of,
+_WIDTH = 192  # Dimensions that short codes are of,
 _BLOCK = 4  # and how many share 4 bits.
 _SHORTLIST = 1000
 _MARGIN = 32  # Candidates that are handed on, beyond those asked for.
 _SCAN = 8192  # 8-bit keys that are compared at once.
+_SMALL = 32  # Up to so many vectors, threads of a matrix product cost more than they bring.
 # Rounding to steps of s errs by s / sqrt(12) in each dimension; six deviations.
 _ERROR = 6 / 12**0.5
 
@@ -38,6 +39,7 @@ class Projection:
 
     def __init__(self, matrix: NDArray[np.float32], index: Any) -> None:
         self.matrix = matrix
+        self._transposed = np.ascontiguousarray(matrix.T)
         self._index = index
 
     @classmethod
@@ -59,6 +61,14 @@ class Projection:
             index.train(np.tile(projected, (repeats, 1)))
         return cls(matrix, index)
 
+    def apply(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Vectors `[n, dim]` projected, `[n, width]`."""
+        if len(vectors) > _SMALL:
+            return vectors @ self.matrix
+        import numkong
+
+        return np.asarray(numkong.cdist(vectors, self._transposed, "dot")).astype(np.float32)
+
     def empty(self) -> Any:
         """A faiss index without codes in it."""
         import faiss
@@ -71,7 +81,7 @@ class Query:
 
     def __init__(self, query: NDArray[np.float32], projection: Projection) -> None:
         self.vector = query
-        self.projected = query[None] @ projection.matrix
+        self.projected = projection.apply(query[None])
         self.codes, (self.scale,) = quantized(query[None])
         self.length = np.linalg.norm(query)
 
@@ -145,7 +155,7 @@ class CodeRows:
         self._codes[first:end], self._scales[first:end] = quantized(keys)
         self.max_length = max(self.max_length, float(np.linalg.norm(keys, axis=1).max()))
         with _one_thread():
-            self._index.add(keys @ self.projection.matrix)
+            self._index.add(self.projection.apply(keys))
         return np.arange(first, end)
 
     def remove(self, row: int) -> int:

@@ -64,7 +64,7 @@ class KeyIndex:
 
     def holding(self, ids: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
         """Those of `ids`, all different, that are there."""
-        return np.intersect1d(ids, self.ids, assume_unique=True).astype(np.int64)
+        return np.intersect1d(ids, self.ids, assume_unique=True).astype(np.int64) if len(ids) else self.ids[:0]
 
     def get(self, ids: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:
         """A copy of the keys of `ids`, which must be there: any shape -> that shape and `dim`."""

@@ -49,7 +49,8 @@ class LiveIndex:
         # The state of the namespace that the index is of, and the one that its file is of.
         self._state = State()
         self._saved: State | None = None
-        # When a fact next begins or ceases to be valid.
+        # When it was brought in step, and when a fact next begins or ceases to be valid.
+        self._time = ""
         self._next_change: str | None = None
 
     def search(
@@ -124,22 +125,27 @@ class LiveIndex:
     def _current(self) -> KeyIndex | CodeIndex:
         """The index, brought in step with the store."""
         space, state, time = self._space, self._space.state, timestamps.now()
-        is_due = self._next_change is not None and self._next_change <= time
-        if self._index is not None and state == self._state and not is_due:
+        until = self._next_change
+        if self._index is not None and state == self._state and self._time <= time and (not until or time < until):
             return self._index
         index, self._index = self._index, None
+        is_all_new = True
         if index is None:
-            index, is_due = self._read(state), True
+            index = self._read(state)
         elif state.rekeyed_at != self._state.rekeyed_at:
-            index, is_due = KeyIndex(space.store.dim or 0), True
-        if is_due:
+            index = KeyIndex(space.store.dim or 0)
+        else:
+            is_all_new = time < self._time  # The clock was put back.
+        if is_all_new:
             valid = space.valid_ids(time)
             index.remove(np.setdiff1d(index.ids, valid, assume_unique=True))
             new = np.setdiff1d(valid, index.ids, assume_unique=True)
         else:
-            index.remove(index.holding(space.departed_ids(self._state.num_past)))
-            new = space.valid_ids(time, first=self._state.next_id)
-        self._index, self._state = self._with(index, new), state
+            gone = np.union1d(space.departed_ids(self._state.num_past), space.ended_ids(self._time, time))
+            index.remove(index.holding(gone.astype(np.int64)))
+            begun = space.begun_ids(self._time, time)
+            new = np.union1d(begun[begun < self._state.next_id], space.valid_ids(time, first=self._state.next_id))
+        self._index, self._state, self._time = self._with(index, new), state, time
         self._next_change = space.next_validity_change(time)
         self._save_if_much_is_new()
         return self._index

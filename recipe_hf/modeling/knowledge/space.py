@@ -156,9 +156,19 @@ class Space:
             (first, time, time),
         )
 
+    def begun_ids(self, since: str, time: str) -> NDArray[np.int64]:
+        """Those of the present facts that are used at `time`, and were not at `since`, before it."""
+        return self.ids(
+            "AND valid_from > ? AND valid_from <= ? AND (valid_until IS NULL OR valid_until > ?)", (since, time, time)
+        )
+
+    def ended_ids(self, since: str, time: str) -> NDArray[np.int64]:
+        """Those of the present facts that ceased to be used after `since`, up to `time`."""
+        return self.ids("AND valid_until > ? AND valid_until <= ?", (since, time))
+
     def idle_ids(self, time: str) -> NDArray[np.int64]:
         """Those of the present facts that are not used at `time`."""
-        return self.ids("AND (valid_from > ? OR valid_until <= ?)", (time, time))
+        return np.union1d(self.ids("AND valid_from > ?", (time,)), self.ids("AND valid_until <= ?", (time,)))
 
     def next_validity_change(self, time: str) -> str | None:
         """When, after `time`, a present fact next begins or ceases to be used."""

@@ -164,6 +164,9 @@ def test_a_fact_is_valid_from_its_first_moment_and_no_longer_at_its_last(path: P
             ("2100-01-01T00:00:00.000000", True),
             ("2100-01-01T23:59:59.999999", True),
             ("2100-01-02T00:00:00.000000", False),
+            ("2100-01-01T12:00:00.000000", True),  # The clock is put back.
+            ("2099-12-31T12:00:00.000000", False),
+            ("2100-01-01T12:00:00.000000", True),
         ):
             monkeypatch.setattr(live_index.timestamps, "now", lambda moment=moment: f"{moment}+00:00")
             assert (base.search(random_keys(1))[0].item() == 20) is is_valid
