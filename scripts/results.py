@@ -54,7 +54,7 @@ STEPS: dict[str, list[str]] = {
     **{
         name: [
             *("evaluate", "--dataset", *(str(DATA / file) for file in files), "--half", "held_out"),
-            *("--protocol", "strict"),
+            *("--num-questions", "500", "--protocol", "strict"),
         ]
         for name, files in KNOWEDIT.items()
     },
@@ -70,7 +70,7 @@ STEPS: dict[str, list[str]] = {
         *("evaluate", *COUNTERFACT, "--num-edits", "10000", "--num-questions", "100", "--probes"),
         *("--protocol", "strict", "generation", "--plots"),
     ],
-    "harness": ["harness", "--facts", COUNTERFACT[1], "--num-facts", "10000", "--limit", "100"],
+    "harness": ["harness", "--facts", COUNTERFACT[1], "--num-facts", "10000", "--limit", "50"],
 }
 #: Evaluations of which examples of failures are shown: number of edits (all if None) and protocol.
 EXAMPLES_OF = {"counterfact": (10_000, "strict"), "zsre": (None, "strict"), "protocols": (10_000, "generation")}
