@@ -216,6 +216,8 @@ class KnowledgeBase(Persistence):
             self._end(self._space.present(), now, "removed")
 
     def _end(self, facts: Sequence[Fact], now: str, reason: str, replaced_by: int | None = None) -> None:
+        if not facts:
+            return
         state = self._space.state
         for departure, fact in enumerate(facts, state.num_past):
             self._space.end(fact, departure, now, reason, replaced_by)
@@ -270,7 +272,7 @@ class KnowledgeBase(Persistence):
     @contextmanager
     def _change(self) -> Iterator[str]:
         """Context of one change; gives its time, which is never before that of the change before it."""
-        with self._store.change():
+        with self._store.change(), self._space.changing():
             now = timestamps.now(after=self._space.state.changed_at)
             yield now
             if self._space.state.next_id:

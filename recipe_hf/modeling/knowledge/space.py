@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,10 +53,25 @@ class Space:
     def __init__(self, store: Store, name: str) -> None:
         self.store = store
         self.name = name
+        self._changing: State | None = None
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Context of one change, at whose end its state is written, once."""
+        self._changing = before = self.state
+        try:
+            yield
+            state, self._changing = self._changing, None
+            if state != before:
+                self.set_state(**vars(state))
+        finally:
+            self._changing = None
 
     @property
     def state(self) -> State:
         """The state it is in."""
+        if self._changing is not None:
+            return self._changing
         rows = self.store.execute(
             "SELECT size, next_id, num_past, encoder_fingerprint, rekeyed_at, changed_at FROM namespaces "
             "WHERE name = ?",
@@ -66,6 +82,9 @@ class Space:
     def set_state(self, **changes: Any) -> None:
         """Changes fields of the state."""
         state = replace(self.state, **changes)
+        if self._changing is not None:
+            self._changing = state
+            return
         self.store.execute(
             "INSERT OR REPLACE INTO namespaces VALUES (?, ?, ?, ?, ?, ?, ?)", (self.name, *vars(state).values())
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -30,6 +31,10 @@ class QdrantSpace:
     def state(self) -> State:
         """The state it is in."""
         return self.store.now.state
+
+    def changing(self) -> AbstractContextManager[None]:
+        """Context of one change; the store writes the state at its end."""
+        return nullcontext()
 
     def set_state(self, **changes: Any) -> None:
         """Changes fields of the state."""
