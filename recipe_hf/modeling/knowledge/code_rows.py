@@ -164,10 +164,11 @@ class CodeRows:
 
         last, index = len(self) - 1, self._index
         packer = index.get_CodePacker()
-        blocks = faiss.rev_swig_ptr(index.codes.get(), index.codes.size()).reshape(-1, packer.block_size)
-        packer.pack_1(packer.unpack_1(blocks, last), row, blocks)
+        blocks = faiss.rev_swig_ptr(index.codes.get(), index.codes.size()).reshape(-1, 1, packer.block_size)
+        (block, place), (last_block, last_place) = divmod(row, packer.nvec), divmod(last, packer.nvec)
+        packer.pack_1(packer.unpack_1(blocks[last_block], last_place), place, blocks[block])
         # faiss adds codes to what is in a free place by a bitwise or.
-        packer.pack_1(np.zeros(packer.code_size, np.uint8), last, blocks)
+        packer.pack_1(np.zeros(packer.code_size, np.uint8), last_place, blocks[last_block])
         for rows in (self._ids, self._scales, self._codes):
             rows[row] = rows[last]
         index.ntotal = last

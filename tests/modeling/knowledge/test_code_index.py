@@ -74,11 +74,29 @@ def test_all_is_found_through_adds_and_removals(dim: int):
                 assert found[0].tolist() == want[0].tolist()
                 np.testing.assert_allclose(found[1], want[1], rtol=1e-5)
     for part in index._parts:
-        packer = part._index.get_CodePacker()
-        blocks = faiss.rev_swig_ptr(part._index.codes.get(), part._index.codes.size()).reshape(-1, packer.block_size)
-        kept = np.stack([packer.unpack_1(blocks, row) for row in range(len(part))])
-        of_keys = part._index.pq.compute_codes(np.stack([keys[i] for i in part.ids.tolist()]) @ part.projection.matrix)
-        assert np.array_equal(kept, of_keys)
+        assert np.array_equal(short_codes(part), expected_codes(part, keys))
+
+
+def short_codes(part: code_rows.CodeRows) -> np.ndarray:
+    packer = part._index.get_CodePacker()
+    blocks = faiss.rev_swig_ptr(part._index.codes.get(), part._index.codes.size()).reshape(-1, 1, packer.block_size)
+    return np.stack([packer.unpack_1(blocks[row // packer.nvec], row % packer.nvec) for row in range(len(part))])
+
+
+def expected_codes(part: code_rows.CodeRows, keys) -> np.ndarray:
+    return part._index.pq.compute_codes(part.projection.apply(np.stack([keys[id] for id in part.ids.tolist()])))
+
+
+def test_thousands_of_rows_keep_their_codes_through_removals_and_additions():
+    rng = np.random.default_rng(3)
+    keys = rng.standard_normal((6000, 8)).astype(np.float32)
+    index = CodeIndex(8, lambda ids: keys[ids])
+    index.build(np.arange(5000))
+    for step in range(3):
+        index.remove(rng.choice(index.ids, 1500, replace=False))
+        index.add(np.setdiff1d(np.arange(6000), index.ids)[:1200])
+        for part in index._parts:
+            assert np.array_equal(short_codes(part), expected_codes(part, keys)), step
 
 
 def test_rounded_keys_that_look_alike_are_told_apart_by_the_keys_themselves():
