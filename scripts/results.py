@@ -59,7 +59,7 @@ STEPS: dict[str, list[str]] = {
         for name, files in KNOWEDIT.items()
     },
     "protocols": [
-        *("evaluate", *COUNTERFACT, "--num-edits", "1", "100", "1000", "10000", *SEEDS, "--num-questions", "100"),
+        *("evaluate", *COUNTERFACT, "--num-edits", "1000", "10000", "--num-questions", "100"),
         *("--protocol", "paper", "generation"),
     ],
     "generation-zsre": [
