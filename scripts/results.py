@@ -146,6 +146,7 @@ def summary(checkpoint: Checkpoint = RELEASED) -> None:
     times = {step: time for step, time in _read(directory / "times.json", {}).items() if time["finished"]}
     if not times:
         raise typer.BadParameter(f"No finished results of {checkpoint} in {directory}: first run the steps.")
+    IMAGES.mkdir(parents=True, exist_ok=True)
     condensed: dict[str, Any] = {"checkpoint": str(checkpoint), "times": times, "evaluations": {}, "failures": {}}
     for step in times:
         record = _read(directory / f"{step}.json")
@@ -158,9 +159,11 @@ def summary(checkpoint: Checkpoint = RELEASED) -> None:
             number = number or max(record["settings"]["num_edits"])
             condensed["failures"][step] = failures(record, number, protocol, _statements(step, record, number))
         if (plot := directory / f"{step}.png").exists():
-            IMAGES.mkdir(parents=True, exist_ok=True)
             shutil.copy(plot, IMAGES / f"results-{step}.png")
     pages = {name: directory / f"{name}.md" for name in TABLES}
+    for name in TABLES:
+        if (plot := directory / f"{name}.png").exists():
+            shutil.copy(plot, IMAGES / f"results-{name}.png")
     condensed["tables"] = {name: page.read_text(encoding="utf-8") for name, page in pages.items() if page.exists()}
     SUMMARY.write_text(json.dumps(condensed, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     print(f"{SUMMARY.relative_to(ROOT)}: {SUMMARY.stat().st_size / 1024:.0f} KB of {', '.join(times)}")
