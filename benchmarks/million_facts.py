@@ -10,6 +10,7 @@ Make the keys first (benchmarks/real_facts.py); with fewer of them than
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -35,6 +36,7 @@ from recipe_hf.modeling.knowledge.key_index import KeyIndex
 
 BATCH = 1000
 CHURN = 0.1  # Share of the facts that are removed, and again that are replaced.
+LOAD = os.getloadavg()[0]
 KINDS = ("prompts", "rephrasings", "unrelated")
 USED = "any, if its fact is used"
 RECALL = f"recall@1: {', '.join(KINDS)}; {USED}"
@@ -280,7 +282,10 @@ def load(num_facts: int, data: Path, keys_dir: Path, per_kind: int) -> tuple[lis
 def intro(num_facts: int, questions: Questions) -> str:
     numbers = np.bincount(questions.kinds, minlength=len(KINDS))
     asked = ", ".join(f"{number:,} {kind}" for number, kind in zip(numbers, KINDS, strict=True))
-    return f"{num_facts:,} facts; {asked}; {torch.get_num_threads()} threads, one query at a time."
+    return (
+        f"{num_facts:,} facts; {asked}; {torch.get_num_threads()} threads, one query at a time. Load of the machine "
+        f"when the run began: {LOAD:.1f} on {os.cpu_count()} cores (0 is a quiet one)."
+    )
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ class LiveIndex:
             files: dict[str, Any] = dict(index.files())
         else:
             files = {_FILE: save_arrays({"ids": index.ids, "keys": index.keys})}
-        write_files(self._directory, files, {**self._origin(self._state.next_id), "num_past": self._state.num_past})
+        write_files(self._directory, files, {**self._origin(self._state), "time": self._time})
         self._saved = self._state
         for path in self._directory.iterdir():
             if path.name not in (*files, MANIFEST):  # Of an index of the other kind.
@@ -129,14 +130,11 @@ class LiveIndex:
         if self._index is not None and state == self._state and self._time <= time and (not until or time < until):
             return self._index
         index, self._index = self._index, None
-        is_all_new = True
         if index is None:
             index = self._read(state)
         elif state.rekeyed_at != self._state.rekeyed_at:
-            index = KeyIndex(space.store.dim or 0)
-        else:
-            is_all_new = time < self._time  # The clock was put back.
-        if is_all_new:
+            index = self._nothing()
+        if time < self._time:  # The clock was put back.
             valid = space.valid_ids(time)
             index.remove(np.setdiff1d(index.ids, valid, assume_unique=True))
             new = np.setdiff1d(valid, index.ids, assume_unique=True)
@@ -174,44 +172,57 @@ class LiveIndex:
             index.add(new[start : start + _CHUNK], space.keys(new[start : start + _CHUNK]))
         return index
 
+    def _nothing(self) -> KeyIndex:
+        """An empty index, of the time before the first fact."""
+        self._state, self._time = State(), ""
+        return KeyIndex(self._space.store.dim or 0)
+
     def _read(self, state: State) -> KeyIndex | CodeIndex:
         """The index as it was saved, or an empty one where that cannot be used."""
-        space, directory, dim = self._space, self._directory, self._space.store.dim or 0
+        directory = self._directory
+        index: KeyIndex | CodeIndex = self._nothing()
         if directory is None or not directory.exists():
-            return KeyIndex(dim)
+            return index
         try:
             manifest = read_manifest(directory)
-            next_id = manifest["next_id"]
-            if next_id > state.next_id or any(manifest[name] != it for name, it in self._origin(next_id).items()):
+            saved = replace(state, next_id=manifest["next_id"], num_past=manifest["num_past"])
+            is_later = saved.next_id > state.next_id or saved.num_past > state.num_past
+            if is_later or any(manifest[name] != it for name, it in self._origin(saved).items()):
                 raise ValueError("it is of another store, or of other keys.")
-            if _FILE not in manifest["files"]:
-                if not code_index.is_available():
-                    return KeyIndex(dim)
-                index: KeyIndex | CodeIndex = CodeIndex.of_files(
-                    dim, space.keys, lambda name: read_file(directory, name, manifest)
-                )
-            else:
-                arrays = load_arrays(read_file(directory, _FILE, manifest))
-                index = KeyIndex(dim)
-                index.add(arrays["ids"], arrays["keys"])
-            if (next_id, manifest.get("num_past")) == (state.next_id, state.num_past):
+            is_of_keys = _FILE in manifest["files"]
+            if not is_of_keys and not code_index.is_available():
+                return index
+            index = self._of_files(lambda name: read_file(directory, name, manifest), is_of_keys)
+            self._state, self._time = saved, manifest["time"]
+            if saved == state:
                 self._saved = state
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             logger.warning(f"The index is made anew: {error}")
-            return KeyIndex(dim)
+            return self._nothing()
         return index
 
-    def _origin(self, next_id: int) -> dict[str, Any]:
-        """What only the index of this namespace can say, if it was made when the next id was `next_id`.
+    def _of_files(self, read: Callable[[str], bytes], is_of_keys: bool) -> KeyIndex | CodeIndex:
+        dim = self._space.store.dim or 0
+        if not is_of_keys:
+            return CodeIndex.of_files(dim, self._space.keys, read)
+        arrays, index = load_arrays(read(_FILE)), KeyIndex(dim)
+        index.add(arrays["ids"], arrays["keys"])
+        return index
 
-        A copy of the store that went on by itself gave the id before it at another moment, if at all.
+    def _origin(self, state: State) -> dict[str, Any]:
+        """What only the index of this namespace can say, if it was made when its state was `state`.
+
+        A copy of the store that went on by itself gave the last id, and ended the last fact, at another moment, if at
+        all.
         """
-        last = self._space.get(next_id - 1)
+        last = self._space.get(state.next_id - 1)
         return {
             "store": self._space.store.uuid,
             "namespace": self._space.name,
-            "next_id": next_id,
+            "next_id": state.next_id,
             "last_created_at": last and last.created_at,
+            "num_past": state.num_past,
+            "last_departure": self._space.departure(state.num_past - 1),
             "rekeyed_at": self._space.state.rekeyed_at,
         }
 

@@ -204,6 +204,12 @@ class Space:
         sql = "SELECT id FROM facts WHERE namespace = ? AND departure >= ?"
         return [id for (id,) in self.store.execute(sql, (self.name, first))]
 
+    def departure(self, number: int) -> list[Any] | None:
+        """Id and time of the departure with this number; None if there was none."""
+        sql = "SELECT id, ended_at FROM facts WHERE namespace = ? AND departure = ?"
+        row = self.store.execute(sql, (self.name, number)).fetchone()
+        return row and list(row)
+
     def labelled_ids(self, where: Mapping[str, Any]) -> NDArray[np.int64]:
         """Ids of the present facts whose metadata hold all of `where`, ascending."""
         found = self.ids() if not where else None

@@ -45,7 +45,7 @@ def assert_finds_what_is_there(base: KnowledgeBase, seed: int = 99, **kwargs) ->
 
 @pytest.fixture(autouse=True)
 def short_list(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(code_rows, "_SHORTLIST", 60)
+    monkeypatch.setattr(code_rows, "_BY_SHORT_CODES", 60)
 
 
 @pytest.mark.parametrize("dim", [3, 8, 30, 300])
@@ -68,7 +68,7 @@ def test_all_is_found_through_adds_and_removals(dim: int):
         exact.add(list(keys), np.stack(list(keys.values())))
         queries = rng.standard_normal((5, dim)).astype(np.float32)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(code_rows, "_SHORTLIST", 1000)
+            patch.setattr(code_rows, "_BY_SHORT_CODES", 1000)
             for among in (None, np.array(list(keys)[::3])):
                 found, want = index.search(queries, 3, 2, among), exact.search(queries, 3, 1, among)
                 assert found[0].tolist() == want[0].tolist()
@@ -187,7 +187,7 @@ def test_an_index_that_nobody_closed_was_saved_on_the_way(path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "altered"])
-@pytest.mark.parametrize("file", ["codes-0.faiss", "codes-1.int8", "rows.safetensors", "manifest.json"])
+@pytest.mark.parametrize("file", ["0.faiss", "1.keys.codes", "rows.safetensors", "manifest.json"])
 def test_a_damaged_index_is_made_anew(path: Path, file: str, damage: str, caplog: pytest.LogCaptureFixture):
     (damaged,) = (path / "facts.db-index").rglob(file)
     content = bytearray(damaged.read_bytes())
