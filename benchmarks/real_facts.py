@@ -6,7 +6,8 @@ things; it is filled with each subject that the data ask such things about, and 
 in this template. So the same subject has tens of facts and the same template thousands, which is what makes search
 hard. Only half of a statement may be true.
 
-    python benchmarks/real_facts.py --num-facts 1000000     # keys in runs/real-facts; goes on where it stopped
+    python benchmarks/real_facts.py             # keys in runs/real-facts; goes on where it stopped
+    python benchmarks/real_facts.py --reverse   # beside it, from the other end
 """
 
 from __future__ import annotations
@@ -166,13 +167,17 @@ def main(
     num_facts: Annotated[int, typer.Option()] = 1_000_000,
     output: Annotated[Path, typer.Option()] = KEYS,
     batch_size: Annotated[int, typer.Option()] = 256,
+    reverse: Annotated[
+        bool, typer.Option("--reverse", help="Begin at the end, as the second of two processes.")
+    ] = False,
 ) -> None:
     """Encodes the facts that have no keys yet."""
     facts, retriever = real_facts(data, num_facts), load_retriever()
     if len(facts) < num_facts:
         raise typer.BadParameter(f"the data make {len(facts):,} facts, fewer than --num-facts {num_facts:,}.")
     output.mkdir(parents=True, exist_ok=True)
-    for number in range(-(-num_facts // SHARD)):
+    numbers = range(-(-num_facts // SHARD))
+    for number in reversed(numbers) if reverse else numbers:
         path = output / f"{number:03d}.npy"
         if path.exists():
             continue
