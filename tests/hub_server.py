@@ -134,6 +134,11 @@ class Hub:
         repository = self.repositories[repo_type, repo_id]
         return repository.commits[repository.refs[revision]]
 
+    def edit(self, repo_id: str, name: str, text: str, repo_type: str = "model") -> None:
+        """Commits a text to the main branch, as someone does on the Hub's page."""
+        edited = {**self.files(repo_id, repo_type=repo_type), name: File(text.encode(), False)}
+        self.repositories[repo_type, repo_id].commit("main", edited, f"Edit {name}")
+
     def text(self, repo_id: str, name: str, *where: str) -> str:
         return self.files(repo_id, *where)[name].content.decode()
 

@@ -20,7 +20,7 @@ from recipe_hf.cards import write_model_card
 from tests import hub_client
 from tests.cards.test_model_card import make_checkpoint, make_run
 from tests.hub_client import ANN
-from tests.hub_server import File, Hub
+from tests.hub_server import Hub
 from tests.tiny_recipe import FACTS
 
 STATEMENTS = [f"{prompt} {answer}" for prompt, answer in FACTS]
@@ -114,7 +114,7 @@ def test_a_new_repository_gets_a_valid_card_of_its_own(hub, client):
 
 def test_a_push_without_facts_deletes_those_there_and_says_so(hub, client):
     client.push_model("org/recipe")
-    hub.files("org/recipe")["notes.txt"] = File(b"mine", False)
+    hub.edit("org/recipe", "notes.txt", "mine")
     client.push_model("org/recipe", include_knowledge=False)
     files = hub.files("org/recipe")
     assert not any(name.startswith("knowledge/") for name in files)
@@ -125,7 +125,7 @@ def test_a_push_without_facts_deletes_those_there_and_says_so(hub, client):
 def test_the_card_in_the_repository_stays_but_for_its_facts(hub, client):
     client.push_model("org/recipe")
     edited = hub.text("org/recipe", "README.md").replace("## Limits", "## Limits, by hand")
-    hub.files("org/recipe")["README.md"] = File(edited.encode(), False)
+    hub.edit("org/recipe", "README.md", edited)
     client.push_model("org/recipe", facts=FACTS[:1])
     assert hub.text("org/recipe", "README.md") == edited.replace("ships 4 facts", "ships 1 fact")
 
@@ -252,8 +252,8 @@ def test_the_datasets_library_reads_the_facts(hub, client, tmp_path):
 
 def test_a_push_of_facts_uploads_only_what_changed_and_keeps_the_card(hub, client, tmp_path):
     client.push_facts("org/facts")
-    files = hub.files("org/facts", repo_type="dataset")
-    files["README.md"] = File(files["README.md"].content.replace(b"tags:", b"license: mit\ntags:"), False)
+    card = hub.text("org/facts", "README.md", "main", "dataset")
+    hub.edit("org/facts", "README.md", card.replace("tags:", "license: mit\ntags:"), "dataset")
     hub.forget()
     client.push_facts("org/facts")
     assert not hub.uploads
