@@ -28,7 +28,7 @@ from usearch.index import Index
 from recipe_hf.modeling.knowledge.code_index import CodeIndex
 from recipe_hf.modeling.knowledge.key_index import KeyIndex
 
-WIDTH = 256  # Main directions that the keys are projected to, in a random rotation.
+WIDTH = 192  # Main directions that the keys are projected to, in a random rotation.
 
 
 @dataclass
@@ -77,18 +77,11 @@ def ways(keys: NDArray[np.float32], projection: NDArray[np.float32]) -> Iterator
         )
 
     for num_bytes in (16, 24, 32):
-        width = 8 * num_bytes  # Four bits for four of them.
-        codes = faiss.IndexPQFastScan(width, 2 * num_bytes, 4, metric)
-        narrow = np.ascontiguousarray(projected[:, :width])
-        seconds = timed(lambda codes=codes, narrow=narrow: (codes.train(narrow[:50_000]), codes.add(narrow)))[1]
-        for n in (100, 2000):
+        codes = faiss.IndexPQFastScan(WIDTH, 2 * num_bytes, 4, metric)
+        seconds = timed(lambda codes=codes: (codes.train(projected[:50_000]), codes.add(projected)))[1]
+        for n in (100, 1000):
             name = f"faiss 4-bit codes of {num_bytes} bytes, {n:,} candidates"
-            yield Way(
-                name,
-                num_bytes,
-                seconds,
-                lambda query, codes=codes, n=n: codes.search(query @ projection[:, : codes.d], n)[1],
-            )
+            yield Way(name, num_bytes, seconds, lambda query, codes=codes, n=n: codes.search(query @ projection, n)[1])
 
     both = CodeIndex(keys.shape[1], keys.__getitem__)
     seconds = timed(lambda: both.build(rows))[1]

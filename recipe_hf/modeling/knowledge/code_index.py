@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,13 +11,14 @@ from numpy.typing import NDArray
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
-from .code_rows import CodeRows, Projection, Query
+from .code_rows import CodeRows, Query
+from .short_codes import SHARDS, Projection
 
 _SAMPLE = 50_000  # Keys that the codes are fitted to.
 _CHUNK = 20_000  # Keys that are coded at once.
 _REFIT_GROWTH = 4  # The codes are fitted anew when there are as many times the facts that they were fitted to.
-_PARTS = 2  # Searched by a thread each.
 _ROWS_FILE = "rows.safetensors"
+_ROUNDED_FILE = "keys.codes"  # Stays on disk, memory-mapped.
 
 Fetch = Callable[[NDArray[np.int64]], NDArray[np.float32]]
 
@@ -34,8 +32,8 @@ class CodeIndex:
     """Finds the keys with the largest dot products without reading all keys. The counterpart of [`KeyIndex`].
 
     Each step is on fewer facts than the one before. All 4-bit product-quantisation codes are compared with the query
-    (24 bytes a fact; faiss's fast scan). The best 2,000 are compared by their 192 main directions, then the best 300
-    of these by the whole keys, both rounded to 8 bits. The float32 keys, which `fetch` brings from the store, are
+    (24 bytes a fact; faiss's fast scan). The best 1,000 are compared by their keys rounded to 8 bits, then the float32
+    keys, which `fetch` brings from the store, are
     compared for those that rounding could have put behind the best. No clusters, no graph: what is added can be found,
     what is removed is gone at once, and neither wears the index out.
 
@@ -47,65 +45,58 @@ class CodeIndex:
     def __init__(self, dim: int, fetch: Fetch) -> None:
         self._dim = dim
         self._fetch = fetch
-        self._parts: list[CodeRows] = []
+        self._rows: CodeRows | None = None
         self._num_fitted = 0
-        # Where an id is: `row * _PARTS + part`, or -1.
-        self._places: NDArray[np.int64] = np.empty(0, np.int64)
-        self._pool: tuple[int, ThreadPoolExecutor] | None = None
+        # The row of an id, or -1.
+        self._row_of: NDArray[np.int64] = np.empty(0, np.int64)
 
     def __len__(self) -> int:
-        return sum(map(len, self._parts))
+        return 0 if self._rows is None else len(self._rows)
 
     @property
     def ids(self) -> NDArray[np.int64]:
         """`[n]`, ascending."""
-        return np.flatnonzero(self._places >= 0)
+        return np.flatnonzero(self._row_of >= 0)
 
     def holding(self, ids: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
         """Those of `ids` that are there."""
         ids = np.asarray(ids, np.int64)
-        ids = ids[ids < len(self._places)]
-        return ids[self._places[ids] >= 0]
+        ids = ids[ids < len(self._row_of)]
+        return ids[self._row_of[ids] >= 0]
 
     def build(self, ids: NDArray[np.int64]) -> None:
         """Makes the index of `ids` anew, of keys that it fetches."""
-        self._parts, self._places, self._num_fitted = [], np.empty(0, np.int64), len(ids)
+        self._rows, self._row_of, self._num_fitted = None, np.empty(0, np.int64), len(ids)
         if not len(ids):
             return
         draw = np.random.default_rng(0)
         sample = ids if len(ids) <= _SAMPLE else np.sort(draw.choice(ids, _SAMPLE, replace=False))
-        projection = Projection.fit(self._fetch(sample))
-        self._parts = [CodeRows(projection) for _ in range(_PARTS)]
+        self._rows = CodeRows(Projection.fit(self._fetch(sample)))
         self.add(ids)
 
     def add(self, ids: NDArray[np.int64]) -> None:
         """Adds the keys of `ids`, none of which is there."""
-        if len(self) + len(ids) > _REFIT_GROWTH * self._num_fitted:
+        if self._rows is None or len(self) + len(ids) > _REFIT_GROWTH * self._num_fitted:
             self.build(np.concatenate([self.ids, ids]))
             return
         for start in range(0, len(ids), _CHUNK):
             chosen = ids[start : start + _CHUNK]
-            keys = self._fetch(chosen)
-            if chosen.max() >= len(self._places):
-                places = np.full(max(int(chosen.max()) + 1, len(self._places) * 5 // 4), -1, np.int64)
-                places[: len(self._places)] = self._places
-                self._places = places
-            smallest_first = sorted(range(_PARTS), key=lambda part: len(self._parts[part]))
-            for turn, part in enumerate(smallest_first):
-                rows = self._parts[part].add(chosen[turn::_PARTS], keys[turn::_PARTS])
-                self._places[chosen[turn::_PARTS]] = rows * _PARTS + part
+            if chosen.max() >= len(self._row_of):
+                row_of = np.full(max(int(chosen.max()) + 1, len(self._row_of) * 5 // 4), -1, np.int64)
+                row_of[: len(self._row_of)] = self._row_of
+                self._row_of = row_of
+            self._row_of[chosen] = self._rows.add(chosen, self._fetch(chosen))
 
     def remove(self, ids: Sequence[int] | NDArray[np.int64]) -> None:
         """Removes the keys of `ids`, which must be there."""
-        if len(ids) > len(self) // 2:
+        if self._rows is None or len(ids) > len(self) // 2:
             self.build(np.setdiff1d(self.ids, ids))
             return
         for id in np.asarray(ids, np.int64).tolist():
-            row, part = divmod(int(self._places[id]), _PARTS)
-            self._places[id] = -1
-            moved = self._parts[part].remove(row)
+            row, self._row_of[id] = int(self._row_of[id]), -1
+            moved = self._rows.remove(row)
             if moved != id:
-                self._places[moved] = row * _PARTS + part
+                self._row_of[moved] = row
 
     def get(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """The keys of `ids`, which must be there: any shape -> that shape and `dim`."""
@@ -118,24 +109,13 @@ class CodeIndex:
         among = None if among is None else self.holding(among)
         k = min(k, len(self) if among is None else len(among))
         ids, scores = np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
-        if not k:
+        if not k or self._rows is None:
             return ids, scores
-        rows = self._rows(among)
+        rows = None if among is None else np.sort(self._row_of[among])
         for number, vector in enumerate(queries):
-            query = Query(vector, self._parts[0].projection)
-            searches = [
-                partial(part.nearest, query, k, chosen) for part, chosen in zip(self._parts, rows, strict=True)
-            ]
-            candidates = [np.concatenate(arrays) for arrays in zip(*self._run(searches, threads), strict=True)]
+            candidates = self._rows.nearest(Query(vector, self._rows.projection), k, threads, rows)
             ids[number], scores[number] = self._decide(vector, k, *candidates)
         return ids, scores
-
-    def _rows(self, among: NDArray[np.int64] | None) -> list[NDArray[np.int64] | None]:
-        """The rows of ids in each part; None for all of them."""
-        if among is None:
-            return [None] * _PARTS
-        places = self._places[among]
-        return [np.sort(places[places % _PARTS == part] // _PARTS) for part in range(_PARTS)]
 
     def _decide(
         self,
@@ -152,27 +132,20 @@ class CodeIndex:
         best = np.argsort(-exact, kind="stable")[:k]
         return ids[best], exact[best]
 
-    def _run(self, searches: Sequence[Callable[[], Any]], threads: int) -> list[Any]:
-        if threads == 1:
-            return [search() for search in searches]
-        if self._pool is None or self._pool[0] != os.getpid():
-            self._pool = os.getpid(), ThreadPoolExecutor(_PARTS - 1, "knowledge-search")
-        others = [self._pool[1].submit(search) for search in searches[1:]]
-        return [searches[0](), *(other.result() for other in others)]
-
     # ------------------------------------------------------------------ files
 
     def files(self) -> Iterator[tuple[str, Any]]:
-        """Names and contents of the files that hold the index."""
+        """Names and contents of the files that hold an index that is not empty."""
+        assert self._rows is not None
         arrays: dict[str, NDArray] = {"num_fitted": np.array([self._num_fitted])}
-        arrays["projection"] = self._parts[0].projection.matrix
-        for number, part in enumerate(self._parts):
-            yield f"{number}.faiss", part.short_codes()
-            for name, array in part.arrays().items():
-                if name.endswith(".codes"):
-                    yield f"{number}.{name}", array.data
-                else:
-                    arrays[f"{number}.{name}"] = array
+        arrays["projection"] = self._rows.projection.matrix
+        for number, content in enumerate(self._rows.short_codes.contents()):
+            yield f"{number}.faiss", content
+        for name, array in self._rows.arrays().items():
+            if name == _ROUNDED_FILE:
+                yield name, array.data
+            else:
+                arrays[name] = array
         yield _ROWS_FILE, save_arrays(arrays)
 
     @classmethod
@@ -182,17 +155,11 @@ class CodeIndex:
         Raises:
             KeyError, RuntimeError, ValueError: If it is not one.
         """
-        index = cls(dim, fetch)
-        arrays: Mapping[str, NDArray] = load_arrays(read(_ROWS_FILE))
+        index, arrays = cls(dim, fetch), load_arrays(read(_ROWS_FILE))
         index._num_fitted = int(arrays["num_fitted"][0])
-        projection = Projection(arrays["projection"], None)
-        for number in range(_PARTS):
-            prefix = f"{number}."
-            rows = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-            for name in ("keys.codes", "directions.codes"):
-                rows[name] = np.frombuffer(read(prefix + name), np.int8)
-            index._parts.append(CodeRows(projection, rows, read(prefix + "faiss")))
-        index._places = np.full(max((int(part.ids.max(initial=-1)) for part in index._parts), default=-1) + 1, -1)
-        for number, part in enumerate(index._parts):
-            index._places[part.ids] = np.arange(len(part)) * _PARTS + number
+        arrays[_ROUNDED_FILE] = np.frombuffer(read(_ROUNDED_FILE), np.int8)
+        shards = [read(f"{number}.faiss") for number in range(SHARDS)]
+        index._rows = CodeRows(Projection(arrays["projection"], None), arrays, shards)
+        index._row_of = np.full(int(index._rows.ids.max(initial=-1)) + 1, -1, np.int64)
+        index._row_of[index._rows.ids] = np.arange(len(index))
         return index

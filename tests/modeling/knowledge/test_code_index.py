@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -73,18 +76,13 @@ def test_all_is_found_through_adds_and_removals(dim: int):
                 found, want = index.search(queries, 3, 2, among), exact.search(queries, 3, 1, among)
                 assert found[0].tolist() == want[0].tolist()
                 np.testing.assert_allclose(found[1], want[1], rtol=1e-5)
-    for part in index._parts:
-        assert np.array_equal(short_codes(part), expected_codes(part, keys))
+    assert_codes_are_those_of_keys(index, np.array([keys.get(id, [0] * dim) for id in range(next_id)], np.float32))
 
 
-def short_codes(part: code_rows.CodeRows) -> np.ndarray:
-    packer = part._index.get_CodePacker()
-    blocks = faiss.rev_swig_ptr(part._index.codes.get(), part._index.codes.size()).reshape(-1, 1, packer.block_size)
-    return np.stack([packer.unpack_1(blocks[row // packer.nvec], row % packer.nvec) for row in range(len(part))])
-
-
-def expected_codes(part: code_rows.CodeRows, keys) -> np.ndarray:
-    return part._index.pq.compute_codes(part.projection.apply(np.stack([keys[id] for id in part.ids.tolist()])))
+def assert_codes_are_those_of_keys(index: CodeIndex, keys: np.ndarray) -> None:
+    rows, pq = index._rows, index._rows.short_codes._shards[0].pq
+    codes = np.stack([rows.short_codes.code(row) for row in range(len(rows))])
+    assert np.array_equal(codes, pq.compute_codes(rows.projection.apply(keys[rows.ids])))
 
 
 def test_thousands_of_rows_keep_their_codes_through_removals_and_additions():
@@ -92,11 +90,10 @@ def test_thousands_of_rows_keep_their_codes_through_removals_and_additions():
     keys = rng.standard_normal((6000, 8)).astype(np.float32)
     index = CodeIndex(8, lambda ids: keys[ids])
     index.build(np.arange(5000))
-    for step in range(3):
+    for _ in range(3):
         index.remove(rng.choice(index.ids, 1500, replace=False))
         index.add(np.setdiff1d(np.arange(6000), index.ids)[:1200])
-        for part in index._parts:
-            assert np.array_equal(short_codes(part), expected_codes(part, keys)), step
+        assert_codes_are_those_of_keys(index, keys)
 
 
 def test_rounded_keys_that_look_alike_are_told_apart_by_the_keys_themselves():
@@ -117,6 +114,30 @@ def test_equal_keys_and_keys_of_zeros_are_found():
     index.build(np.arange(250))
     index.add(np.arange(250, 300))
     assert set(index.search(np.ones((1, DIM), np.float32), 20, 1)[0][0].tolist()) <= set(range(200, 300))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_forked_process_searches_too():
+    keys = random_keys(500).numpy()
+    index = CodeIndex(DIM, lambda ids: keys[ids])
+    index.build(np.arange(500))
+    want = index.search(keys[:5], 1, 2)[0][:, 0].tolist()
+    child = os.fork()
+    if not child:
+        try:
+            os._exit(0 if index.search(keys[:5], 1, 2)[0][:, 0].tolist() == want else 2)
+        finally:
+            os._exit(1)
+    for _ in range(300):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            break
+        time.sleep(0.1)
+    else:
+        os.kill(child, signal.SIGKILL)
+        pytest.fail("it hangs")
+    assert status == 0
+    assert index.search(keys[:5], 1, 1)[0][:, 0].tolist() == want
 
 
 def test_codes_are_taken_up_and_given_up_with_the_number_of_facts(tmp_path: Path):
@@ -187,7 +208,7 @@ def test_an_index_that_nobody_closed_was_saved_on_the_way(path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "altered"])
-@pytest.mark.parametrize("file", ["0.faiss", "1.keys.codes", "rows.safetensors", "manifest.json"])
+@pytest.mark.parametrize("file", ["0.faiss", "keys.codes", "rows.safetensors", "manifest.json"])
 def test_a_damaged_index_is_made_anew(path: Path, file: str, damage: str, caplog: pytest.LogCaptureFixture):
     (damaged,) = (path / "facts.db-index").rglob(file)
     content = bytearray(damaged.read_bytes())
