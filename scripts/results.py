@@ -4,8 +4,8 @@ python scripts/results.py run [STEP ...]   those named, or all, unless finished;
 python scripts/results.py summary          results/ -> docs/results.json (and the plots, docs/images)
 python scripts/results.py page             docs/results.json -> docs/results.md, README.md, the checkpoint's card
 
-Results of each checkpoint have a directory of their own, so that a new one starts anew. If `ablate.md` and
-`compare.md`, which the commands of these names write, are put there, they are taken in.
+Results of each checkpoint have a directory of their own, so that a new one starts anew. The sweep trains checkpoints of
+its own, in runs/.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ KNOWEDIT = {
     "zsre": ["knowedit-zsre.json"],
     "wiki": ["knowedit-wiki-recent.json", "knowedit-wiki-counterfact.json"],
 }
+VALIDATION = ["--validation", str(DATA / "counterfact-train.json")]
 SEEDS = ["--seeds", "0", "1", "2"]
 #: What each step asks of `recipe-hf`, in the order they run.
 STEPS: dict[str, list[str]] = {
@@ -71,11 +72,20 @@ STEPS: dict[str, list[str]] = {
         *("--protocol", "strict", "generation", "--plots"),
     ],
     "harness": ["harness", "--facts", COUNTERFACT[1], "--num-facts", "10000", "--limit", "50"],
+    "ablate": [
+        *("ablate", *COUNTERFACT, *VALIDATION, "--num-edits", "1000"),
+        *("--num-questions", "100", "--num-validation", "300", "--picture"),
+    ],
+    "compare": [
+        *("compare", *COUNTERFACT, *VALIDATION, "--sentence-model", "models/minilm", "--num-edits", "100"),
+        *("--num-questions", "50", "--num-validation", "300", "--seconds", "300"),
+    ],
+    "sweep": ["sweep", *COUNTERFACT, "--num-edits", "500", "--num-questions", "100", "--picture"],
 }
 #: Evaluations of which examples of failures are shown: number of edits (all if None) and protocol.
 EXAMPLES_OF = {"counterfact": (10_000, "strict"), "zsre": (None, "strict"), "protocols": (10_000, "generation")}
-#: Tables that other commands write into the directory.
-TABLES = ("compare", "ablate")
+#: Steps whose page is taken in as it is.
+PAGES = ("ablate", "compare", "sweep")
 
 app = typer.Typer(pretty_exceptions_enable=False, help=__doc__)
 Checkpoint = Annotated[Path, typer.Option(help="The checkpoint.")]
@@ -132,6 +142,8 @@ def _command(step: str, checkpoint: Path, base_model: str, dtype: str, directory
         return [sys.executable, str(ROOT / "benchmarks/unseen_wordings.py"), str(checkpoint), *output]
     name, *options = STEPS[step]
     tool = str(Path(sys.executable).with_name("recipe-hf"))
+    if step == "sweep":
+        return [tool, name, *options, "--base-model", base_model, *output]
     return [tool, name, str(checkpoint), *options, "--base-model", base_model, "--dtype", dtype, *output]
 
 
@@ -148,7 +160,13 @@ def summary(checkpoint: Checkpoint = RELEASED) -> None:
         raise typer.BadParameter(f"No finished results of {checkpoint} in {directory}: first run the steps.")
     IMAGES.mkdir(parents=True, exist_ok=True)
     condensed: dict[str, Any] = {"checkpoint": str(checkpoint), "times": times, "evaluations": {}, "failures": {}}
+    condensed["tables"] = {}
     for step in times:
+        if (plot := directory / f"{step}.png").exists():
+            shutil.copy(plot, IMAGES / f"results-{step}.png")
+        if step in PAGES:
+            condensed["tables"][step] = (directory / f"{step}.md").read_text(encoding="utf-8")
+            continue
         record = _read(directory / f"{step}.json")
         if not STEPS[step] or STEPS[step][0] != "evaluate":
             condensed[step] = record
@@ -158,13 +176,6 @@ def summary(checkpoint: Checkpoint = RELEASED) -> None:
             number, protocol = EXAMPLES_OF[step]
             number = number or max(record["settings"]["num_edits"])
             condensed["failures"][step] = failures(record, number, protocol, _statements(step, record, number))
-        if (plot := directory / f"{step}.png").exists():
-            shutil.copy(plot, IMAGES / f"results-{step}.png")
-    pages = {name: directory / f"{name}.md" for name in TABLES}
-    for name in TABLES:
-        if (plot := directory / f"{name}.png").exists():
-            shutil.copy(plot, IMAGES / f"results-{name}.png")
-    condensed["tables"] = {name: page.read_text(encoding="utf-8") for name, page in pages.items() if page.exists()}
     SUMMARY.write_text(json.dumps(condensed, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     print(f"{SUMMARY.relative_to(ROOT)}: {SUMMARY.stat().st_size / 1024:.0f} KB of {', '.join(times)}")
 

@@ -76,10 +76,8 @@ def test_pages_say_what_the_summary_says(root: Path):
     assert "| 1 | 90.0 ± 0.5 | 91.0 ± 0.5 | 92.0 ± 0.5 | – | – | – |" in page
     assert "**The gate stayed shut: 2.5%.**" in page
     assert "| Who \\| is it? | generality | It is Bo (1.0, 1.5) | (nothing) | Bo |" in page
-    assert (
-        "## Against other editors\n\n### Editors\n\n| editor |" in page
-        and "Not measured for these weights: `recipe-hf ablate`." in page
-    )
+    assert "## Against other editors\n\n### Editors\n\n| editor |" in page
+    assert "Not measured" in page.split("## Ablations")[1].split("## The number of prompt tokens")[0]
     assert "prompts 29 of 30 as they should be" in page and "| together | 61 |" in page
     assert readme.startswith("# Mine\n\n<!-- results -->\n") and readme.endswith("<!-- /results -->\n\nThe end.\n")
     assert "old" not in readme and "96.4 / 96.0 / 93.7 and 95.5 / 93.8 / 90.8" in readme
@@ -113,7 +111,8 @@ def test_a_readme_without_marks_is_refused(root: Path):
 def test_a_summary_of_few_steps_makes_a_page(root: Path):
     few = SUMMARY | {"evaluations": {}, "failures": {}, "tables": {}}
     list(results_page.write_pages(few, root, Path("checkpoint")))
-    assert "Not measured for these weights: `recipe-hf compare`." in (root / "docs/results.md").read_text()
+    page = (root / "docs/results.md").read_text()
+    assert "Not measured" in page.split("## Against other editors")[1].split("##")[0]
 
 
 def test_steps_are_timed_and_not_run_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
@@ -180,6 +179,7 @@ def test_small_steps_become_pages(root: Path, monkeypatch: pytest.MonkeyPatch):
         "zsre": ["evaluate", *facts, "--half", "held_out"],
         "protocols": ["evaluate", *facts, "--protocol", "paper", "generation"],
         "harness": ["harness", "--facts", "facts.json", "--num-facts", "4", "--tasks", "local_rte", "--data", "."],
+        "compare": ["compare", *facts, "--editors", "base", "recipe", "--num-edits", "4"],
     }
     monkeypatch.setattr(results, "STEPS", steps)
     monkeypatch.setattr(results, "EXAMPLES_OF", {"counterfact": (4, "strict"), "zsre": (None, "strict")})
@@ -197,6 +197,7 @@ def test_small_steps_become_pages(root: Path, monkeypatch: pytest.MonkeyPatch):
     list(results_page.write_pages(summary, root, Path("checkpoint")))
     page = (root / "docs/results.md").read_text()
     assert "![Accuracy" in page and (root / "docs/images/results-counterfact.png").exists()
+    assert "| 4 | base | " in page.split("## Against other editors")[1]
     assert "| rte | 3 | acc |" in page and "| facts held | RTE |" in page
     examples = [e for kind in summary["failures"]["counterfact"].values() for e in kind["examples"]]
     told = {f"{prompt} {answer}" for prompt, answer in FACTS}
