@@ -11,7 +11,7 @@ export TOKENIZERS_PARALLELISM ?= false
 .PHONY: demo test lint models train-release results clean
 
 demo: .venv/.installed models
-	$(BIN)/recipe-hf demo --base-model $(MODELS)/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+	TQDM_DISABLE=1 $(BIN)/recipe-hf demo --base-model $(MODELS)/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
 test: .venv/.installed models
 	$(BIN)/pytest
