@@ -4,8 +4,8 @@ python scripts/results.py run [STEP ...]   those named, or all, unless finished;
 python scripts/results.py summary          results/ -> docs/results.json (and the plots, docs/images)
 python scripts/results.py page             docs/results.json -> docs/results.md, README.md, the checkpoint's card
 
-Results of each checkpoint have a directory of their own, so that a new one starts anew. The sweep trains checkpoints of
-its own, in runs/.
+Results of each checkpoint have a directory of their own, so that a new one starts anew. The sweep trains checkpoints
+of its own, in runs/.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from .. import timestamps
 from ..facts import Fact, NewFact, PastFact, normalize_whitespace, parse_facts
+from .checks import check_namespace, check_positive, checked_ids, checked_where, is_id, is_unicode
 from .hits import Hits
 from .live_index import FULL_SCAN_THRESHOLD, LiveIndex
 from .persistence import Persistence
@@ -47,8 +47,8 @@ class KnowledgeBase(Persistence):
     full_scan_threshold = FULL_SCAN_THRESHOLD
 
     def __init__(self, dim: int, *, full_scan_threshold: int = FULL_SCAN_THRESHOLD) -> None:
-        _check_positive("dim", dim)
-        _check_positive("full_scan_threshold", full_scan_threshold)
+        check_positive("dim", dim)
+        check_positive("full_scan_threshold", full_scan_threshold)
         self.full_scan_threshold = full_scan_threshold
         self._enter(Store.memory(dim), "", {})
 
@@ -93,8 +93,8 @@ class KnowledgeBase(Persistence):
             ValueError: If the file is damaged, of a newer version, or of something else; if `dim` is not its width.
         """
         if dim is not None:
-            _check_positive("dim", dim)
-        _check_positive("full_scan_threshold", full_scan_threshold)
+            check_positive("dim", dim)
+        check_positive("full_scan_threshold", full_scan_threshold)
         base = cls.__new__(cls)
         base.full_scan_threshold = full_scan_threshold
         store = Store.open(path, dim, read_only)
@@ -206,9 +206,11 @@ class KnowledgeBase(Persistence):
         Raises:
             KeyError: If an id is not that of a fact in the knowledge base.
             OSError: If the disk is full or fails, or the store is read only.
+            ValueError: If `ids` is neither an id nor several.
         """
+        chosen = checked_ids(ids, or_one=True)
         with self._change() as now:
-            self._end([self[i] for i in dict.fromkeys([ids] if isinstance(ids, int) else ids)], now, "removed")
+            self._end([self[i] for i in dict.fromkeys(chosen)], now, "removed")
 
     def clear(self) -> None:
         """Removes all facts; they stay in the history, and their ids stay taken."""
@@ -239,7 +241,7 @@ class KnowledgeBase(Persistence):
             ValueError: If the key is needed and there is no `encode`.
         """
         with self._change() as now:
-            past = self._space.get(id) if _is_id(id) else None
+            past = self._space.get(id) if is_id(id) else None
             if not isinstance(past, PastFact):
                 raise KeyError(f"id must be that of a past fact of the knowledge base, got {id!r}.")
             key = self._space.key(id)
@@ -261,7 +263,7 @@ class KnowledgeBase(Persistence):
         """
         with self._change() as now:
             present = self._space.ids().tolist()
-            if ids is not None and list(ids) != present:
+            if ids is not None and checked_ids(ids) != present:
                 raise ValueError("ids must be those of all present facts in order: facts came or went meanwhile.")
             self._rekey(present, check_vectors("keys", keys, self.dim, len(present)), encoder_fingerprint, now)
 
@@ -311,10 +313,10 @@ class KnowledgeBase(Persistence):
 
     def get(self, id: Any, default: Any = None) -> Any:
         """The fact with this id, or `default`."""
-        if not _is_id(id):
+        if not is_id(id):
             return default
         with self._store.view():
-            fact = self._space.get(id)
+            fact = self._space.get(int(id))
         return default if fact is None or isinstance(fact, PastFact) else fact
 
     def __repr__(self) -> str:
@@ -328,7 +330,12 @@ class KnowledgeBase(Persistence):
         """The facts that were replaced or removed, in the order they left; with `prompt`, those about it only.
 
         `prompt` may also be the statement of a fact without a prompt.
+
+        Raises:
+            ValueError: If `prompt` is not a string.
         """
+        if prompt is not None and not is_unicode(prompt):
+            raise ValueError(f"prompt must be a string, got {prompt!r}.")
         with self._store.view():
             return self._space.past(None if prompt is None else normalize_whitespace(prompt))
 
@@ -337,14 +344,16 @@ class KnowledgeBase(Persistence):
 
         Raises:
             KeyError: If an id is not that of a fact in the knowledge base.
+            ValueError: If `ids` are not several ids.
         """
+        chosen = checked_ids(ids)
         with self._store.view():
-            return torch.from_numpy(self._space.keys(self[i].id for i in ids))
+            return torch.from_numpy(self._space.keys(self[i].id for i in chosen))
 
     def search(self, queries: Tensor, k: int = 1, where: Mapping[str, Any] | None = None) -> tuple[Tensor, Tensor]:
         """The `k` keys with the largest dot product with each query, of facts that are valid now.
 
-        Exact up to `full_scan_threshold` facts.
+        Exact up to `full_scan_threshold` facts, and half as many where there were more before.
 
         Args:
             queries: `[b, dim]`, the representations `r_q`.
@@ -367,13 +376,13 @@ class KnowledgeBase(Persistence):
 
         With `valid_only=False`, facts whose time has not come, or is over, are found too.
         """
-        _check_positive("k", k)
+        check_positive("k", k)
         with self._store.view():
             vectors = check_vectors("queries", queries, self.dim)
             ids = np.full((len(vectors), k), -1, np.int64)
             scores = np.full((len(vectors), k), -np.inf, np.float32)
             keys = np.zeros((len(vectors), k, vectors.shape[1]), np.float32)
-            where = None if where is None else _checked_where(where)
+            where = None if where is None else checked_where(where)
             if len(vectors) and len(self):
                 found = self._index.search(vectors, k, torch.get_num_threads(), where, valid_only)
                 n = found[0].shape[1]
@@ -381,35 +390,3 @@ class KnowledgeBase(Persistence):
             facts_of = {id: self._space.get(id) for id in set(ids.flatten().tolist())}
             facts = [[facts_of[id] for id in row] for row in ids.tolist()]
         return Hits(torch.from_numpy(ids), torch.from_numpy(scores), torch.from_numpy(keys), facts)
-
-
-def check_namespace(namespace: Any) -> None:
-    """Raises a ValueError if `namespace` is not a string that can be written."""
-    if not isinstance(namespace, str) or not _is_unicode(namespace):
-        raise ValueError(f"namespace must be a string, got {namespace!r}.")
-
-
-def _check_positive(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-        raise ValueError(f"{name} must be a positive integer, got {value!r}.")
-
-
-def _checked_where(where: Any) -> dict[str, Any]:
-    try:
-        if isinstance(where, Mapping) and all(isinstance(name, str) for name in where):
-            return json.loads(json.dumps(dict(where), allow_nan=False))
-    except (TypeError, ValueError, RecursionError):
-        pass
-    raise ValueError(f"where must be a dict of names and JSON values, such as {{'source': 'x'}}, got {where!r}.")
-
-
-def _is_id(id: Any) -> bool:
-    return isinstance(id, int) and not isinstance(id, bool)
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -18,7 +18,7 @@ _SAMPLE = 50_000  # Keys that the codes are fitted to.
 _CHUNK = 20_000  # Keys that are coded at once.
 _REFIT_GROWTH = 4  # The codes are fitted anew when there are as many times the facts that they were fitted to.
 _ROWS_FILE = "rows.safetensors"
-_ROUNDED_FILE = "keys.codes"  # Stays on disk, memory-mapped.
+_ROUNDED_FILE = "keys.codes"
 
 Fetch = Callable[[NDArray[np.int64]], NDArray[np.float32]]
 
@@ -32,7 +32,7 @@ class CodeIndex:
     """Finds the keys with the largest dot products without reading all keys. The counterpart of [`KeyIndex`].
 
     Each step is on fewer facts than the one before. All 4-bit product-quantisation codes are compared with the query
-    (24 bytes a fact; faiss's fast scan). The best 1,000 are compared by their keys rounded to 8 bits, then the float32
+    (24 bytes a fact; faiss's fast scan). The best 1,500 are compared by their keys rounded to 8 bits, then the float32
     keys, which `fetch` brings from the store, are
     compared for those that rounding could have put behind the best. No clusters, no graph: what is added can be found,
     what is removed is gone at once, and neither wears the index out.

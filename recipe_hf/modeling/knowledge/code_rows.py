@@ -9,9 +9,7 @@ from numpy.typing import NDArray
 
 from .short_codes import SHARDS, Projection, ShortCodes
 
-# How many rows each step hands on, at least.
-_BY_SHORT_CODES = 1000
-_BY_ROUNDED_KEYS = 32
+_BY_SHORT_CODES = 1500  # So many rows are compared by their rounded keys, at least.
 _SCAN = 8192  # Rounded vectors that are compared at once.
 # Rounding to steps of s errs by s / sqrt(12) in each dimension; six deviations.
 _ERROR = 6 / 12**0.5
@@ -131,7 +129,7 @@ class CodeRows:
         return int(self._ids[row])
 
     def nearest(self, query: Query, k: int, threads: int, among: NDArray[np.int64] | None = None) -> Candidates:
-        """Candidates for the best `k` rows: ids, scores, and how wrong these may be. With `among`, of these rows."""
+        """Candidates for the best `k` rows: ids, scores, and how wrong these may be. With `among`, all these rows."""
         rows, n = among, max(_BY_SHORT_CODES, 50 * k)
         if rows is None and n < len(self):
             rows = np.sort(self.short_codes.best(query.projected, n, threads))
@@ -139,15 +137,8 @@ class CodeRows:
         if rows is None or (among is None and len(rows) < n):
             rows = np.arange(len(self))
         scores = self._rounded.products(query.rounded, rows)
-        best = _best(scores, _BY_ROUNDED_KEYS + k)
-        rows, scores = rows[best], scores[best]
         errors = _ERROR * np.hypot(self._rounded.scales[rows] * query.length, query.rounded.scales * self._max_length)
         return self._ids[rows], scores, errors
-
-
-def _best(scores: NDArray[np.float64], n: int) -> NDArray[np.int64]:
-    """Where the largest `n` are, in no order."""
-    return np.argpartition(-scores, n)[:n] if n < len(scores) else np.arange(len(scores))
 
 
 def _grown(rows: NDArray, used: int, capacity: int) -> NDArray:

@@ -85,7 +85,7 @@ class KeyIndex:
         if not k:
             return np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32)
         found = usearch_search(keys, queries * _SCALE, k, MetricKind.IP, exact=True, threads=threads)
-        rows = found.keys.astype(np.int64).reshape(len(queries), k)
+        rows = np.sort(found.keys.astype(np.int64).reshape(len(queries), k), axis=1)
         scores = (keys[rows] * queries[:, None]).sum(-1)
         order = np.argsort(-scores, axis=1, kind="stable")
         return ids[np.take_along_axis(rows, order, 1)], np.take_along_axis(scores, order, 1)

@@ -15,6 +15,7 @@ from ..download import download
 from ..facts import Fact, PastFact
 from .contents import Contents
 from .exchange import write_facts
+from .live_index import FULL_SCAN_THRESHOLD
 from .space import Space
 from .store import Store
 from .vectors import check_vectors
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 class Persistence:
     """The part of [`KnowledgeBase`] that makes copies of it, here and elsewhere."""
 
+    full_scan_threshold: int
     _store: Store
     _space: Space
 
@@ -61,7 +63,9 @@ class Persistence:
             ValueError: If there are or were facts in the namespace, or its keys are of another width.
         """
         contents = self._contents()
-        base: Any = type(self).open(path, contents.dim, namespace=namespace)  # type: ignore[attr-defined]
+        base: Any = type(self).open(  # type: ignore[attr-defined]
+            path, contents.dim, namespace=namespace, full_scan_threshold=self.full_scan_threshold
+        )
         try:
             with base._store.change():
                 if base._space.state.next_id:
@@ -86,7 +90,7 @@ class Persistence:
         contents = self._contents()
         if at is not None:
             contents = self._as_of(contents, timestamps.to_timestamp(at, "at"), encode)
-        return self._holding(contents)
+        return self._holding(contents, self.full_scan_threshold)
 
     def _as_of(self, contents: Contents, time: str, encode: Encode | None) -> Contents:
         key_of = {fact.id: key for fact, key in zip(contents.facts, contents.keys, strict=True)} | contents.past_keys
@@ -170,9 +174,10 @@ class Persistence:
             return Contents.of(self._space)
 
     @classmethod
-    def _holding(cls, contents: Contents) -> Self:
+    def _holding(cls, contents: Contents, full_scan_threshold: int = FULL_SCAN_THRESHOLD) -> Self:
         """A knowledge base in memory."""
         base: Any = cls.__new__(cls)
+        base.full_scan_threshold = full_scan_threshold
         base._enter(Store.memory(contents.dim), "", {})
         with base._store.change():
             contents.fill(base._space)
@@ -180,10 +185,10 @@ class Persistence:
 
     def __reduce__(self) -> Any:
         """Copies, pickled ones too, live in memory."""
-        return type(self)._holding, (self._contents(),)
+        return type(self)._holding, (self._contents(), self.full_scan_threshold)
 
     def __deepcopy__(self, memo: Any) -> Self:
-        return self._holding(copy.copy(self._contents()))
+        return self._holding(copy.copy(self._contents()), self.full_scan_threshold)
 
 
 def _as_present(fact: Fact) -> Fact:

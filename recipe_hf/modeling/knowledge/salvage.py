@@ -12,8 +12,9 @@ import sqlite3
 import tempfile
 import zlib
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ import numpy as np
 from ..facts import Fact, PastFact
 from .contents import Contents
 from .space import Space, to_fact
-from .store import FACT_COLUMNS, PAGE_SIZE, Store
+from .store import FACT_COLUMNS, Store
+from .write_ahead_log import PAGE_SIZE, put_into, read_frames
 from .writer_lock import WriterLock
 
 _LEAF = 0x0D  # A page of table rows.
@@ -72,8 +74,13 @@ def salvage(damaged: str | os.PathLike[str], new: str | os.PathLike[str]) -> Sal
                 shutil.copyfile(log, copy.with_name("copy-wal"))
         finally:
             writer_lock.release()
-        states = _replay_log(copy)
-        rows = _newest_rows(copy.read_bytes())
+        frames = read_frames(copy.with_name("copy-wal"))
+        _replay_log(copy)
+        file = copy.read_bytes()
+        together = put_into(file, frames)
+        copy.write_bytes(together)
+        states = _states(copy)
+        rows = _newest_rows(file, together)
         dim = max((len(row["key"]) // 4 for row in rows.values() if row["key"] is not None), default=None)
         whole = Path(directory) / "whole"
         store = Store.open(whole, dim, read_only=False)
@@ -84,33 +91,39 @@ def salvage(damaged: str | os.PathLike[str], new: str | os.PathLike[str]) -> Sal
             ]
         store.close()
         os.replace(whole, new)
-    lost = sum(count[2] for count in counts) if states.keys() >= {space for space, _ in rows} and states else None
+    says = states and states.keys() >= {space for space, _ in rows} and all(frame.is_whole for frame in frames)
+    lost = sum(count[2] for count in counts) if says else None
     return Salvage(
         sum(count[0] for count in counts), sum(count[1] for count in counts), lost, sum(c[3] for c in counts)
     )
 
 
-def _replay_log(copy: Path) -> dict[str, tuple[Any, ...]]:
-    """Puts what the write-ahead log holds into the file, as far as SQLite can; gives each next id and fingerprint."""
+def _replay_log(copy: Path) -> None:
+    """Puts what the write-ahead log holds into the file, as far as SQLite can."""
     with open(copy, "r+b") as file:
         # SQLite reads no file that is shorter than it says of itself: what is missing is filled with zeros.
         header = file.read(32)
         pages = int.from_bytes(header[28:32], "big")
         if header[:15] == b"SQLite format 3" and pages * PAGE_SIZE > os.path.getsize(copy) and pages < 2**28:
             file.truncate(pages * PAGE_SIZE)
-    with closing(sqlite3.connect(copy, isolation_level=None)) as connection:
+    with closing(sqlite3.connect(copy, isolation_level=None)) as connection, suppress(sqlite3.Error):
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def _states(copy: Path) -> dict[str, tuple[Any, ...]]:
+    """Each namespace's next id and fingerprint, if they can be read."""
+    with closing(sqlite3.connect(copy)) as connection:
         try:
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             sql = "SELECT name, next_id, encoder_fingerprint FROM namespaces WHERE typeof(next_id) = 'integer'"
             return {name: tuple(rest) for name, *rest in connection.execute(sql)}
         except sqlite3.Error:
             return {}
 
 
-def _newest_rows(file: bytes) -> dict[tuple[str, int], dict[str, Any]]:
-    """The rows of facts that are whole, by namespace and id."""
+def _newest_rows(*files: bytes) -> dict[tuple[str, int], dict[str, Any]]:
+    """The rows of facts that are whole in any of the files, by namespace and id."""
     rows: dict[tuple[str, int], dict[str, Any]] = {}
-    for values in _records(file):
+    for values in chain.from_iterable(map(_records, dict.fromkeys(files))):
         row = dict(zip(FACT_COLUMNS, values, strict=True))
         row["fact"] = to_fact(row["namespace"], row)
         if row["fact"] is None:

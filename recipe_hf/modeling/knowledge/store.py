@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from .files import sync_directory
+from .write_ahead_log import PAGE_SIZE, has_lost_changes, read_frames
 from .writer_lock import WriterLock
 
 SCHEMA_VERSION = 1
-PAGE_SIZE = 4096
 _APPLICATION_ID = 0x52454350  # "RECP"
 
 # The key comes last, so that reading the rest of a row leaves its pages alone. `departure` numbers the facts that
@@ -112,6 +112,9 @@ class Store:
                 if not path.exists():
                     _create_file(path, dim)
                 store = cls(_open_file(path, read_only), path, writer_lock)
+            if dim is not None and store.dim is None and not read_only:
+                with store.change():
+                    store.execute("UPDATE store SET dim = ?", (dim,))
             if dim is not None and store.dim not in (None, dim):
                 store.close()
                 raise ValueError(f"dim must be {store.dim}, the width of the keys in {path}, got {dim}.")
@@ -232,14 +235,16 @@ def _create_file(path: Path, dim: int | None) -> None:
 
 
 def _open_file(path: Path, read_only: bool) -> sqlite3.Connection:
+    # SQLite would delete the log of an empty file, and what it cannot read of a log.
+    if path.stat().st_size == 0:
+        raise sqlite3.DatabaseError("the file is empty, malformed")
+    if not read_only and has_lost_changes(read_frames(_beside(path, "-wal"))):
+        raise sqlite3.DatabaseError("its log is malformed")
     connection = _connect(f"{path.as_uri()}?mode={'ro' if read_only else 'rw'}", uri=True)
     try:
         connection.execute("PRAGMA busy_timeout = 5000")
         ((application,),) = connection.execute("PRAGMA application_id")
         ((version,),) = connection.execute("PRAGMA user_version")
-        ((pages,),) = connection.execute("PRAGMA page_count")
-        if pages == 0:
-            raise sqlite3.DatabaseError("the file is empty, malformed")
         if application != _APPLICATION_ID:
             raise ValueError(f"path must be the file of a knowledge base, got another SQLite database: {path}.")
         if version > SCHEMA_VERSION:

@@ -7,6 +7,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+#: No number of a key or query is larger, so that dot products, and sums of them, are finite in float32.
+MAX_MAGNITUDE = 1e15
+
 
 def check_vectors(name: str, vectors: Tensor, dim: int | None, count: int | None = None) -> NDArray[np.float32]:
     """`vectors` as an array `[count, dim]`.
@@ -18,7 +21,7 @@ def check_vectors(name: str, vectors: Tensor, dim: int | None, count: int | None
         count: Their number; None for any.
 
     Raises:
-        ValueError: If they are of another type or shape, or not finite.
+        ValueError: If they are of another type or shape, or hold NaN or numbers beyond `MAX_MAGNITUDE`.
     """
     shape = f"[{'b' if count is None else count}, {'dim' if dim is None else dim}]"
     if not isinstance(vectors, Tensor) or not vectors.is_floating_point():
@@ -28,7 +31,10 @@ def check_vectors(name: str, vectors: Tensor, dim: int | None, count: int | None
     if not fits:
         raise ValueError(f"{name} must have the shape {shape}, got {list(vectors.shape)}.")
     array = vectors.detach().to("cpu", torch.float32).contiguous().numpy()
-    bad = np.flatnonzero(~np.isfinite(array).all(1))
+    bad = np.argwhere(~(np.abs(array) <= MAX_MAGNITUDE))
     if len(bad):
-        raise ValueError(f"{name} must be finite, got NaN or infinity in row {bad[0]}.")
+        row, column = bad[0]
+        raise ValueError(
+            f"{name} must be finite, and at most {MAX_MAGNITUDE:g} in size, got {array[row, column]} in row {row}."
+        )
     return array

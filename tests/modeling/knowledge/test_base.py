@@ -5,6 +5,7 @@ import pickle
 import random
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 
@@ -247,7 +248,7 @@ def test_bad_k(filled, k):
 
 
 def test_bad_queries_and_dim(filled):
-    with pytest.raises(ValueError, match="queries must be finite, got NaN or infinity in row 1"):
+    with pytest.raises(ValueError, match="queries must be finite, .* got nan in row 1"):
         filled(3).search(torch.tensor([[1.0] * DIM, [float("nan")] * DIM]))
     with pytest.raises(ValueError, match=r"queries must have the shape \[b, 8\], got \[8\]"):
         filled(3).search(torch.ones(DIM))
@@ -365,3 +366,47 @@ def test_random_operations_agree_with_a_plain_dict(empty, tmp_path):
         query = random_keys(1, seed=-step - 1)
         want = max(expected, key=lambda i: float(query[0] @ expected[i][2])) if expected else -1
         assert base.search(query)[0].item() == want
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda base: base.remove(None), "ids must be the ids of facts, got None"),
+        (lambda base: base.keys(0), "ids must be the ids of facts, got 0"),
+        (lambda base: base.replace_keys(random_keys(3), None, ids=5), "ids must be the ids of facts, got 5"),
+        (lambda base: base.history(3), "prompt must be a string, got 3"),
+        (lambda base: base.history("\ud800"), "prompt must be a string, got"),
+        (lambda base: base.search(random_keys(1), where={"\ud800": 1}), "where must be a dict of names"),
+        (
+            lambda base: base.add(["Huge."], torch.full((1, DIM), 1e20)),
+            "keys must be finite, and at most 1e.15 in size",
+        ),
+    ],
+)
+def test_bad_arguments_are_named(filled, call, message):
+    base = filled(3)
+    with pytest.raises(ValueError, match=message):
+        call(base)
+    assert len(base) == 3
+
+
+def test_ids_of_numpy_are_ids(filled):
+    base = filled(3)
+    base.remove(np.int64(0))
+    base.remove(np.array([1]))
+    assert [fact.id for fact in base] == [2] and np.int64(2) in base
+    assert torch.equal(base.keys(np.array([2])), base.keys([2]))
+
+
+def test_copies_keep_the_threshold(filled, tmp_path):
+    base = KnowledgeBase(DIM, full_scan_threshold=77)
+    copies = [base.snapshot(), copy.deepcopy(base), pickle.loads(pickle.dumps(base)), base.copy_to(tmp_path / "a.db")]
+    assert [made.full_scan_threshold for made in copies] == [77] * 4
+
+
+def test_a_width_given_later_is_that_of_the_file(tmp_path):
+    KnowledgeBase.open(tmp_path / "facts.db").close()
+    with KnowledgeBase.open(tmp_path / "facts.db", 8) as base:
+        assert base.dim == 8
+    with pytest.raises(ValueError, match="dim must be 8"):
+        KnowledgeBase.open(tmp_path / "facts.db", 5)

@@ -113,7 +113,19 @@ def test_equal_keys_and_keys_of_zeros_are_found():
     keys[200:] = 1
     index.build(np.arange(250))
     index.add(np.arange(250, 300))
-    assert set(index.search(np.ones((1, DIM), np.float32), 20, 1)[0][0].tolist()) <= set(range(200, 300))
+    assert index.search(np.ones((1, DIM), np.float32), 20, 1)[0].tolist() == [list(range(200, 220))]
+
+
+def test_among_thousands_of_rounded_keys_that_look_alike_all_are_compared(monkeypatch):
+    monkeypatch.setattr(code_rows, "_BY_SHORT_CODES", 1000)
+    rng = np.random.default_rng(1)
+    keys = (rng.standard_normal(32) + rng.standard_normal((900, 32)) / 200).astype(np.float32)
+    index = CodeIndex(32, lambda ids: keys[ids])
+    index.build(np.arange(900))
+    queries = rng.standard_normal((50, 32)).astype(np.float32)
+    for among in (None, np.arange(900)):
+        scores = index.search(queries, 1, 2, among)[1][:, 0]
+        np.testing.assert_allclose(scores, (queries @ keys.T).max(1), atol=1e-5)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
@@ -255,7 +267,7 @@ def test_without_faiss_every_key_is_compared_and_a_warning_says_so(path: Path, m
     monkeypatch.setattr(live_index.code_index, "is_available", lambda: False)
     with caplog.at_level(logging.WARNING), open_base(path) as base:
         for i in range(3):
-            base.add([f"More {i}."], random_keys(1, seed=i))
+            base.add([f"More {i}."], random_keys(1, seed=1000 + i))
             assert_finds_what_is_there(base)
         assert not codes_of(base)
     assert caplog.text.count("pip install 'recipe-hf[scale]'") == 1

@@ -49,6 +49,8 @@ def test_of_equal_keys_the_smallest_id_wins(threads):
     best = (queries @ distinct.T).argmax(1)
     first = [int(np.flatnonzero((keys == distinct[b]).all(1))[0]) for b in best]
     assert index.search(queries, 1, threads)[0][:, 0].tolist() == first
+    equal = np.flatnonzero((keys == distinct[best[0]]).all(1))
+    assert index.search(queries[:1], 9, threads)[0][0].tolist() == equal[:9].tolist()
     index.remove([first[0]])
     second = int(np.flatnonzero((keys == distinct[best[0]]).all(1))[1])
     assert index.search(queries[:1], 1, threads)[0].tolist() == [[second]]

@@ -125,6 +125,57 @@ def test_what_only_the_log_holds_is_saved(damaged: Path, tmp_path: Path):
     assert salvage(tmp_path / "copy.db", tmp_path / "new.db").facts == 311
 
 
+FRAME = 24 + 4096
+
+
+@pytest.fixture
+def killed(tmp_path: Path) -> Path:
+    """A store whose writer was killed after 40 changes, a fact each, which only the log holds."""
+    with KnowledgeBase.open(tmp_path / "writing.db", DIM) as base:
+        for number in range(40):
+            base.add([f"Fact {number}."], torch.full((1, DIM), float(number)))
+        for suffix in ("", "-wal"):
+            shutil.copy(f"{tmp_path / 'writing.db'}{suffix}", f"{tmp_path / 'killed.db'}{suffix}")
+    return tmp_path / "killed.db"
+
+
+def test_an_altered_log_is_noticed_and_what_follows_is_saved(killed: Path, tmp_path: Path):
+    log = Path(f"{killed}-wal")
+    content = bytearray(log.read_bytes())
+    for place in (32 + 60 * FRAME + 3000, 32 + 60 * FRAME + 9, 3, 20):  # A page, a frame's header, that of the log.
+        altered = content.copy()
+        altered[place] ^= 4
+        log.write_bytes(altered)
+        with pytest.raises(ValueError, match="its log is malformed.*recipe-hf salvage"):
+            KnowledgeBase.open(killed)
+        assert log.read_bytes() == altered
+        new = tmp_path / f"new-{place}.db"
+        found = salvage(killed, new)
+        assert found.facts >= 38 and found.lost is None
+        with KnowledgeBase.open(new) as base:
+            assert {"Fact 0.", "Fact 39."} <= {fact.statement for fact in base}
+
+
+def test_a_log_that_ends_amid_a_change_is_what_a_crash_leaves(killed: Path):
+    log = Path(f"{killed}-wal")
+    content = log.read_bytes()
+    log.write_bytes(content[: -FRAME // 2])
+    assert len(KnowledgeBase.open(killed)) == 39
+    log.write_bytes(content[:-FRAME] + bytes(FRAME))
+    assert len(KnowledgeBase.open(killed)) == 39
+
+
+def test_the_log_of_an_emptied_file_is_kept(killed: Path, tmp_path: Path):
+    os.truncate(killed, 0)
+    log = Path(f"{killed}-wal").read_bytes()
+    for read_only in (False, True):
+        with pytest.raises(ValueError, match="the file is empty.*recipe-hf salvage"):
+            KnowledgeBase.open(killed, read_only=read_only)
+    assert Path(f"{killed}-wal").read_bytes() == log
+    found = salvage(killed, tmp_path / "new.db")
+    assert (found.facts, found.keys_lost) == (40, 0)
+
+
 def test_a_lost_replacement_note_leaves_one_fact_to_a_prompt(damaged: Path, tmp_path: Path):
     """As if the page had survived only as it was before fact 3 was replaced by fact 300."""
     with KnowledgeBase.open(damaged) as base, base._store.change():

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ...facts import parse_facts
-from ..base import KnowledgeBase, OnConflict, check_namespace
+from ..base import KnowledgeBase, OnConflict
+from ..checks import check_namespace, checked_ids
 from ..contents import Contents
 from .index import QdrantIndex
 from .server import Server
@@ -132,8 +133,8 @@ class QdrantKnowledgeBase(KnowledgeBase):
         return self.snapshot().copy_to(path, namespace)
 
     @classmethod
-    def _holding(cls, contents: Contents) -> Any:
-        return KnowledgeBase._holding(contents)
+    def _holding(cls, *contents: Any) -> Any:
+        return KnowledgeBase._holding(*contents)
 
     # ------------------------------------------------------------------ the same, with fewer requests
 
@@ -152,14 +153,14 @@ class QdrantKnowledgeBase(KnowledgeBase):
 
     def remove(self, ids: int | Iterable[int]) -> None:
         """As [`KnowledgeBase.remove`]."""
-        ids = [ids] if isinstance(ids, int) else list(ids)
+        ids = checked_ids(ids, or_one=True)
         with self._store.change():
             self._space.load(ids)
             super().remove(ids)
 
     def keys(self, ids: Iterable[int]) -> Tensor:
         """As [`KnowledgeBase.keys`]."""
-        ids = list(ids)
+        ids = checked_ids(ids)
         with self._store.view():
             self._space.load(ids, with_keys=True)
             return super().keys(ids)

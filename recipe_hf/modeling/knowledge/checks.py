@@ -1,0 +1,57 @@
+"""What is asked of the arguments of a knowledge base."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from numbers import Integral
+from typing import Any
+
+
+def check_namespace(namespace: Any) -> None:
+    """Raises a ValueError if `namespace` is not a string that can be written."""
+    if not is_unicode(namespace):
+        raise ValueError(f"namespace must be a string, got {namespace!r}.")
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Raises a ValueError if `value` is not a positive integer."""
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+
+
+def checked_where(where: Any) -> dict[str, Any]:
+    """A filter of metadata as JSON reads it; a ValueError if it is none."""
+    try:
+        if isinstance(where, Mapping) and all(isinstance(name, str) for name in where):
+            text = json.dumps(dict(where), allow_nan=False, ensure_ascii=False)
+            text.encode()
+            return json.loads(text)
+    except (TypeError, ValueError, RecursionError):
+        pass
+    raise ValueError(f"where must be a dict of names and JSON values, such as {{'source': 'x'}}, got {where!r}.")
+
+
+def is_id(id: Any) -> bool:
+    """Whether `id` is an integer, as Python or NumPy has them."""
+    return isinstance(id, Integral) and not isinstance(id, bool)
+
+
+def checked_ids(ids: Any, or_one: bool = False) -> list[Any]:
+    """Ids of facts as a list; a ValueError if they are not several, nor, with `or_one`, one."""
+    if or_one and is_id(ids):
+        ids = [ids]
+    if isinstance(ids, str) or not isinstance(ids, Iterable):
+        raise ValueError(f"ids must be the ids of facts, got {ids!r}.")
+    return [int(id) if is_id(id) else id for id in ids]
+
+
+def is_unicode(text: Any) -> bool:
+    """Whether `text` is a string that can be written."""
+    if not isinstance(text, str):
+        return False
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
