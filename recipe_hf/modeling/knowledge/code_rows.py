@@ -120,8 +120,6 @@ class CodeRows:
 
     def remove(self, row: int) -> int:
         """Removes a row; gives the id of the row that took its place, the last one."""
-        if not self._rounded.codes.flags.writeable:  # As they were read.
-            self._grow(len(self))
         last = len(self) - 1
         for rows in self._rows():
             rows[row] = rows[last]
