@@ -18,7 +18,7 @@ _SAMPLE = 50_000  # Keys that the codes are fitted to.
 _CHUNK = 20_000  # Keys that are coded at once.
 _REFIT_GROWTH = 4  # The codes are fitted anew when there are as many times the facts that they were fitted to.
 _ROWS_FILE = "rows.safetensors"
-_ROUNDED_FILE = "keys.codes"
+_ROUNDED_FILES = ("keys.codes", "directions.codes")  # Large ones.
 
 Fetch = Callable[[NDArray[np.int64]], NDArray[np.float32]]
 
@@ -32,8 +32,8 @@ class CodeIndex:
     """Finds the keys with the largest dot products without reading all keys. The counterpart of [`KeyIndex`].
 
     Each step is on fewer facts than the one before. All 4-bit product-quantisation codes are compared with the query
-    (24 bytes a fact; faiss's fast scan). The best 1,500 are compared by their keys rounded to 8 bits, then the float32
-    keys, which `fetch` brings from the store, are
+    (24 bytes a fact; faiss's fast scan). The best 1,500 are compared by their 192 main directions, then the best 300
+    of these by the whole keys, both rounded to 8 bits. The float32 keys, which `fetch` brings from the store, are
     compared for those that rounding could have put behind the best. No clusters, no graph: what is added can be found,
     what is removed is gone at once, and neither wears the index out.
 
@@ -142,7 +142,7 @@ class CodeIndex:
         for number, content in enumerate(self._rows.short_codes.contents()):
             yield f"{number}.faiss", content
         for name, array in self._rows.arrays().items():
-            if name == _ROUNDED_FILE:
+            if name in _ROUNDED_FILES:
                 yield name, array.data
             else:
                 arrays[name] = array
@@ -159,7 +159,7 @@ class CodeIndex:
         arrays = {name: array.copy() for name, array in load_arrays(read(_ROWS_FILE)).items()}
         index._num_fitted = int(arrays["num_fitted"][0])
         # NumPy puts a large array on large pages, from which rows here and there are read 1.5 times as fast.
-        arrays[_ROUNDED_FILE] = np.frombuffer(read(_ROUNDED_FILE), np.int8).copy()
+        arrays |= {name: np.frombuffer(read(name), np.int8).copy() for name in _ROUNDED_FILES}
         shards = [read(f"{number}.faiss") for number in range(SHARDS)]
         index._rows = CodeRows(Projection(arrays["projection"], None), arrays, shards)
         index._row_of = np.full(int(index._rows.ids.max(initial=-1)) + 1, -1, np.int64)

@@ -1,4 +1,4 @@
-"""Rows of codes: keys as short codes, to choose a thousand, and rounded to 8 bits, to choose among these."""
+"""Rows of codes: keys as short codes, to choose some, and rounded to 8 bits, to choose among these."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 
 from .short_codes import SHARDS, Projection, ShortCodes
 
-_BY_SHORT_CODES = 1500  # So many rows are compared by their rounded keys, at least.
+# How many rows are compared by their rounded directions, then by their rounded keys, at least.
+_BY_SHORT_CODES = 1500
+_BY_DIRECTIONS = 300
 _SCAN = 8192  # Rounded vectors that are compared at once.
 # Rounding to steps of s errs by s / sqrt(12) in each dimension; six deviations.
 _ERROR = 6 / 12**0.5
@@ -51,6 +53,7 @@ class Query:
 
     def __init__(self, query: NDArray[np.float32], projection: Projection) -> None:
         self.projected = projection.apply(query[None])
+        self.in_directions = Rounded.of(self.projected)
         self.rounded = Rounded.of(query[None])
         self.length = np.linalg.norm(query)
 
@@ -74,9 +77,13 @@ class CodeRows:
         arrays = arrays or {}
         self._ids = arrays.get("ids", np.empty(0, np.int64))
         self._max_length = float(arrays.get("max_length", [0.0])[0])
-        self._rounded = Rounded(
-            arrays.get("keys.codes", np.empty(0, np.int8)).reshape(-1, len(projection.matrix)),
-            arrays.get("keys.scales", np.empty(0, np.float32)),
+        dim, width = projection.matrix.shape
+        self._rounded, self._in_directions = (
+            Rounded(
+                arrays.get(f"{name}.codes", np.empty(0, np.int8)).reshape(-1, size),
+                arrays.get(f"{name}.scales", np.empty(0, np.float32)),
+            )
+            for name, size in (("keys", dim), ("directions", width))
         )
         self.short_codes = ShortCodes(short_codes or [projection.empty()] * SHARDS)
         if {len(rows) for rows in self._rows()} != {len(self)}:
@@ -92,15 +99,15 @@ class CodeRows:
 
     def arrays(self) -> dict[str, NDArray]:
         """All that is kept of the rows, beside their short codes, each as one row of numbers; views."""
-        return {
-            "ids": self.ids,
-            "max_length": np.array([self._max_length]),
-            "keys.codes": self._rounded.codes[: len(self)].reshape(-1),
-            "keys.scales": self._rounded.scales[: len(self)],
-        }
+        arrays = {"ids": self.ids, "max_length": np.array([self._max_length])}
+        for name, rounded in (("keys", self._rounded), ("directions", self._in_directions)):
+            arrays[f"{name}.codes"] = rounded.codes[: len(self)].reshape(-1)
+            arrays[f"{name}.scales"] = rounded.scales[: len(self)]
+        return arrays
 
     def _rows(self) -> tuple[NDArray, ...]:
-        return self._ids, self._rounded.codes, self._rounded.scales
+        keys, directions = self._rounded, self._in_directions
+        return self._ids, keys.codes, keys.scales, directions.codes, directions.scales
 
     def add(self, ids: NDArray[np.int64], keys: NDArray[np.float32]) -> NDArray[np.int64]:
         """Adds keys `[n, dim]` under `ids`; gives their rows."""
@@ -108,15 +115,17 @@ class CodeRows:
         if end > len(self._ids):
             self._grow(max(end, first * 5 // 4))
         self._ids[first:end] = ids
-        new = Rounded.of(keys)
-        self._rounded.codes[first:end], self._rounded.scales[first:end] = new.codes, new.scales
+        projected = self.projection.apply(keys)
+        for rounded, vectors in ((self._rounded, keys), (self._in_directions, projected)):
+            new = Rounded.of(vectors)
+            rounded.codes[first:end], rounded.scales[first:end] = new.codes, new.scales
         self._max_length = max(self._max_length, float(np.linalg.norm(keys, axis=1).max(initial=0)))
-        self.short_codes.add(self.projection.apply(keys))
+        self.short_codes.add(projected)
         return np.arange(first, end)
 
     def _grow(self, capacity: int) -> None:
-        self._ids, codes, scales = (_grown(rows, len(self), capacity) for rows in self._rows())
-        self._rounded = Rounded(codes, scales)
+        self._ids, *others = (_grown(rows, len(self), capacity) for rows in self._rows())
+        self._rounded, self._in_directions = Rounded(*others[:2]), Rounded(*others[2:])
 
     def remove(self, row: int) -> int:
         """Removes a row; gives the id of the row that took its place, the last one."""
@@ -131,12 +140,17 @@ class CodeRows:
         rows, n = among, max(_BY_SHORT_CODES, 50 * k)
         if rows is None and n < len(self):
             rows = np.sort(self.short_codes.best(query.projected, n, threads))
-        # Where too many codes are alike, faiss names fewer.
-        if rows is None or (among is None and len(rows) < n):
+            # Where too many codes are alike, faiss names fewer.
+            rows = self._best_by_directions(query, rows, _BY_DIRECTIONS + 20 * k) if len(rows) == n else None
+        if rows is None:
             rows = np.arange(len(self))
         scores = self._rounded.products(query.rounded, rows)
         errors = _ERROR * np.hypot(self._rounded.scales[rows] * query.length, query.rounded.scales * self._max_length)
         return self._ids[rows], scores, errors
+
+    def _best_by_directions(self, query: Query, rows: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+        scores = self._in_directions.products(query.in_directions, rows)
+        return rows[np.argpartition(-scores, n)[:n]] if n < len(rows) else rows
 
 
 def _grown(rows: NDArray, used: int, capacity: int) -> NDArray:

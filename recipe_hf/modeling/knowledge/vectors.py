@@ -31,9 +31,8 @@ def check_vectors(name: str, vectors: Tensor, dim: int | None, count: int | None
     if not fits:
         raise ValueError(f"{name} must have the shape {shape}, got {list(vectors.shape)}.")
     array = vectors.detach().to("cpu", torch.float32).contiguous().numpy()
-    bad = np.argwhere(~(np.abs(array) <= MAX_MAGNITUDE))
-    if len(bad):
-        row, column = bad[0]
+    if not np.abs(array).max(initial=0) <= MAX_MAGNITUDE:
+        row, column = np.argwhere(~(np.abs(array) <= MAX_MAGNITUDE))[0]
         raise ValueError(
             f"{name} must be finite, and at most {MAX_MAGNITUDE:g} in size, got {array[row, column]} in row {row}."
         )
