@@ -15,6 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 _NEW = ".new"
@@ -65,7 +68,12 @@ def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def read_file(directory: str | os.PathLike[str], name: str, manifest: Mapping[str, Any]) -> bytes:
-    """Reads the data file `name` that `manifest` describes.
+    """Reads the data file `name` that `manifest` describes. Errors are those of `read_array`."""
+    return read_array(directory, name, manifest).tobytes()
+
+
+def read_array(directory: str | os.PathLike[str], name: str, manifest: Mapping[str, Any]) -> NDArray[np.uint8]:
+    """As `read_file`, for large files: NumPy puts these on large pages, where rows here and there are read faster.
 
     Raises:
         FileNotFoundError: If it is missing.
@@ -74,8 +82,8 @@ def read_file(directory: str | os.PathLike[str], name: str, manifest: Mapping[st
     path = Path(directory) / name
     found = [candidate for candidate in (path, path.with_name(name + _NEW)) if candidate.is_file()]
     for candidate in found:
-        content = candidate.read_bytes()
-        if _sha256(content) == manifest["files"].get(name):
+        content = np.fromfile(candidate, np.uint8)
+        if _sha256(content.data) == manifest["files"].get(name):
             return content
     if not found:
         raise FileNotFoundError(f"{path} is missing from the saved knowledge base.")
@@ -111,7 +119,7 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def _sha256(content: bytes) -> str:
+def _sha256(content: bytes | memoryview) -> str:
     return hashlib.sha256(content).hexdigest()
 
 

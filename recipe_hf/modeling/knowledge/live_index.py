@@ -19,7 +19,7 @@ from safetensors.numpy import save as save_arrays
 from .. import timestamps
 from . import code_index
 from .code_index import CodeIndex
-from .files import MANIFEST, read_file, read_manifest, write_files
+from .files import MANIFEST, read_array, read_manifest, write_files
 from .key_index import KeyIndex
 from .space import Space, State
 
@@ -192,7 +192,7 @@ class LiveIndex:
             is_of_keys = _FILE in manifest["files"]
             if not is_of_keys and not code_index.is_available():
                 return index
-            index = self._of_files(lambda name: read_file(directory, name, manifest), is_of_keys)
+            index = self._of_files(lambda name: read_array(directory, name, manifest), is_of_keys)
             self._state, self._time = saved, manifest["time"]
             if saved == state:
                 self._saved = state
@@ -201,11 +201,11 @@ class LiveIndex:
             return self._nothing()
         return index
 
-    def _of_files(self, read: Callable[[str], bytes], is_of_keys: bool) -> KeyIndex | CodeIndex:
+    def _of_files(self, read: Callable[[str], NDArray[np.uint8]], is_of_keys: bool) -> KeyIndex | CodeIndex:
         dim = self._space.store.dim or 0
         if not is_of_keys:
             return CodeIndex.of_files(dim, self._space.keys, read)
-        arrays, index = load_arrays(read(_FILE)), KeyIndex(dim)
+        arrays, index = load_arrays(read(_FILE).tobytes()), KeyIndex(dim)
         index.add(arrays["ids"], arrays["keys"])
         return index
 
