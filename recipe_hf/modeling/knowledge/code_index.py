@@ -159,7 +159,7 @@ class CodeIndex:
         arrays = {name: array.copy() for name, array in load_arrays(read(_ROWS_FILE).tobytes()).items()}
         index._num_fitted = int(arrays["num_fitted"][0])
         arrays |= {name: read(name).view(np.int8) for name in _ROUNDED_FILES}
-        shards = [read(f"{number}.faiss") for number in range(SHARDS)]
+        shards = [read(f"{number}.faiss").tobytes() for number in range(SHARDS)]
         index._rows = CodeRows(Projection(arrays["projection"], None), arrays, shards)
         index._row_of = np.full(int(index._rows.ids.max(initial=-1)) + 1, -1, np.int64)
         index._row_of[index._rows.ids] = np.arange(len(index))
