@@ -79,7 +79,7 @@ def ways(keys: NDArray[np.float32], projection: NDArray[np.float32]) -> Iterator
     for num_bytes in (16, 24, 32):
         codes = faiss.IndexPQFastScan(WIDTH, 2 * num_bytes, 4, metric)
         seconds = timed(lambda codes=codes: (codes.train(projected[:50_000]), codes.add(projected)))[1]
-        for n in (100, 1500):
+        for n in (100, 2000):
             name = f"faiss 4-bit codes of {num_bytes} bytes, {n:,} candidates"
             yield Way(name, num_bytes, seconds, lambda query, codes=codes, n=n: codes.search(query @ projection, n)[1])
 

@@ -32,7 +32,7 @@ class CodeIndex:
     """Finds the keys with the largest dot products without reading all keys. The counterpart of [`KeyIndex`].
 
     Each step is on fewer facts than the one before. All 4-bit product-quantisation codes are compared with the query
-    (24 bytes a fact; faiss's fast scan). The best 1,500 are compared by their 192 main directions, then the best 300
+    (24 bytes a fact; faiss's fast scan). The best 2,000 are compared by their 192 main directions, then the best 300
     of these by the whole keys, both rounded to 8 bits. The float32 keys, which `fetch` brings from the store, are
     compared for those that rounding could have put behind the best. No clusters, no graph: what is added can be found,
     what is removed is gone at once, and neither wears the index out.

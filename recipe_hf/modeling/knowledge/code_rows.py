@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from .short_codes import SHARDS, Projection, ShortCodes
 
 # How many rows are compared by their rounded directions, then by their rounded keys, at least.
-_BY_SHORT_CODES = 1500
+_BY_SHORT_CODES = 2000
 _BY_DIRECTIONS = 300
 _SCAN = 8192  # Rounded vectors that are compared at once.
 # Rounding to steps of s errs by s / sqrt(12) in each dimension; six deviations.
