@@ -1,4 +1,4 @@
-"""Rows of codes: keys as short codes, to choose some, and rounded to 8 bits, to choose among these."""
+"""Rows of codes: keys as short codes, to choose thousands, and rounded to 8 bits, to choose among these."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class Projection:
         projected = keys @ matrix
         repeats = -(-(1 << 4) // len(projected))  # faiss wants as many vectors as there are values of a code.
         index.pq.cp.min_points_per_centroid = 1
-        with one_thread():
+        with _one_thread():
             index.train(np.tile(projected, (repeats, 1)))
         return cls(matrix, index)
 
@@ -95,7 +95,7 @@ class ShortCodes:
     def add(self, projected: NDArray[np.float32]) -> None:
         """Adds the codes of projected keys `[n, width]`."""
         first = len(self)
-        with one_thread():
+        with _one_thread():
             for number, shard in enumerate(self._shards):
                 own = projected[(number - first) % SHARDS :: SHARDS]
                 if len(own):  # faiss cannot add none to none.
@@ -128,7 +128,7 @@ class ShortCodes:
 
     def best(self, query: NDArray[np.float32], n: int, threads: int) -> NDArray[np.int64]:
         """The `n` rows that seem the best for a projected query `[1, width]`; fewer where many codes are alike."""
-        with one_thread():
+        with _one_thread():
             searches = [partial(shard.search, query, n) for shard in self._shards]
             others = [self._others().submit(search) for search in searches[1:]] if threads > 1 else []
             found = [search() for search in searches[: SHARDS - len(others)]] + [other.result() for other in others]
@@ -145,7 +145,7 @@ class ShortCodes:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
+def _one_thread() -> Iterator[None]:
     """Context in which faiss uses the calling thread alone: its others would wait busily."""
     import faiss
 
