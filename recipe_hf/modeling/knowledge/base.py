@@ -16,6 +16,7 @@ from .. import timestamps
 from ..facts import Fact, NewFact, PastFact, normalize_whitespace, parse_facts
 from .checks import check_namespace, check_positive, checked_ids, checked_where, is_id, is_unicode
 from .hits import Hits
+from .key_index import nothing
 from .live_index import FULL_SCAN_THRESHOLD, LiveIndex
 from .persistence import Persistence
 from .space import Space, namespaces
@@ -379,9 +380,7 @@ class KnowledgeBase(Persistence):
         check_positive("k", k)
         with self._store.view():
             vectors = check_vectors("queries", queries, self.dim)
-            ids = np.full((len(vectors), k), -1, np.int64)
-            scores = np.full((len(vectors), k), -np.inf, np.float32)
-            keys = np.zeros((len(vectors), k, vectors.shape[1]), np.float32)
+            ids, scores, keys = nothing(len(vectors), k, vectors.shape[1])
             where = None if where is None else checked_where(where)
             if len(vectors) and len(self):
                 found = self._index.search(vectors, k, torch.get_num_threads(), where, valid_only)

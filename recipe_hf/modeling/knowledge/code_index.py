@@ -12,6 +12,7 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
 from .code_rows import CodeRows, Query
+from .key_index import Found, nothing
 from .short_codes import SHARDS, Projection
 
 _SAMPLE = 50_000  # Keys that the codes are fitted to.
@@ -98,24 +99,20 @@ class CodeIndex:
             if moved != id:
                 self._row_of[moved] = row
 
-    def get(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The keys of `ids`, which must be there: any shape -> that shape and `dim`."""
-        return self._fetch(ids.ravel()).reshape(*ids.shape, self._dim)
-
     def search(
         self, queries: NDArray[np.float32], k: int, threads: int, among: NDArray[np.int64] | None = None
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    ) -> Found:
         """As [`KeyIndex.search`]. With `among`, the 8-bit keys of all those ids are compared."""
         among = None if among is None else self.holding(among)
         k = min(k, len(self) if among is None else len(among))
-        ids, scores = np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
+        ids, scores, keys = nothing(len(queries), k, self._dim)
         if not k or self._rows is None:
-            return ids, scores
+            return ids, scores, keys
         rows = None if among is None else np.sort(self._row_of[among])
         for number, vector in enumerate(queries):
             candidates = self._rows.nearest(Query(vector, self._rows.projection), k, threads, rows)
-            ids[number], scores[number] = self._decide(vector, k, *candidates)
-        return ids, scores
+            ids[number], scores[number], keys[number] = self._decide(vector, k, *candidates)
+        return ids, scores, keys
 
     def _decide(
         self,
@@ -124,13 +121,14 @@ class CodeIndex:
         ids: NDArray[np.int64],
         scores: NDArray[np.float64],
         errors: NDArray[np.float64],
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    ) -> Found:
         """The best `k` of candidates with nearly right scores, by their keys."""
         kth = np.partition(scores, -k)[-k]
         ids = np.sort(ids[scores >= kth - errors - errors.max()])
-        exact = (self._fetch(ids) * query).sum(-1)
+        keys = self._fetch(ids)
+        exact = (keys * query).sum(-1)
         best = np.argsort(-exact, kind="stable")[:k]
-        return ids[best], exact[best]
+        return ids[best], exact[best], keys[best]
 
     # ------------------------------------------------------------------ files
 

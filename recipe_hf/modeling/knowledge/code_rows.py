@@ -141,7 +141,7 @@ class CodeRows:
         if rows is None and n < len(self):
             rows = np.sort(self.short_codes.best(query.projected, n, threads))
             # Where too many codes are alike, faiss names fewer.
-            rows = self._best_by_directions(query, rows, _BY_DIRECTIONS + 20 * k) if len(rows) == n else None
+            rows = self._best_by_directions(query, rows, _BY_DIRECTIONS + 20 * k) if len(rows) >= n else None
         if rows is None:
             rows = np.arange(len(self))
         scores = self._rounded.products(query.rounded, rows)

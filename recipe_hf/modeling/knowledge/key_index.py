@@ -12,6 +12,19 @@ from usearch.index import search as usearch_search
 # usearch ranks by 1 - r_q . r_k in float32, where the 1 would round small products away. A power of two is exact.
 _SCALE = np.float32(2.0**40)
 
+# Ids and dot products `[b, k]` of the keys found for `b` queries, and these keys `[b, k, dim]`; `k` is at most the
+# number of keys searched.
+Found = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]
+
+
+def nothing(num_queries: int, k: int, dim: int) -> Found:
+    """What is found before anything is: ids of -1, scores of minus infinity, keys of zeros."""
+    return (
+        np.full((num_queries, k), -1, np.int64),
+        np.full((num_queries, k), -np.inf, np.float32),
+        np.zeros((num_queries, k, dim), np.float32),
+    )
+
 
 class KeyIndex:
     """Finds the keys with the largest dot products, exactly, and takes no lock: its owner does.
@@ -66,16 +79,12 @@ class KeyIndex:
         """Those of `ids`, all different, that are there."""
         return np.intersect1d(ids, self.ids, assume_unique=True).astype(np.int64) if len(ids) else self.ids[:0]
 
-    def get(self, ids: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:
-        """A copy of the keys of `ids`, which must be there: any shape -> that shape and `dim`."""
-        return self.keys[np.searchsorted(self.ids, np.asarray(ids, np.int64))]
-
     def search(
         self, queries: NDArray[np.float32], k: int, threads: int, among: NDArray[np.int64] | None = None
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Ids and dot products of the best keys for each query, best first; of equal best keys the smallest id wins.
+    ) -> Found:
+        """The best keys for each query `[b, dim]`, `b` > 0, best first; of equal best keys the smallest id wins.
 
-        Shapes: `[b, dim]` with `b` > 0 -> `[b, min(k, n)]` twice. With `among`, `n` counts only those ids.
+        With `among`, only those ids count.
         """
         ids, keys = self.ids, self.keys
         if among is not None:
@@ -83,12 +92,13 @@ class KeyIndex:
             keys = keys[rows]
         k = min(k, len(ids))
         if not k:
-            return np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32)
+            return nothing(len(queries), 0, keys.shape[1])
         found = usearch_search(keys, queries * _SCALE, k, MetricKind.IP, exact=True, threads=threads)
         rows = np.sort(found.keys.astype(np.int64).reshape(len(queries), k), axis=1)
         scores = (keys[rows] * queries[:, None]).sum(-1)
         order = np.argsort(-scores, axis=1, kind="stable")
-        return ids[np.take_along_axis(rows, order, 1)], np.take_along_axis(scores, order, 1)
+        rows = np.take_along_axis(rows, order, 1)
+        return ids[rows], np.take_along_axis(scores, order, 1), keys[rows]
 
     def _compact(self) -> None:
         if self._removed:

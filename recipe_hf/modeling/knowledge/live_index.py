@@ -20,7 +20,7 @@ from .. import timestamps
 from . import code_index
 from .code_index import CodeIndex
 from .files import MANIFEST, read_array, read_manifest, write_files
-from .key_index import KeyIndex
+from .key_index import Found, KeyIndex
 from .space import Space, State
 
 logger = logging.getLogger(__name__)
@@ -61,8 +61,8 @@ class LiveIndex:
         threads: int,
         where: Mapping[str, Any] | None = None,
         valid_only: bool = True,
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]:
-        """As [`KeyIndex.search`], with the keys found, `[b, n, dim]`.
+    ) -> Found:
+        """As [`KeyIndex.search`].
 
         Args:
             queries: `[b, dim]`, `b` > 0.
@@ -73,16 +73,15 @@ class LiveIndex:
         """
         index = self._current()
         among = None if where is None else self._space.labelled_ids(where)
-        ids, scores = index.search(queries, k, threads, among)
-        keys = index.get(ids)
+        ids, scores, keys = index.search(queries, k, threads, among)
         idle = KeyIndex(self._space.store.dim or 0)
         if not valid_only:
             idle.add(idle_ids := self._space.idle_ids(timestamps.now()), self._space.keys(idle_ids))
         if not len(idle):
             return ids, scores, keys
-        others, other_scores = idle.search(queries, k, threads, among)
+        others, other_scores, other_keys = idle.search(queries, k, threads, among)
         ids, scores = np.concatenate([ids, others], 1), np.concatenate([scores, other_scores], 1)
-        keys = np.concatenate([keys, idle.get(others)], 1)
+        keys = np.concatenate([keys, other_keys], 1)
         best = np.lexsort((ids, -scores))[:, :k]
         return (
             np.take_along_axis(ids, best, 1),

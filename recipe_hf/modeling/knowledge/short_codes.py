@@ -127,15 +127,15 @@ class ShortCodes:
         return whole[number * size : (number + 1) * size].reshape(1, size), place
 
     def best(self, query: NDArray[np.float32], n: int, threads: int) -> NDArray[np.int64]:
-        """The `n` rows that seem the best for a projected query `[1, width]`; fewer where many codes are alike."""
+        """The rows that seem the best for a projected query `[1, width]`, `n` of all, in equal parts of the shards.
+
+        Fewer where many codes are alike.
+        """
         with _one_thread():
-            searches = [partial(shard.search, query, n) for shard in self._shards]
+            searches = [partial(shard.search, query, -(-n // SHARDS)) for shard in self._shards]
             others = [self._others().submit(search) for search in searches[1:]] if threads > 1 else []
             found = [search() for search in searches[: SHARDS - len(others)]] + [other.result() for other in others]
-        scores = np.concatenate([scores[0] for scores, _ in found])
-        rows = np.concatenate([np.where(rows[0] < 0, -1, rows[0] * SHARDS + i) for i, (_, rows) in enumerate(found)])
-        best = np.argpartition(-scores, n)[:n]
-        return rows[best][rows[best] >= 0]  # faiss pads with -1.
+        return np.concatenate([rows[0][rows[0] >= 0] * SHARDS + i for i, (_, rows) in enumerate(found)])
 
     def _others(self) -> ThreadPoolExecutor:
         """Threads for all shards but one, which do not survive a fork."""

@@ -76,6 +76,7 @@ def test_all_is_found_through_adds_and_removals(dim: int):
                 found, want = index.search(queries, 3, 2, among), exact.search(queries, 3, 1, among)
                 assert found[0].tolist() == want[0].tolist()
                 np.testing.assert_allclose(found[1], want[1], rtol=1e-5)
+                assert np.array_equal(found[2], want[2])
     assert_codes_are_those_of_keys(index, np.array([keys.get(id, [0] * dim) for id in range(next_id)], np.float32))
 
 

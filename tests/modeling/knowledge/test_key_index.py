@@ -30,12 +30,12 @@ def test_top_1_is_that_of_a_matrix_product_after_adds_and_removals(scale):
         assert len(index) == len(kept)
         if kept:
             queries = (rng.standard_normal((5, 24)) * scale).astype(np.float32)
-            ids, scores = index.search(queries, 1, threads=1)
+            ids, scores, keys = index.search(queries, 1, threads=1)
             assert ids[:, 0].tolist() == reference(kept, queries)
             expected = [float(q.astype(np.float64) @ kept[i]) for q, i in zip(queries, ids[:, 0], strict=True)]
             np.testing.assert_allclose(scores[:, 0], expected, rtol=1e-4)
             assert index.ids.tolist() == list(kept)
-            assert np.array_equal(index.get(list(kept)[::-1]), np.stack(list(kept.values())[::-1]))
+            assert np.array_equal(keys[:, 0], np.stack([kept[id] for id in ids[:, 0].tolist()]))
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -62,9 +62,9 @@ def test_k_best_in_order():
     queries = rng.standard_normal((9, 16)).astype(np.float32)
     index = KeyIndex(16)
     index.add(range(300), keys)
-    ids, scores = index.search(queries, 10, threads=1)
+    ids, scores, found = index.search(queries, 10, threads=1)
     assert ids.tolist() == np.argsort(-(queries @ keys.T), axis=1)[:, :10].tolist()
-    assert (np.diff(scores, axis=1) <= 0).all()
+    assert (np.diff(scores, axis=1) <= 0).all() and np.array_equal(found, keys[ids])
     assert index.search(queries, 500, threads=1)[0].shape == (9, 300)
 
 

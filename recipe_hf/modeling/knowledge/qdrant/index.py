@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from qdrant_client import models
 
 from ... import timestamps
+from ..key_index import Found, nothing
 from .space import QdrantSpace
 from .store import KEY
 
@@ -39,14 +40,12 @@ class QdrantIndex:
         threads: int,
         where: Mapping[str, Any] | None = None,
         valid_only: bool = True,
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]:
-        """As [`LiveIndex.search`][recipe_hf.modeling.knowledge.live_index.LiveIndex.search]; `n` is `k`.
+    ) -> Found:
+        """As [`LiveIndex.search`][recipe_hf.modeling.knowledge.live_index.LiveIndex.search], always `k` of them.
 
         Where there are fewer facts, the rest is -1, -inf and 0. Qdrant's threads are its own.
         """
-        ids = np.full((len(queries), k), -1, np.int64)
-        scores = np.full((len(queries), k), -np.inf, np.float32)
-        keys = np.zeros((len(queries), k, queries.shape[1]), np.float32)
+        ids, scores, keys = nothing(len(queries), k, queries.shape[1])
         condition = self.space.usable(where, timestamps.now() if valid_only else None)
         limit, rows = k + _MARGIN, np.arange(len(queries))
         while len(rows):
