@@ -56,10 +56,11 @@ class EditingReport:
     def metrics(self) -> dict[str, float]:
         """Mean accuracy of each kind of question asked, and what the retriever did with it, in percent.
 
-        `_fired`: any fact was used. For questions that a fact concerns, `_right_fact`: the right one was used;
-        `_nearest`: the right one was the best, used or not (recall@1); `_given_right_fact`: accuracy where the right
-        one was used. `kind/detail` is the accuracy of a kind within a kind. `retention_first` and `retention_last`
-        are the reliability of the tenth of the facts added first and last.
+        `_fired`: any fact was used; `_fired_on_subject`, for questions that the fact they were made from does not
+        concern: one was used whose subject the question names. For questions that a fact concerns, `_right_fact`: the
+        right one was used; `_nearest`: the right one was the best, used or not (recall@1); `_given_right_fact`:
+        accuracy where the right one was used. `kind/detail` is the accuracy of a kind within a kind.
+        `retention_first` and `retention_last` are the reliability of the tenth of the facts added first and last.
         """
         percent: dict[str, float] = {}
         for kind in dict.fromkeys(o.kind for o in self.outcomes):
@@ -71,6 +72,8 @@ class EditingReport:
                 percent[f"{kind}_right_fact"] = 100 * len(right) / len(rows)
                 percent[f"{kind}_nearest"] = _percent(o.nearest_id == o.fact_id for o in rows)
                 percent[f"{kind}_given_right_fact"] = _percent(right) if right else 0.0
+            else:
+                percent[f"{kind}_fired_on_subject"] = _percent(o.names_subject for o in rows)
             for detail in sorted({o.detail for o in rows} - {""}):
                 percent[f"{kind}/{detail}"] = _percent(o.accuracy for o in rows if o.detail == detail)
         by_age = sorted((o for o in self.outcomes if o.kind == "reliability"), key=lambda o: o.fact_id or 0)
@@ -249,12 +252,14 @@ def _outcomes(
         bar.total += len(requests) - len(questions)  # What comes twice is asked once; some is asked of the base too.
     answers.ask(requests, held, bar)
 
+    subjects = dict(zip(held.ids, (fact.subject for fact in trial.facts), strict=True))
     outcomes = []
     for question, row, hit, fact_id, base, request in zip(questions, rows, hits, used, unedited, edited, strict=True):
         right_id = held.ids[question.about]
         said = answers[request]
         expected = row.answer_ids if question.concerns else answers[base]
         output = tokenizer.decode(said, skip_special_tokens=True).strip()
+        subject = None if fact_id is None else subjects[fact_id]
         outcomes.append(
             Outcome(
                 kind=question.kind,
@@ -273,6 +278,7 @@ def _outcomes(
                 expected=question.answers[0]
                 if question.concerns
                 else tokenizer.decode(expected, skip_special_tokens=True).strip(),
+                names_subject=bool(subject) and subject in question.text,
             )
         )
     return outcomes

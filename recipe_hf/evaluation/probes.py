@@ -15,7 +15,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ..datasets import EditExample
-from ..modeling.queries import chat_markers
+from ..modeling.queries import as_chat, chat_markers
 from .questions import Question
 
 Asked = Sequence[tuple[EditExample, int]]
@@ -141,9 +141,7 @@ def chat(tokenizer: PreTrainedTokenizerBase, asked: Asked) -> Iterator[Question]
     The fact should be used, though in a chat the base may well repeat the question first.
     """
     markers = chat_markers(tokenizer)
-    opening = str(tokenizer.decode(tokenizer("")["input_ids"]))  # What the tokenizer puts before every text itself.
     for example, position in asked:
-        messages = [{"role": "user", "content": example.prompt}]
-        text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        text = as_chat(tokenizer, example.prompt)
         query = None if markers is None else markers.last_user_message(text)
-        yield Question("chat", text.removeprefix(opening), (example.answer,), position, query=query)
+        yield Question("chat", text, (example.answer,), position, query=query)

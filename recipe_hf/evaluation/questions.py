@@ -55,6 +55,7 @@ class Outcome:
         concerns: Whether the fact it was made from should be used.
         output: What the model said: its most likely token at each position of the answer, or what it generated.
         expected: What it had to say: the answer, or the unedited model's output.
+        names_subject: Whether the question names the subject of the fact that was used.
     """
 
     kind: str
@@ -71,6 +72,7 @@ class Outcome:
     concerns: bool = True
     output: str = ""
     expected: str = ""
+    names_subject: bool = False
 
     @property
     def margin(self) -> float:

@@ -21,11 +21,13 @@ COLUMNS = {
     "reliability_right_fact": "right fact, edits",
     "generality_right_fact": "right fact, rephrasings",
     "locality_fired": "fired, unrelated",
+    "locality_fired_on_subject": "fired, of a subject named",
 }
 _MEASURES = {
     "_given_right_fact": "accuracy where the right fact was used",
     "_right_fact": "right fact used",
     "_nearest": "right key nearest (recall@1)",
+    "_fired_on_subject": "a fact about a subject that is named was used",
     "_fired": "a fact was used",
 }
 # What a report says of its outcomes, for those who read the JSON.

@@ -58,6 +58,17 @@ def chat_markers(tokenizer: PreTrainedTokenizerBase) -> ChatMarkers | None:
     return known[1]
 
 
+def as_chat(tokenizer: PreTrainedTokenizerBase, message: str) -> str:
+    """A user's message as the tokenizer's chat template renders it, up to where the assistant's answer begins.
+
+    What the tokenizer itself puts before every text is left out.
+    """
+    opening = str(tokenizer.decode(tokenizer("")["input_ids"]))
+    turns = [{"role": "user", "content": message}]
+    text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    return text.removeprefix(opening)
+
+
 def read_queries(
     tokenizer: PreTrainedTokenizerBase,
     input_ids: Tensor,

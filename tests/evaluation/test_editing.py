@@ -100,6 +100,7 @@ def test_outcomes_equal_a_slow_computation(batch_size: int):
         assert outcome.is_right_fact == ((None if used is None else chosen[used]) == right)
         assert (outcome.score > outcome.threshold) == (used is not None)
         assert outcome.accuracy == pytest.approx(accuracy)
+        assert outcome.names_subject == (used is not None and chosen[used].subject in query)
 
 
 def test_examples_cover_what_can_happen():
@@ -135,6 +136,15 @@ def test_metrics_are_averages_in_percent():
     assert (metrics["generality_right_fact"], metrics["generality_fired"], metrics["locality_fired"]) == (50, 75, 50)
     right = [o.accuracy for o in report().outcomes if o.kind == "generality" and o.is_right_fact]
     assert metrics["generality_given_right_fact"] == pytest.approx(100 * sum(right) / 2)
+
+
+def test_facts_used_for_unrelated_questions_that_name_their_subject():
+    assert report().metrics["locality_fired_on_subject"] == 50
+    other = [replace(e, subject="Nobody" if e.prompt == PROMPTS[0] else e.subject) for e in EXAMPLES]
+    metrics = evaluate_editing(model(), other).metrics
+    assert (metrics["locality_fired"], metrics["locality_fired_on_subject"]) == (50, 25)
+    nobodys = [replace(e, subject="") for e in EXAMPLES]
+    assert evaluate_editing(model(), nobodys).metrics["locality_fired_on_subject"] == 0
 
 
 def test_one_edit_means_each_fact_alone():

@@ -22,7 +22,7 @@ def report(seed: int, reliability: float) -> EditingReport:
     outcomes = [
         Outcome("reliability", "q", "a", 1, True, 2.0, 1.0, reliability),
         Outcome("generality", "q", "a", 1, False, 2.0, 1.0, 0.0),
-        Outcome("locality", "q", "a", None, True, 0.5, 1.0, 1.0),
+        Outcome("locality", "q", "a", None, True, 0.5, 1.0, 1.0, concerns=False),
     ]
     return EditingReport(num_edits=1000, seed=seed, outcomes=outcomes)
 
