@@ -23,6 +23,7 @@ NAMES = {
     "generation-zsre": "ZSRE of KnowEdit, held-out half",
     "wiki": "wiki-recent and wiki-counterfact of KnowEdit, held-out halves",
 }
+KNOWEDIT = ("zsre", "wiki")
 TITLES = {"counterfact": "CounterFact", "zsre": "ZSRE", "wiki": "wiki-recent and wiki-counterfact"}
 _MARKED = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", flags=re.DOTALL)
 
@@ -68,6 +69,9 @@ def tables(summary: Mapping[str, Any]) -> dict[str, Any]:
     made: dict[str, Any] = {
         "edits": _beside_paper(evaluations["counterfact"]) if "counterfact" in evaluations else "",
         "knowedit": _knowedit(evaluations),
+        "knowedit_asked": next(
+            (found["num_questions"] for step, found in evaluations.items() if step in KNOWEDIT), None
+        ),
         "protocols": _protocols(evaluations),
         "told": _told(evaluations),
         "general_fired": _general(evaluations),
@@ -106,7 +110,7 @@ def _beside_paper(found: Mapping[str, Any]) -> str:
 
 
 def _knowedit(evaluations: Mapping[str, Any]) -> str:
-    names = [step for step in ("zsre", "wiki") if step in evaluations]
+    names = [step for step in KNOWEDIT if step in evaluations]
     rows = [["", "facts", *COLUMNS.values()]]
     for step in names:
         for number, cells in summary_rows(evaluations[step], "strict").items():

@@ -53,7 +53,12 @@ class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
         self.retriever = Retriever(config)
         self.prompt_encoder = PromptEncoder(config)
         self.answer_prompt_encoder = (
-            AnswerPromptEncoder(config.num_answer_prompt_tokens, config.hidden_size, shared=True)
+            AnswerPromptEncoder(
+                config.num_answer_prompt_tokens,
+                config.hidden_size,
+                shared=True,
+                num_key_tokens=config.num_continuous_prompt_tokens,
+            )
             if config.num_answer_prompt_tokens
             else None
         )
@@ -253,6 +258,7 @@ class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
         if self.answer_prompt_encoder is None or not known:
             return prompts, mask
         is_known = torch.tensor([answer is not None for answer in answers], device=mask.device)
+        prompts = prompts + is_known[:, None, None] * self.answer_prompt_encoder.get_parameter("key_offset")
         of_answers, present = self.answer_prompts(known)
         added = prompts.new_zeros(len(prompts), *of_answers.shape[1:])
         added[is_known] = of_answers.to(prompts)

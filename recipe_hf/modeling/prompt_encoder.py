@@ -32,10 +32,13 @@ class AnswerPromptEncoder(nn.Module):
         num_tokens: Length of the prompt.
         width: `d_llm`.
         shared: Whether all prompt tokens have one `W`.
+        num_key_tokens: Length of the key's own prompt, where it stands before this one. Each of its tokens gets an
+            offset too, `key_offset`, which tells the base that the answer follows.
     """
 
-    def __init__(self, num_tokens: int, width: int, shared: bool = False) -> None:
+    def __init__(self, num_tokens: int, width: int, shared: bool = False, num_key_tokens: int | None = None) -> None:
         super().__init__()
+        self.key_offset = None if num_key_tokens is None else nn.Parameter(torch.empty(num_key_tokens, width))
         self.offset = nn.Parameter(torch.empty(num_tokens, width))
         self.weight = nn.Parameter(torch.empty(1 if shared else num_tokens, width, width))
         self.reset_parameters()
@@ -43,8 +46,14 @@ class AnswerPromptEncoder(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Makes the prompt the word embeddings themselves."""
-        self.offset.zero_()
+        for offset in self.offsets:
+            offset.zero_()
         self.weight.copy_(torch.eye(self.offset.shape[1]))
+
+    @property
+    def offsets(self) -> list[nn.Parameter]:
+        """The offsets of the prompt's tokens and, if they have any, of the key's."""
+        return [self.offset] if self.key_offset is None else [self.offset, self.key_offset]
 
     @property
     def num_tokens(self) -> int:

@@ -156,6 +156,7 @@ class TrainingConfig:
         same_template_share: See [`FactSampler`].
         hard_negative_share: See [`FactSampler`].
         distractor_share: See [`FactSampler`].
+        chat_share: See [`FactSampler`]; needs a base with a chat template.
         rewording_share: See [`FactSampler`].
         prompt_rewording_share: See [`FactSampler`].
         other_property_share: See [`FactSampler`].
@@ -211,6 +212,7 @@ class TrainingConfig:
     same_template_share: float = 0.0
     hard_negative_share: float = 0.0
     distractor_share: float = 0.0
+    chat_share: float = 0.0
     rewording_share: float = 0.0
     prompt_rewording_share: float = 0.0
     other_property_share: float = 0.0
@@ -242,6 +244,7 @@ class TrainingConfig:
             "subject_share",
             "same_template_share",
             "distractor_share",
+            "chat_share",
             "rewording_share",
             "prompt_rewording_share",
             "other_property_share",

@@ -13,6 +13,7 @@ from torch.distributed.nn.functional import all_gather
 from ..modeling.facts import compose_statement
 from ..modeling.model import RecipeForCausalLM
 from ..modeling.prompt_encoder import AnswerPromptEncoder
+from ..modeling.queries import as_chat
 from ..teacher_forcing import IGNORE_INDEX, Row, answer_logits, tokenize_rows
 from .config import StageConfig, TrainingConfig
 from .losses import contrastive_losses, distillation_loss, editing_loss, locality_loss, read_out_loss
@@ -67,6 +68,8 @@ class RecipeObjective(nn.Module):
             sampler.answers, self.tokenizer, embeddings, num_tokens=self.warm_start_prompt.num_tokens
         )
         self.cache, self.checkpoint_cache = FeatureCache(), FeatureCache()
+        if config.chat_share and not self.tokenizer.chat_template:
+            raise ValueError(f"chat_share must be 0 for a base without a chat template, got {config.chat_share!r}.")
         if config.pack_rows and any(stage.editing_batch_size for stage in config.stages):
             examples = sampler.examples[:2]
             texts = [e.prompt for e in examples] + [e.rephrase_prompt for e in examples]
@@ -240,7 +243,11 @@ class RecipeObjective(nn.Module):
                 [fact.example.locality_prompt for fact in facts],
                 [fact.example.locality_answer for fact in facts],
             )
-        questions = [text for asked, _ in texts.values() for text in asked]
+        questions = [
+            as_chat(self.tokenizer, text) if fact.in_chat else text
+            for asked, _ in texts.values()
+            for fact, text in zip(facts, asked, strict=True)
+        ]
         expected = [text for _, given in texts.values() for text in given]
         rows = tokenize_rows(self.tokenizer, questions, expected)
         following = self._following(facts) if stage.weight("continuation") > 0 else [[] for _ in facts]
@@ -310,6 +317,6 @@ def parameter_groups(objective: RecipeObjective) -> list[dict[str, Any]]:
     ]
     for prompts in (objective.warm_start_prompt, objective.answer_prompt_encoder):
         if prompts is not None:
-            groups.append({"rate": "prompt_learning_rate", "factor": 1.0, "params": [prompts.offset]})
+            groups.append({"rate": "prompt_learning_rate", "factor": 1.0, "params": prompts.offsets})
             groups.append({"rate": "prompt_learning_rate", "factor": 0.1, "params": [prompts.weight]})
     return groups

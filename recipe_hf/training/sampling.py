@@ -26,12 +26,14 @@ class TrainingFact:
         example: The fact, with the one rephrasing and the one unrelated question that the step asks.
         answer: Its answer, which may be drawn anew, so that statement and target change together.
         distractor: Text that stands before its questions when the retriever reads them; mostly empty.
+        in_chat: Whether the base is asked in its chat template.
     """
 
     number: int
     example: EditExample
     answer: str
     distractor: str = ""
+    in_chat: bool = False
 
 
 class FactSampler:
@@ -48,6 +50,7 @@ class FactSampler:
         hard_negative_share: Share of a step's facts that are drawn, last in the batch, from those whose prompt differs
             from that of another fact of the step in the subject only.
         distractor_share: Share of facts whose questions come after one to four statements of other facts.
+        chat_share: Share of facts that the base is asked in its chat template.
         rewording_share: Share of rephrasings that are replaced by other words for the same (see [`Wordings`]).
         prompt_rewording_share: The same of prompts, so that facts are told in other words too.
         other_property_share: Share of facts whose unrelated question asks for another property of the same subject
@@ -68,6 +71,7 @@ class FactSampler:
         probabilities: Sequence[float] | None = None,
         hard_negative_share: float = 0.0,
         distractor_share: float = 0.0,
+        chat_share: float = 0.0,
         rewording_share: float = 0.0,
         prompt_rewording_share: float = 0.0,
         other_property_share: float = 0.0,
@@ -82,6 +86,7 @@ class FactSampler:
         self.probabilities = None if probabilities is None else np.array(probabilities) / sum(probabilities)
         self.hard_negative_share = hard_negative_share
         self.distractor_share = distractor_share
+        self.chat_share = chat_share
         self.rewording_share = rewording_share
         self.prompt_rewording_share = prompt_rewording_share
         self.other_property_share = other_property_share
@@ -129,7 +134,13 @@ class FactSampler:
         numbers = rng.choice(len(self.examples), size=size, replace=False, p=self.probabilities).tolist()
         numbers = self._with_hard_negatives(rng, numbers)
         return [
-            TrainingFact(n, self._example(rng, n), self._answer(rng, n, answer_variants), self._distractor(rng))
+            TrainingFact(
+                n,
+                self._example(rng, n),
+                self._answer(rng, n, answer_variants),
+                self._distractor(rng),
+                in_chat=self.chat_share > 0 and rng.random() < self.chat_share,
+            )
             for n in numbers
         ]
 

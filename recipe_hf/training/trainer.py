@@ -72,6 +72,7 @@ class Trainer:
             None if isinstance(config.train_file, str) else shares[: -config.num_eval_examples],
             config.hard_negative_share,
             config.distractor_share,
+            config.chat_share,
             config.rewording_share,
             config.prompt_rewording_share,
             config.other_property_share,

@@ -43,7 +43,9 @@ def test_prompts_of_answers_and_of_statements_side_by_side(num_tokens: int):
     keys = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
     prompts, mask = model.continuous_prompts(keys, ["Ann Lee", None, "a", None])
     assert prompts.shape == (4, 3 + num_tokens, WIDTH)
-    torch.testing.assert_close(prompts[:, :3], model.prompt_encoder(keys))
+    of_keys, offset = model.prompt_encoder(keys), model.answer_prompt_encoder.key_offset
+    torch.testing.assert_close(prompts[::2, :3], of_keys[::2] + offset)
+    torch.testing.assert_close(prompts[1::2, :3], of_keys[1::2])
     none = torch.empty(0, WIDTH)
     answers = [prompt_of_answer(model, "Ann Lee"), none, prompt_of_answer(model, "a"), none]
     for row, expected in enumerate(answers):
@@ -59,7 +61,8 @@ def test_a_batch_mixes_known_answers_statements_and_misses(architecture: str, si
     model = recipe(5, architecture)
     told, statement = model.add_knowledge([FACTS[0], " ".join(FACTS[2])])
     of_keys = model.prompt_encoder(model.knowledge.keys([told, statement]))
-    prompts = [torch.cat([of_keys[0], prompt_of_answer(model, FACTS[0][1])]), None, of_keys[1], None]
+    of_told = of_keys[0] + model.answer_prompt_encoder.key_offset
+    prompts = [torch.cat([of_told, prompt_of_answer(model, FACTS[0][1])]), None, of_keys[1], None]
     batch = batch_of(model, MIXED, side)
     logits = model(**batch).logits
     generated = model.generate(**batch, **GREEDY)[:, batch.input_ids.shape[1] :]
@@ -113,7 +116,7 @@ def test_another_number_of_them_makes_them_new(tmp_path: Path):
     model.save_pretrained(tmp_path)
     loaded = RecipeForCausalLM.from_pretrained(tmp_path, base_model=tiny_base(), num_answer_prompt_tokens=5)
     fresh = loaded.answer_prompt_encoder
-    assert fresh.offset.shape == (5, WIDTH) and not fresh.offset.any()
+    assert fresh.offset.shape == (5, WIDTH) and not fresh.offset.any() and not fresh.key_offset.any()
     assert torch.equal(fresh.weight[0], torch.eye(WIDTH))
     assert torch.equal(loaded.prompt_encoder.output.weight, model.prompt_encoder.output.weight)
     same = RecipeForCausalLM.from_pretrained(tmp_path, base_model=tiny_base(), num_answer_prompt_tokens=3)

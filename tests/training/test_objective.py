@@ -13,7 +13,7 @@ from recipe_hf.training.config import LOSSES, StageConfig, TrainingConfig
 from recipe_hf.training.losses import contrastive_losses
 from recipe_hf.training.objective import RecipeObjective, parameter_groups
 from recipe_hf.training.sampling import FactSampler
-from tests.tiny_recipe import untrained_recipe
+from tests.tiny_recipe import base_tokenizer, untrained_recipe
 from tests.tiny_training import EXAMPLES
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
@@ -76,6 +76,32 @@ def test_editing_losses_equal_those_of_each_row_alone():
     torch.testing.assert_close(losses["reliability"], reliability, **CLOSE)
     torch.testing.assert_close(losses["generality"], generality, **CLOSE)
     torch.testing.assert_close(losses["locality"], locality, atol=1e-4, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_the_base_is_asked_in_its_chat_template_and_the_retriever_is_not():
+    objective, tokenizer = make(JOINT), base_tokenizer()
+    facts = [replace(fact, in_chat=True) for fact in FACTS]
+    losses, plain = objective(facts, JOINT, 0), objective(FACTS, JOINT, 0)
+    keys = objective.retriever.encode_statements([f"{f.example.prompt} {f.answer}" for f in FACTS[:2]])
+    reliability = 0.0
+    for fact, prefix in zip(FACTS, objective.prompt_encoder(keys), strict=False):
+        turns = [{"role": "user", "content": fact.example.prompt}]
+        asked = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"]
+        answer = tokenizer(fact.answer, add_special_tokens=False)["input_ids"]
+        embeds = objective.model.lm.get_input_embeddings()(torch.tensor(asked + answer))
+        logits = objective.model.lm(inputs_embeds=torch.cat([prefix, embeds]).unsqueeze(0)).logits[0]
+        reliability += cross_entropy(logits[-len(answer) - 1 : -1], torch.tensor(answer)) / 2
+    torch.testing.assert_close(losses["reliability"], reliability, **CLOSE)
+    assert all(torch.equal(losses[name], plain[name]) for name in CONTRASTIVE)
+
+
+def test_a_share_of_chats_needs_a_chat_template():
+    model = untrained_recipe()
+    model.tokenizer.chat_template = None
+    config = TrainingConfig("b", "t", "o", (JOINT,), knowledge_dim=64, chat_share=0.5)
+    with pytest.raises(ValueError, match=r"chat_share must be 0 for a base without a chat template, got 0\.5"):
+        RecipeObjective(model, config, SAMPLER)
 
 
 @torch.no_grad()

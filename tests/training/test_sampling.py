@@ -141,6 +141,13 @@ def test_distractors_are_one_to_four_statements():
     assert not any(fact.distractor for fact in many(sampler(), steps=5))
 
 
+def test_a_share_of_facts_is_asked_in_chats():
+    chatty = FactSampler(EXAMPLES, 0, 0.0, 0.0, chat_share=0.3)
+    facts = many(chatty)
+    assert sum(fact.in_chat for fact in facts) / len(facts) == pytest.approx(0.3, abs=0.03)
+    assert not any(fact.in_chat for fact in many(sampler(), steps=5))
+
+
 def test_shares_of_other_words_other_properties_and_unrelated_texts():
     examples = [
         EditExample(prompt, answer, subject, (f"Of {subject},",), ((f"S{n} is", "x"),), ground_truth=truth)

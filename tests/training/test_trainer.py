@@ -354,7 +354,7 @@ def test_prompts_of_known_answers_are_trained_onto_a_checkpoint(
     )
     weights = after.state_dict()
     assert all(torch.equal(weights.pop(name), tensor) for name, tensor in before.state_dict().items())
-    assert sorted(weights) == ["answer_prompt_encoder.offset", "answer_prompt_encoder.weight"]
+    assert sorted(weights) == [f"answer_prompt_encoder.{name}" for name in ("key_offset", "offset", "weight")]
     assert weights["answer_prompt_encoder.offset"].abs().amax(1).min() > 0.001
     assert after.config.num_answer_prompt_tokens == 4 and after.config.knowledge_dim == 64
 
