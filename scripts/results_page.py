@@ -23,7 +23,6 @@ NAMES = {
     "generation-zsre": "ZSRE of KnowEdit, held-out half",
     "wiki": "wiki-recent and wiki-counterfact of KnowEdit, held-out halves",
 }
-KNOWEDIT = ("zsre", "wiki")
 TITLES = {"counterfact": "CounterFact", "zsre": "ZSRE", "wiki": "wiki-recent and wiki-counterfact"}
 _MARKED = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", flags=re.DOTALL)
 
@@ -69,9 +68,6 @@ def tables(summary: Mapping[str, Any]) -> dict[str, Any]:
     made: dict[str, Any] = {
         "edits": _beside_paper(evaluations["counterfact"]) if "counterfact" in evaluations else "",
         "knowedit": _knowedit(evaluations),
-        "knowedit_asked": next(
-            (found["num_questions"] for step, found in evaluations.items() if step in KNOWEDIT), None
-        ),
         "protocols": _protocols(evaluations),
         "told": _told(evaluations),
         "general_fired": _general(evaluations),
@@ -110,11 +106,13 @@ def _beside_paper(found: Mapping[str, Any]) -> str:
 
 
 def _knowedit(evaluations: Mapping[str, Any]) -> str:
-    names = [step for step in KNOWEDIT if step in evaluations]
+    names = [step for step in ("zsre", "wiki") if step in evaluations]
     rows = [["", "facts", *COLUMNS.values()]]
     for step in names:
         for number, cells in summary_rows(evaluations[step], "strict").items():
-            rows.append([NAMES[step], f"{number:,}", *(cells.get(heading, "–") for heading in COLUMNS.values())])
+            asked = evaluations[step]["num_questions"] or number
+            name = NAMES[step] + (f", {asked:,} asked about" if asked < number else "")
+            rows.append([name, f"{number:,}", *(cells.get(heading, "–") for heading in COLUMNS.values())])
     return markdown_rows(rows, first="---") if names else ""
 
 

@@ -37,6 +37,7 @@ SUMMARY: dict[str, Any] = {
         "counterfact": evaluation("counterfact-edit.json", {"strict": [1, 1000, 10000]}, 100),
         "statements": evaluation("counterfact-edit.json, told as statements", {"strict": [1000, 10000]}, 100),
         "zsre": evaluation("knowedit-zsre.json, half held_out", {"strict": [652]}),
+        "wiki": evaluation("knowedit-wiki-recent.json, half held_out", {"strict": [999]}, 500),
         "protocols": evaluation("counterfact-edit.json", {"paper": [1000], "generation": [1000]}, 50),
         "probes": evaluation("counterfact-edit.json", {"strict": [1000]}, 50),
     },
@@ -82,6 +83,8 @@ def test_pages_say_what_the_summary_says(root: Path):
     assert readme.startswith("# Mine\n\n<!-- results -->\n") and readme.endswith("<!-- /results -->\n\nThe end.\n")
     assert "old" not in readme and "96.4 / 96.0 / 93.7 and 95.5 / 93.8 / 90.8" in readme
     assert "| statement and answer | 10,000 | 89.0 ± 0.5 |" in readme
+    assert "| ZSRE of KnowEdit, held-out half | 652 |" in readme
+    assert "held-out halves, 500 asked about | 999 |" in readme
 
 
 def test_pages_are_the_same_the_second_time(root: Path):

@@ -56,8 +56,8 @@ class EditingReport:
     def metrics(self) -> dict[str, float]:
         """Mean accuracy of each kind of question asked, and what the retriever did with it, in percent.
 
-        `_fired`: any fact was used; `_fired_on_subject`, for questions that the fact they were made from does not
-        concern: one was used whose subject the question names. For questions that a fact concerns, `_right_fact`: the
+        `_fired`: any fact was used; `locality_fired_on_subject`: one was used whose subject the question names, where
+        the data say of all facts used what they are about. For questions that a fact concerns, `_right_fact`: the
         right one was used; `_nearest`: the right one was the best, used or not (recall@1); `_given_right_fact`:
         accuracy where the right one was used. `kind/detail` is the accuracy of a kind within a kind.
         `retention_first` and `retention_last` are the reliability of the tenth of the facts added first and last.
@@ -72,8 +72,8 @@ class EditingReport:
                 percent[f"{kind}_right_fact"] = 100 * len(right) / len(rows)
                 percent[f"{kind}_nearest"] = _percent(o.nearest_id == o.fact_id for o in rows)
                 percent[f"{kind}_given_right_fact"] = _percent(right) if right else 0.0
-            else:
-                percent[f"{kind}_fired_on_subject"] = _percent(o.names_subject for o in rows)
+            elif kind == "locality" and all(o.names_subject is not None for o in rows if o.retrieved_id is not None):
+                percent["locality_fired_on_subject"] = _percent(bool(o.names_subject) for o in rows)
             for detail in sorted({o.detail for o in rows} - {""}):
                 percent[f"{kind}/{detail}"] = _percent(o.accuracy for o in rows if o.detail == detail)
         by_age = sorted((o for o in self.outcomes if o.kind == "reliability"), key=lambda o: o.fact_id or 0)
@@ -259,7 +259,7 @@ def _outcomes(
         said = answers[request]
         expected = row.answer_ids if question.concerns else answers[base]
         output = tokenizer.decode(said, skip_special_tokens=True).strip()
-        subject = None if fact_id is None else subjects[fact_id]
+        subject = "" if fact_id is None else subjects[fact_id]
         outcomes.append(
             Outcome(
                 kind=question.kind,
@@ -278,7 +278,7 @@ def _outcomes(
                 expected=question.answers[0]
                 if question.concerns
                 else tokenizer.decode(expected, skip_special_tokens=True).strip(),
-                names_subject=bool(subject) and subject in question.text,
+                names_subject=subject in question.text if subject else None,
             )
         )
     return outcomes

@@ -55,7 +55,8 @@ class Outcome:
         concerns: Whether the fact it was made from should be used.
         output: What the model said: its most likely token at each position of the answer, or what it generated.
         expected: What it had to say: the answer, or the unedited model's output.
-        names_subject: Whether the question names the subject of the fact that was used.
+        names_subject: Whether a fact was used whose subject the question names; `None` where the data do not say what
+            the fact is about.
     """
 
     kind: str
@@ -72,7 +73,7 @@ class Outcome:
     concerns: bool = True
     output: str = ""
     expected: str = ""
-    names_subject: bool = False
+    names_subject: bool | None = None
 
     @property
     def margin(self) -> float:

@@ -22,7 +22,7 @@ FAILURES: Mapping[str, tuple[str, Callable[[Outcome], bool]]] = {
         lambda o: o.concerns and o.retrieved_id is not None and not o.is_right_fact,
     ),
     "false fire": (
-        "A fact was used that the question does not concern",
+        "A fact was used for a question that the data call unrelated",
         lambda o: not o.concerns and o.retrieved_id is not None,
     ),
     "wrong answer": (

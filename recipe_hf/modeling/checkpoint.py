@@ -21,6 +21,7 @@ from . import base, loading
 from .configuration import RecipeConfig
 from .editing import KnowledgeMixin
 from .knowledge import KnowledgeBase
+from .prompt_encoder import AnswerPromptEncoder
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 _HUB_ARGUMENTS = ("token", "cache_dir", "local_files_only", "force_download")
 _PUSH_ARGUMENTS = ("repo_id", "private", "token", "commit_message", "revision", "create_pr", "tags")
+_KEY_OFFSET = "answer_prompt_encoder.key_offset"
 _CONFIG_ARGUMENTS = set(inspect.signature(RecipeConfig.__init__).parameters) - {"self", "kwargs"}
 # What the Auto classes and pipelines add; none of it asks for anything of a base that is loaded already.
 _AUTO_ARGUMENTS = ("_from_auto", "_from_pipeline", "adapter_kwargs", "trust_remote_code")
@@ -40,6 +42,7 @@ class RecipePreTrainedModel(KnowledgeMixin, PreTrainedModel):
     config_class = RecipeConfig
     config: RecipeConfig
     lm: Any
+    answer_prompt_encoder: AnswerPromptEncoder | None
     tokenizer: PreTrainedTokenizerBase | None
     generation_config: GenerationConfig
     # Whether the checkpoint brought a generation config of its own, which a base loaded for it takes on.
@@ -164,15 +167,16 @@ class RecipePreTrainedModel(KnowledgeMixin, PreTrainedModel):
             raise ValueError(f"The weights in {directory} are truncated or altered: {error}.") from error
         model, info = loaded
         is_new = "answer_prompt_encoder." if fields.get("num_answer_prompt_tokens") else ()
-        absent = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
+        # Checkpoints had no such offset at first, which is one of zero.
+        absent = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])} - {_KEY_OFFSET}
         missing = sorted(name for name in absent if not name.startswith(is_new))
         if missing:
             raise ValueError(
                 f"The weights in {directory} lack {len(missing)} tensors of the model, {', '.join(missing[:3])} among "
                 f"them: the file was altered."
             )
-        if model.answer_prompt_encoder is not None and absent:
-            model.answer_prompt_encoder.reset_parameters()
+        if absent:
+            model.answer_prompt_encoder = AnswerPromptEncoder.of_known_answers(model.config)
         model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
         model._load_parts(directory)
 
@@ -249,6 +253,8 @@ class RecipePreTrainedModel(KnowledgeMixin, PreTrainedModel):
         self.lm = lm
         self.retriever.to(self.device)
         self.prompt_encoder.to(self.device)
+        if self.answer_prompt_encoder is not None:
+            self.answer_prompt_encoder.to(self.device)
 
     def save_pretrained(  # type: ignore[override]
         self,

@@ -53,14 +53,7 @@ class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
         self.retriever = Retriever(config)
         self.prompt_encoder = PromptEncoder(config)
         self.answer_prompt_encoder = (
-            AnswerPromptEncoder(
-                config.num_answer_prompt_tokens,
-                config.hidden_size,
-                shared=True,
-                num_key_tokens=config.num_continuous_prompt_tokens,
-            )
-            if config.num_answer_prompt_tokens
-            else None
+            AnswerPromptEncoder.of_known_answers(config) if config.num_answer_prompt_tokens else None
         )
         self.lm: Any = None
         self.tokenizer: PreTrainedTokenizerBase | None = None
@@ -240,6 +233,8 @@ class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
 
     def continuous_prompts(self, keys: Tensor, answers: Sequence[str | None]) -> tuple[Tensor, Tensor]:
         """The continuous prompts of facts: of their keys (eq. 7), then of their answers if the model has such prompts.
+
+        The tokens of a key are shifted by `answer_prompt_encoder.key_offset` where the answer follows.
 
         Args:
             keys: `[n, knowledge_dim]`.

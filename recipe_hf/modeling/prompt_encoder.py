@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from transformers import initialization
 
 from .configuration import RecipeConfig
 
@@ -43,12 +44,17 @@ class AnswerPromptEncoder(nn.Module):
         self.weight = nn.Parameter(torch.empty(1 if shared else num_tokens, width, width))
         self.reset_parameters()
 
-    @torch.no_grad()
+    @classmethod
+    def of_known_answers(cls, config: RecipeConfig) -> AnswerPromptEncoder:
+        """One that makes the prompts of known answers behind those of their facts' keys."""
+        sizes = config.num_answer_prompt_tokens, config.hidden_size
+        return cls(*sizes, shared=True, num_key_tokens=config.num_continuous_prompt_tokens)
+
     def reset_parameters(self) -> None:
-        """Makes the prompt the word embeddings themselves."""
+        """Makes the prompt the word embeddings themselves, but for parameters that were just loaded."""
         for offset in self.offsets:
-            offset.zero_()
-        self.weight.copy_(torch.eye(self.offset.shape[1]))
+            initialization.zeros_(offset)
+        initialization.copy_(self.weight, torch.eye(self.offset.shape[1]))
 
     @property
     def offsets(self) -> list[nn.Parameter]:

@@ -100,7 +100,7 @@ def test_outcomes_equal_a_slow_computation(batch_size: int):
         assert outcome.is_right_fact == ((None if used is None else chosen[used]) == right)
         assert (outcome.score > outcome.threshold) == (used is not None)
         assert outcome.accuracy == pytest.approx(accuracy)
-        assert outcome.names_subject == (used is not None and chosen[used].subject in query)
+        assert outcome.names_subject == (None if used is None else chosen[used].subject in query)
 
 
 def test_examples_cover_what_can_happen():
@@ -144,7 +144,7 @@ def test_facts_used_for_unrelated_questions_that_name_their_subject():
     metrics = evaluate_editing(model(), other).metrics
     assert (metrics["locality_fired"], metrics["locality_fired_on_subject"]) == (50, 25)
     nobodys = [replace(e, subject="") for e in EXAMPLES]
-    assert evaluate_editing(model(), nobodys).metrics["locality_fired_on_subject"] == 0
+    assert "locality_fired_on_subject" not in evaluate_editing(model(), nobodys).metrics
 
 
 def test_one_edit_means_each_fact_alone():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from recipe_hf import RecipeConfig, RecipeForCausalLM
@@ -109,6 +110,20 @@ def test_a_checkpoint_without_them_gets_some_that_start_as_word_embeddings(tmp_p
     assert mask.tolist() == [[True] * len(ids) + [False] * (3 - len(ids))] and len(ids) < 3
     with pytest.raises(RuntimeError, match="its num_answer_prompt_tokens is 0"):
         plain.answer_prompts(["a"])
+
+
+@pytest.mark.parametrize("fields", [{}, {"num_answer_prompt_tokens": 3}])
+def test_a_checkpoint_from_before_there_was_an_offset_of_keys(tmp_path: Path, fields: dict[str, int]):
+    model = recipe(3)
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["answer_prompt_encoder.key_offset"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "checksums.json").unlink()
+    loaded = RecipeForCausalLM.from_pretrained(tmp_path, base_model=tiny_base(), **fields).answer_prompt_encoder
+    assert not loaded.key_offset.any()
+    assert torch.equal(loaded.offset, model.answer_prompt_encoder.offset)
+    assert torch.equal(loaded.weight, model.answer_prompt_encoder.weight)
 
 
 def test_another_number_of_them_makes_them_new(tmp_path: Path):
