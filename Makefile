@@ -33,6 +33,9 @@ train-release: .venv/.installed models data/counterfact-train.json $(KNOWEDIT) d
 	$(TRAIN)-counterfact.yaml
 	$(TRAIN)-retrieval.yaml
 	$(TRAIN)-wordings.yaml
+	$(TRAIN)-queries.yaml
+	$(BIN)/python scripts/release.py average runs/smollm2-135m-wordings/best runs/smollm2-135m-queries/best \
+		--output runs/smollm2-135m-queries/averaged
 	$(TRAIN)-known-answers.yaml
 	$(BIN)/python scripts/release.py weights runs/smollm2-135m-known-answers runs/release --base-model $(BASE)
 

@@ -1,6 +1,7 @@
 """Turns a training run into a released checkpoint: 16-bit weights, and a card with the figures measured on them.
 
 python scripts/release.py weights RUN_DIR CHECKPOINT --base-model PATH
+python scripts/release.py average CHECKPOINT ... --output DIRECTORY      (the mean of weights trained one from another)
 python scripts/release.py card CHECKPOINT --hardware "two cores of ..."      (the figures of docs/results.json)
 make results                                (measures CHECKPOINT, and brings its card up to date with the figures)
 """
@@ -31,6 +32,26 @@ def weights(run_dir: Path, checkpoint: Path, base_model: Annotated[str, typer.Op
     model.save_pretrained(checkpoint, dtype=torch.float16, include_knowledge=False)
     for name in (RUN_RECORD, METRICS_LOG):
         shutil.copy(run_dir / "best" / name, checkpoint)
+
+
+@app.command()
+@torch.no_grad()
+def average(
+    checkpoints: list[Path],
+    output: Annotated[Path, typer.Option()],
+    share: Annotated[list[float], typer.Option(help="Of each checkpoint, 1 in all; alike if left out.")] = [],  # noqa: B006
+) -> None:
+    """Writes the mean of the weights of checkpoints, with all else of the last one."""
+    shares = share or [1 / len(checkpoints)] * len(checkpoints)
+    if len(shares) != len(checkpoints) or abs(sum(shares) - 1) > 1e-6:
+        raise typer.BadParameter(f"--share must be given {len(checkpoints)} times and be 1 in all, got {share}.")
+    models = [RecipeForCausalLM.from_pretrained(checkpoint, base_model=False) for checkpoint in checkpoints]
+    for weights in zip(*(model.parameters() for model in models), strict=True):
+        weights[-1].copy_(sum(part * weight for part, weight in zip(shares, weights, strict=True)))
+    models[-1].save_pretrained(output, include_knowledge=False)
+    for name in (RUN_RECORD, METRICS_LOG):
+        if (checkpoints[-1] / name).exists():
+            shutil.copy(checkpoints[-1] / name, output)
 
 
 @app.command()

@@ -266,7 +266,8 @@ class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
 
         Returns:
             Prompts `[n, num_answer_prompt_tokens, d_llm]`, and a mask `[n, num_answer_prompt_tokens]` of the tokens
-            that are there: one for each token of the answer, the last one for all that remain.
+            that are there: one for each token of the answer and of the line break after it, which keeps the base
+            from going on with the question once it has said the answer; the last one for all that remain.
 
         Raises:
             RuntimeError: If the model makes no such prompts, or has no base or tokenizer.
@@ -276,8 +277,9 @@ class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
             raise RuntimeError("The model makes no prompts of answers: its num_answer_prompt_tokens is 0.")
         if self.tokenizer is None:
             raise RuntimeError("Answers cannot be read without the base's tokenizer: set model.tokenizer.")
-        ids = self.tokenizer([f" {answer}" for answer in answers], add_special_tokens=False)["input_ids"]
-        carried = [tokens for answer in ids for tokens in carried_tokens(answer, encoder.num_tokens)]
+        texts = [*(f" {answer}" for answer in answers), "\n"]
+        *ids, line_break = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        carried = [tokens for answer in ids for tokens in carried_tokens(answer + line_break, encoder.num_tokens)]
         flat = torch.tensor([token for tokens in carried for token in tokens], device=self.device)
         present = torch.tensor([bool(tokens) for tokens in carried], device=self.device)
         with torch.no_grad():

@@ -23,7 +23,7 @@ from .sampling import FactSampler, TrainingFact
 from .warm_start import AnswerPool
 
 _READ_OUT_CANDIDATES = 1024
-_CONTINUATION_TOKENS = 4
+_CONTINUATION_TOKENS = 2
 _ENCODER_BATCH = 64
 
 
@@ -250,9 +250,9 @@ class RecipeObjective(nn.Module):
         ]
         expected = [text for _, given in texts.values() for text in given]
         rows = tokenize_rows(self.tokenizer, questions, expected)
-        following = self._following(facts) if stage.weight("continuation") > 0 else [[] for _ in facts]
-        rows[:count] = [
-            Row(row.prompt_ids, row.answer_ids + ids) for row, ids in zip(rows[:count], following, strict=True)
+        following = self._following(facts) * 2 if stage.weight("continuation") > 0 else []
+        rows[: len(following)] = [
+            Row(row.prompt_ids, row.answer_ids + ids) for row, ids in zip(rows, following, strict=False)
         ]
         logits, labels = self._logits(rows, prompts, present)
         left_to_base = torch.zeros_like(labels, dtype=torch.bool)
@@ -264,7 +264,7 @@ class RecipeObjective(nn.Module):
             name: editing_loss(logits[i * count :][:count], said[i * count :][:count], self.config.hinge_scale)
             for i, name in enumerate(["reliability", "generality"])
         }
-        for name, block in (("locality", slice(2 * count, None)), ("continuation", slice(count))):
+        for name, block in (("locality", slice(2 * count, None)), ("continuation", slice(2 * count))):
             if stage.weight(name) > 0:
                 with torch.no_grad():
                     base_logits, base_labels = self._logits(rows[block])

@@ -26,9 +26,9 @@ def recipe(num_tokens: int, architecture: str = "llama") -> RecipeForCausalLM:
 
 @torch.no_grad()
 def prompt_of_answer(model: RecipeForCausalLM, answer: str) -> Tensor:
-    """The definition, token by token: as many as the answer has, the last for all that remain."""
+    """The definition, token by token: as many as answer and line break have, the last for all that remain."""
     encoder, count = model.answer_prompt_encoder, model.config.num_answer_prompt_tokens
-    ids = model.tokenizer(f" {answer}", add_special_tokens=False)["input_ids"]
+    ids = model.tokenizer(f" {answer}\n", add_special_tokens=False)["input_ids"]
     rows = []
     for i in range(min(count, len(ids))):
         carried = ids[i:] if i == count - 1 else ids[i : i + 1]
@@ -103,8 +103,8 @@ def test_a_checkpoint_without_them_gets_some_that_start_as_word_embeddings(tmp_p
     plain = tiny_recipe()
     assert plain.answer_prompt_encoder is None and not [n for n in plain.state_dict() if "answer" in n]
     plain.save_pretrained(tmp_path)
-    model = RecipeForCausalLM.from_pretrained(tmp_path, base_model=tiny_base(), num_answer_prompt_tokens=3)
-    ids = model.tokenizer(" a", add_special_tokens=False)["input_ids"]
+    model = RecipeForCausalLM.from_pretrained(tmp_path, base_model=tiny_base(), num_answer_prompt_tokens=5)
+    ids = model.tokenizer(" a\n", add_special_tokens=False)["input_ids"]
     prompts, mask = model.answer_prompts(["a"])
     torch.testing.assert_close(prompts[mask], model.lm.get_input_embeddings()(torch.tensor(ids)))
     assert mask.tolist() == [[True] * len(ids) + [False] * (3 - len(ids))] and len(ids) < 3
@@ -134,7 +134,7 @@ def test_another_number_of_them_makes_them_new(tmp_path: Path):
     assert fresh.offset.shape == (5, WIDTH) and not fresh.offset.any() and not fresh.key_offset.any()
     assert torch.equal(fresh.weight[0], torch.eye(WIDTH))
     assert torch.equal(loaded.prompt_encoder.output.weight, model.prompt_encoder.output.weight)
-    same = RecipeForCausalLM.from_pretrained(tmp_path, base_model=tiny_base(), num_answer_prompt_tokens=3)
+    same = RecipeForCausalLM.from_pretrained(tmp_path, base_model=tiny_base(), num_answer_prompt_tokens=5)
     assert torch.equal(same.answer_prompt_encoder.offset, model.answer_prompt_encoder.offset)
 
 

@@ -111,13 +111,13 @@ def test_continuation_loss_compares_what_follows_the_answer_with_the_base():
     expected = 0.0
     keys = objective.retriever.encode_statements([f"{f.example.prompt} {f.answer}" for f in FACTS[:2]])
     for fact, prefix in zip(FACTS, objective.prompt_encoder(keys), strict=False):
-        said = tokenizer(fact.example.prompt)["input_ids"]
-        said += tokenizer(f" {fact.answer}", add_special_tokens=False)["input_ids"]
-        following = tokenizer(f". {fact.example.locality_prompt}", add_special_tokens=False)["input_ids"][:4]
-        embeds = lm.get_input_embeddings()(torch.tensor(said + following))
-        rows = [torch.cat([prefix, embeds]), embeds]
-        q, p = (lm(inputs_embeds=row.unsqueeze(0)).logits[0, -len(following) - 1 : -1].softmax(-1) for row in rows)
-        expected += (p * (p.log() - q.log())).sum(-1).mean() / 2
+        answer = tokenizer(f" {fact.answer}", add_special_tokens=False)["input_ids"]
+        following = tokenizer(f". {fact.example.locality_prompt}", add_special_tokens=False)["input_ids"][:2]
+        for question in (fact.example.prompt, fact.example.rephrase_prompt):
+            embeds = lm.get_input_embeddings()(torch.tensor(tokenizer(question)["input_ids"] + answer + following))
+            rows = [torch.cat([prefix, embeds]), embeds]
+            q, p = (lm(inputs_embeds=row.unsqueeze(0)).logits[0, -len(following) - 1 : -1].softmax(-1) for row in rows)
+            expected += (p * (p.log() - q.log())).sum(-1).mean() / 4
     torch.testing.assert_close(objective(FACTS, JOINT, 0)["continuation"], expected, atol=1e-4, rtol=1e-3)
 
 
