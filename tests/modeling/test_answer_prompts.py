@@ -107,7 +107,7 @@ def test_a_checkpoint_without_them_gets_some_that_start_as_word_embeddings(tmp_p
     ids = model.tokenizer(" a\n", add_special_tokens=False)["input_ids"]
     prompts, mask = model.answer_prompts(["a"])
     torch.testing.assert_close(prompts[mask], model.lm.get_input_embeddings()(torch.tensor(ids)))
-    assert mask.tolist() == [[True] * len(ids) + [False] * (3 - len(ids))] and len(ids) < 3
+    assert mask.tolist() == [[True] * len(ids) + [False] * (5 - len(ids))] and len(ids) < 5
     with pytest.raises(RuntimeError, match="its num_answer_prompt_tokens is 0"):
         plain.answer_prompts(["a"])
 
@@ -134,7 +134,7 @@ def test_another_number_of_them_makes_them_new(tmp_path: Path):
     assert fresh.offset.shape == (5, WIDTH) and not fresh.offset.any() and not fresh.key_offset.any()
     assert torch.equal(fresh.weight[0], torch.eye(WIDTH))
     assert torch.equal(loaded.prompt_encoder.output.weight, model.prompt_encoder.output.weight)
-    same = RecipeForCausalLM.from_pretrained(tmp_path, base_model=tiny_base(), num_answer_prompt_tokens=5)
+    same = RecipeForCausalLM.from_pretrained(tmp_path, base_model=tiny_base(), num_answer_prompt_tokens=3)
     assert torch.equal(same.answer_prompt_encoder.offset, model.answer_prompt_encoder.offset)
 
 
