@@ -46,12 +46,12 @@ def average(
     if len(shares) != len(checkpoints) or abs(sum(shares) - 1) > 1e-6:
         raise typer.BadParameter(f"--share must be given {len(checkpoints)} times and be 1 in all, got {share}.")
     models = [RecipeForCausalLM.from_pretrained(checkpoint, base_model=False) for checkpoint in checkpoints]
-    shapes = [{name: weights.shape for name, weights in model.named_parameters()} for model in models]
+    shapes = [{name: parameter.shape for name, parameter in model.named_parameters()} for model in models]
     for checkpoint, found in zip(checkpoints, shapes, strict=True):
         if found != shapes[-1]:
             raise typer.BadParameter(f"checkpoints must have the weights of {checkpoints[-1]}, got {checkpoint}.")
-    for weights in zip(*(model.parameters() for model in models), strict=True):
-        weights[-1].copy_(sum(part * weight for part, weight in zip(shares, weights, strict=True)))
+    for versions in zip(*(model.parameters() for model in models), strict=True):
+        versions[-1].copy_(sum(part * version for part, version in zip(shares, versions, strict=True)))
     models[-1].save_pretrained(output, include_knowledge=False)
     for name in (RUN_RECORD, METRICS_LOG):
         if (checkpoints[-1] / name).exists():
