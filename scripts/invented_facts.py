@@ -1,10 +1,10 @@
 """Invents facts about properties that the data sets lack, to train a retriever that is asked about anything.
 
-Who leads a company, what a product costs, who someone is married to: subjects and answers are those of CounterFact's
-training file, with the names of people and companies half of the time put together anew; wordings are those of
-recipe_hf/training/wordings.yaml. Nothing here is true, or needs to be.
+Who leads a company, what a product costs, who someone is married to: properties, wordings and names are those of
+recipe_hf/training/properties, further names those of CounterFact's training file; half of the names of people and
+companies are put together anew. Nothing here is true, or needs to be.
 
-    python scripts/invented_facts.py data/counterfact-train.json data/invented.jsonl --num-facts 6000
+    python scripts/invented_facts.py data/counterfact-train.json data/invented.jsonl --num-facts 20000
 """
 
 from __future__ import annotations
@@ -16,53 +16,19 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from recipe_hf.datasets import EditExample, load_examples
-from recipe_hf.training.wordings import WORDINGS_FILE, template
+from recipe_hf.training.wordings import load_properties, template
 
-ANSWERS = {
-    "award": (
-        "Nobel Prize in Physics, Nobel Prize in Literature, Pulitzer Prize, Booker Prize, Fields Medal, Turing "
-        "Award, Academy Award, Grammy Award, Golden Globe, Palme d'Or, Order of Merit, Legion of Honour, Purple "
-        "Heart, Kyoto Prize, Wolf Prize, Abel Prize, Emmy Award, Tony Award, Bambi, Goethe Prize, Guggenheim "
-        "Fellowship, Order of Lenin, Knight's Cross, Copley Medal, Royal Medal"
-    ),
-    "disease": (
-        "pneumonia, lung cancer, a heart attack, tuberculosis, a stroke, malaria, leukemia, diabetes, drowning, a "
-        "car accident, cholera, influenza, kidney failure, typhoid fever, a plane crash, sepsis"
-    ),
-    "war": (
-        "World War I, World War II, Vietnam War, Korean War, American Civil War, Gulf War, Crimean War, Spanish "
-        "Civil War, Napoleonic Wars, Boer War, Falklands War, Thirty Years' War, Winter War, Iraq War"
-    ),
-    "gender": ("male, female, non-binary, transgender woman, intersex"),
-    "party": (
-        "Labour Party, Conservative Party, Democratic Party, Republican Party, Green Party, Liberal Party, Social "
-        "Democratic Party, Communist Party, Christian Democratic Union, Socialist Party, Liberal Democrats, "
-        "Centre Party"
-    ),
-    "color": ("red, blue, green, yellow, purple, orange, black, white, turquoise, pink, brown, grey"),
-    "food": (
-        "pizza, sushi, goulash, couscous, paella, kimchi, ramen, fish and chips, lasagne, borscht, tacos, "
-        "dumplings, pierogi, fondue, curry, falafel, moussaka, ceviche"
-    ),
-    "currency": (
-        "euro, dollar, yen, pound, krone, franc, peso, rupee, real, won, yuan, lira, zloty, ruble, dinar, "
-        "shilling, baht, forint"
-    ),
-    "license": (
-        "MIT License, GNU General Public License, Apache License, BSD licenses, Mozilla Public License, Creative "
-        "Commons, proprietary license, public domain, Eclipse Public License"
-    ),
-}
 MONTHS = list(calendar.month_name)[1:]
 UNRELATED_QUESTIONS = 3
 
 
-def pools(groups: list[dict[str, Any]], examples: list[EditExample]) -> dict[str, list[str]]:
-    """Names and values of each kind, from the facts whose prompts are in the groups that say so."""
-    found: dict[str, set[str]] = {name: set(values.split(", ")) for name, values in ANSWERS.items()}
+def pools(
+    groups: list[dict[str, Any]], names: dict[str, list[str]], examples: list[EditExample]
+) -> dict[str, list[str]]:
+    """Names of each kind: the table's, and those of the facts whose prompts are in the groups that say so."""
+    found: dict[str, set[str]] = {kind: set(values) for kind, values in names.items()}
     by_prompt = {prompt: group for group in groups if "rephrasings" in group for prompt in group["prompts"]}
     for example in examples:
         group = by_prompt.get(template(example.prompt, example.subject), {})
@@ -130,13 +96,13 @@ def invent(groups: list[dict[str, Any]], known: dict[str, list[str]], rng: rando
 def main(
     train_file: Path,
     output: Path,
-    num_facts: Annotated[int, typer.Option(min=1)] = 6000,
+    num_facts: Annotated[int, typer.Option(min=1)] = 20_000,
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:
     """Writes facts in the layout of your own facts, one to a line."""
-    groups = yaml.safe_load(WORDINGS_FILE.read_text(encoding="utf-8"))
+    groups, names = load_properties()
     rng = random.Random(seed)
-    known = pools(groups, load_examples(train_file))
+    known = pools(groups, names, load_examples(train_file))
     facts: dict[str, dict[str, Any]] = {}
     while len(facts) < num_facts:
         fact = invent(groups, known, rng)

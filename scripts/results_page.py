@@ -73,7 +73,7 @@ def tables(summary: Mapping[str, Any]) -> dict[str, Any]:
         "general_fired": _general(evaluations),
         "harness": harness_table(summary["harness"]) if "harness" in summary else "",
         "efficiency": efficiency_page(summary["efficiency"]) if "efficiency" in summary else "",
-        "unseen": summary.get("unseen"),
+        "unseen": _unseen(summary["unseen"]) if "unseen" in summary else "",
         "failures": [_failures(step, found) for step, found in summary["failures"].items()],
         "commands": {name: re.sub(r"(?m)^#+ ", "### ", text) for name, text in summary["tables"].items()},
         "paper": [" / ".join(f"{row[name]:.1f}" for name in METRICS) for row in _paper().values()],
@@ -89,6 +89,16 @@ def tables(summary: Mapping[str, Any]) -> dict[str, Any]:
     made["times"] = markdown_rows([*steps, ["together", f"{total:,.0f}"]], first="---")
     made["machines"] = sorted({time["machine"] for time in summary["times"].values()})
     return made
+
+
+def _unseen(sets: Mapping[str, Mapping[str, Any]]) -> str:
+    """Of how many questions of each kind what should be found, or nothing, was found."""
+    kinds = list(next(iter(sets.values())))
+    rows = [
+        [f"`{name}`", *(f"{found[kind]['right']} of {found[kind]['asked']}" for kind in kinds)]
+        for name, found in sets.items()
+    ]
+    return markdown_rows([["facts", *kinds], *rows], first="---")
 
 
 def _paper() -> dict[int, dict[str, float]]:

@@ -54,7 +54,7 @@ SUMMARY: dict[str, Any] = {
         }
     },
     "tables": {"compare": "# Editors\n\n| editor | reliability |\n| --- | ---: |\n| mine | 1.0 |"},
-    "unseen": {"prompts": {"asked": 30, "right": 29, "wrong": ["x"]}},
+    "unseen": {"wordings": {"prompts": {"asked": 30, "right": 29, "wrong": ["x"]}}},
 }
 
 
@@ -79,7 +79,7 @@ def test_pages_say_what_the_summary_says(root: Path):
     assert "| Who \\| is it? | generality | It is Bo (1.0, 1.5) | (nothing) | Bo |" in page
     assert "## Against other editors\n\n### Editors\n\n| editor |" in page
     assert "Not measured" in page.split("## Ablations")[1].split("## The number of prompt tokens")[0]
-    assert "prompts 29 of 30 as they should be" in page and "| together | 61 |" in page
+    assert "| `wordings` | 29 of 30 |" in page and "| together | 61 |" in page
     assert readme.startswith("# Mine\n\n<!-- results -->\n") and readme.endswith("<!-- /results -->\n\nThe end.\n")
     assert "old" not in readme and "96.4 / 96.0 / 93.7 and 95.5 / 93.8 / 90.8" in readme
     assert "| statement and answer | 10,000 | 89.0 ± 0.5 |" in readme

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
 
 from ..datasets import EditExample
 
-WORDINGS_FILE = Path(__file__).parent / "wordings.yaml"
+PROPERTIES = Path(__file__).parent / "properties"
 _MIN_FACTS = 3
 _ATTEMPTS = 8
 
@@ -20,15 +22,34 @@ def template(prompt: str, subject: str) -> str:
     return prompt.replace(subject, "{}") if subject else prompt
 
 
+def load_properties() -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
+    """The table of properties (properties/README.md): its groups of wordings, and the names of each kind."""
+    groups = [group for path in sorted(PROPERTIES.glob("*.yaml")) for group in _load(path)]
+    names: dict[str, list[str]] = {}
+    for path in sorted((PROPERTIES / "names").glob("*.yaml")):
+        for kind, found in _load(path).items():
+            names[kind] = [*names.get(kind, ()), *found]
+    return groups, names
+
+
+def _load(path: Path) -> Any:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
 class Wordings:
-    """Texts that ask for one property of a subject ("The mother tongue of X is", "What is X's first language?")."""
+    """Texts that ask for one property of a subject ("The mother tongue of X is", "What is X's first language?").
+
+    A prompt of several properties ("The owner of X is", of a company or a dog) has no other words.
+    """
 
     def __init__(self) -> None:
-        groups = yaml.safe_load(WORDINGS_FILE.read_text(encoding="utf-8"))
+        groups, _ = load_properties()
+        counts = Counter(prompt for group in groups for prompt in group["prompts"])
         self._wordings = {
             prompt: [*group["prompts"], *group["questions"], *group.get("rephrasings", ())]
             for group in groups
             for prompt in group["prompts"]
+            if counts[prompt] == 1
         }
 
     def draw(self, rng: np.random.Generator, example: EditExample) -> str | None:

@@ -1,19 +1,19 @@
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
-import yaml
 
 from recipe_hf.datasets import EditExample
-from recipe_hf.training.wordings import WORDINGS_FILE, OtherProperties, Wordings
+from recipe_hf.training.wordings import OtherProperties, Wordings, load_properties
 
 RNG = np.random.default_rng(0)
 
 
-def test_every_wording_asks_for_one_property():
-    groups = yaml.safe_load(WORDINGS_FILE.read_text())
-    prompts = [text for group in groups for text in group["prompts"]]
-    assert len(prompts) == len(set(prompts)) > 300
-    wordings: dict[str, int] = {}
+def test_every_group_asks_for_one_property():
+    groups, names = load_properties()
+    assert len(groups) > 300
+    seen: dict[tuple[str, str | None], int] = {}
     for number, group in enumerate(groups):
         assert set(group) <= {"prompts", "questions", "rephrasings", "subjects", "answers"}
         assert all(text.endswith("?") for text in group["questions"])
@@ -21,7 +21,21 @@ def test_every_wording_asks_for_one_property():
         assert not any(text.endswith("?") for text in continued)
         for text in {*continued, *group["questions"]} - {"Where is {}?"}:  # which asks for city and country
             assert text.count("{}") == 1
-            assert wordings.setdefault(text, number) == number
+            assert seen.setdefault((text, group.get("subjects")), number) == number
+    assert all(isinstance(name, str) for values in names.values() for name in values)
+
+
+def test_the_wordings_of_counterfact_are_known():
+    groups, _ = load_properties()
+    wordings = Wordings()
+    for prompt in [prompt for group in groups if "rephrasings" in group for prompt in group["prompts"]]:
+        assert wordings.draw(RNG, EditExample(prompt.replace("{}", "X"), "a", "X")) is not None, prompt
+
+
+def test_a_prompt_of_two_properties_has_no_other_words():
+    prompts = Counter(prompt for group in load_properties()[0] for prompt in group["prompts"])
+    prompt = next(prompt for prompt, count in prompts.items() if count > 1)
+    assert Wordings().draw(RNG, EditExample(prompt.replace("{}", "X"), "a", "X")) is None
 
 
 def test_wordings_ask_for_the_property_of_the_prompt():
