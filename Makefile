@@ -35,7 +35,7 @@ train-release: .venv/.installed models data/counterfact-train.json $(KNOWEDIT) d
 	$(TRAIN)-wordings.yaml
 	$(TRAIN)-queries.yaml
 	$(BIN)/python scripts/release.py average runs/smollm2-135m-wordings/best runs/smollm2-135m-queries/best \
-		--output runs/smollm2-135m-queries/averaged
+		--share 0.3 --share 0.7 --output runs/smollm2-135m-queries/averaged
 	$(TRAIN)-known-answers.yaml
 	$(BIN)/python scripts/release.py weights runs/smollm2-135m-known-answers runs/release --base-model $(BASE)
 

@@ -48,7 +48,7 @@ def test_wordings_ask_for_the_property_of_the_prompt():
         "Le {x}'s sex is",
         "Of what gender is Le {x}?",
     }
-    assert wordings.draw(RNG, EditExample("The colour of X is", "red", "X")) is None
+    assert wordings.draw(RNG, EditExample("The echo of X answers", "red", "X")) is None
     assert wordings.draw(RNG, EditExample("The mother tongue of X is", "red")) is None
 
 
