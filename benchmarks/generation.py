@@ -2,7 +2,9 @@
 
 Each measurement is a triple: base, model, base again. The model's time is divided by the mean of the two base times
 around it, so that other work on the machine slows both sides; the two base times, divided by one another, show what is
-left of it. No query is remembered from before. The time within the forward of the text encoder is taken apart.
+left of it. That is more than facts cost, so what they add is timed apart too: the text encoder's forward, what else
+`generate` does before the base's own, the hook at each step, and how much longer the base reads. No query is
+remembered from before.
 
     python benchmarks/generation.py --keys runs/keys --facts 10000 --facts 1000000 --document docs/performance.md
 """
@@ -11,8 +13,9 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -32,32 +35,65 @@ DATA = [Path("data/counterfact-edit.json"), Path("data/counterfact-train.json")]
 
 
 class Stopwatch:
-    """Seconds spent in the forwards of a module since the last `reset`, and in the first of them."""
+    """Seconds between starts and stops since the last `reset`, and those of the first time."""
 
-    def __init__(self, module: torch.nn.Module, clock: Clock) -> None:
+    def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self.reset()
-        module.register_forward_pre_hook(lambda *_: self._start())
-        module.register_forward_hook(lambda *_: self._stop())
 
     def reset(self) -> None:
         self.seconds = self.first = 0.0
 
-    def _start(self) -> None:
+    def start(self, *_: Any) -> None:
         self._started = self.clock()
 
-    def _stop(self) -> None:
+    def stop(self, *_: Any) -> None:
         taken = self.clock() - self._started
         self.seconds += taken
         self.first = self.first or taken
 
 
+class Watches:
+    """Stopwatches of a model's encoder, of the hook of its base, and of the forward and `generate` of its base."""
+
+    def __init__(self, model: Any, clock: Clock) -> None:
+        self.encoder, self.hook, self.base, self.generate = self.all = [Stopwatch(clock) for _ in range(4)]
+        model.retriever.encoder.register_forward_pre_hook(self.encoder.start)
+        model.retriever.encoder.register_forward_hook(self.encoder.stop)
+        # The library's hook is between these two.
+        model.lm.register_forward_pre_hook(self.hook.start, prepend=True)
+        model.lm.register_forward_pre_hook(self.hook.stop)
+        model.lm.register_forward_pre_hook(self.base.start)
+        model.lm.register_forward_hook(self.base.stop)
+        generate = model.lm.generate
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            self.generate.start()
+            output = generate(*args, **kwargs)
+            self.generate.stop()
+            return output
+
+        model.lm.generate = timed
+
+    def time(self, generate: Callable[[], Any]) -> Taken:
+        """What one call of `generate`, of the model or its base, takes."""
+        for watch in self.all:
+            watch.reset()
+        whole = Stopwatch(self.encoder.clock)
+        whole.start()
+        generate()
+        whole.stop()
+        looking_up = whole.seconds - self.generate.seconds - self.encoder.seconds + self.hook.seconds
+        return Taken(whole.seconds, self.encoder.seconds, looking_up, self.base.first)
+
+
 @dataclass
 class Taken:
-    """Seconds of one `generate`: in all, within the encoder, and within the base's reading of the prompt."""
+    """Seconds of one `generate`: in all, within the encoder, beside the base and the encoder, and for the prompt."""
 
     in_all: float
     encoder: float
+    looking_up: float
     reading: float
 
 
@@ -66,24 +102,27 @@ class Measured:
     """Triples of one setting, as ratios to the base."""
 
     base: list[float] = field(default_factory=list)
-    in_all: list[float] = field(default_factory=list)
     encoder: list[float] = field(default_factory=list)
-    beyond: list[float] = field(default_factory=list)
+    looking_up: list[float] = field(default_factory=list)
     prefix: list[float] = field(default_factory=list)
+    parts: list[float] = field(default_factory=list)
+    in_all: list[float] = field(default_factory=list)
     itself: list[float] = field(default_factory=list)
 
     def add(self, before: Taken, ours: Taken, after: Taken) -> None:
         base = (before.in_all + after.in_all) / 2
+        longer = ours.reading - (before.reading + after.reading) / 2
         self.base.append(base)
-        self.in_all.append(ours.in_all / base)
         self.encoder.append(1 + ours.encoder / base)
-        self.beyond.append((ours.in_all - ours.encoder) / base)
-        self.prefix.append(1 + (ours.reading - (before.reading + after.reading) / 2) / base)
+        self.looking_up.append(1 + ours.looking_up / base)
+        self.prefix.append(1 + longer / base)
+        self.parts.append(1 + (ours.encoder + ours.looking_up + longer) / base)
+        self.in_all.append(ours.in_all / base)
         self.itself.append(after.in_all / before.in_all)
 
     def columns(self) -> list[str]:
         """How much more time each takes than the base."""
-        ratios = (self.in_all, self.encoder, self.beyond, self.prefix, self.itself)
+        ratios = (self.encoder, self.looking_up, self.prefix, self.parts, self.in_all, self.itself)
         return [percent_more(values) for values in ratios]
 
 
@@ -135,24 +174,18 @@ def prompts_by_outcome(model: Any, asked: Sequence[EditExample]) -> dict[str, li
 
 
 def measure(
-    model: Any, prompts: Sequence[str], batch_size: int, new_tokens: int, triples: int, watches: Sequence[Stopwatch]
+    model: Any, prompts: Sequence[str], batch_size: int, new_tokens: int, triples: int, watches: Watches
 ) -> Measured:
-    """Times the model and its base, in triples, on batches of prompts; `watches` are those of encoder and base."""
+    """Times the model and its base, in triples, on batches of prompts."""
     needed = batch_size * (triples + 1)
     if len(prompts) < needed:
         raise typer.BadParameter(f"--triples {triples} needs {needed} prompts, got {len(prompts)} (see --asked).")
-    encoder, base = watches
     measured = Measured()
+    settings = {"min_new_tokens": new_tokens, "max_new_tokens": new_tokens, "do_sample": False}
     for number in range(triples + 1):
         texts = list(prompts[number * batch_size : (number + 1) * batch_size])
         batch = model.tokenizer(texts, return_tensors="pt", padding=True).to(model.device)
-        triple = []
-        for generator in (model.lm, model, model.lm):
-            encoder.reset()
-            base.reset()
-            start = encoder.clock()
-            generator.generate(**batch, min_new_tokens=new_tokens, max_new_tokens=new_tokens, do_sample=False)
-            triple.append(Taken(encoder.clock() - start, encoder.seconds, base.first))
+        triple = [watches.time(partial(side.generate, **batch, **settings)) for side in (model.lm, model, model.lm)]
         if number:  # The first one warms up.
             measured.add(*triple)
     return measured
@@ -177,7 +210,7 @@ def main(
     model: Any = RecipeForCausalLM.from_pretrained(checkpoint, base_model=base_model, dtype=torch.float32).to(device)
     model.query_cache_size = 0
     clock = time.process_time if cpu_time else wall_clock(device)
-    watches = [Stopwatch(model.retriever.encoder, clock), Stopwatch(model.lm, clock)]
+    watches = Watches(model, clock)
     examples = list({fact.prompt: fact for path in data or DATA for fact in load_examples(path)}.values())
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
@@ -194,10 +227,11 @@ def main(
         "prompts",
         "batch",
         "base",
-        "in all",
         "encoder",
-        "beyond it",
+        "looking up",
         "reading the prefix",
+        "these together",
+        "in all",
         "base itself",
     ]
     how = f"{new_tokens} new tokens, greedy{', processor time' if cpu_time else ''}"

@@ -48,6 +48,16 @@ def subject_of(kind: str, known: dict[str, list[str]], rng: random.Random) -> st
     return first
 
 
+def resembling(subject: str, kind: str, known: dict[str, list[str]], rng: random.Random) -> str:
+    """Another subject with most of the name of this one: a word of another's in it, or another's ending."""
+    words, other = subject.split(), subject_of(kind, known, rng).split()
+    if len(words) > 1:
+        place = rng.choice([0, -1])
+        words[place] = other[place]
+        return " ".join(words)
+    return subject[: len(subject) // 2 + 1] + other[-1][len(other[-1]) // 2 :]
+
+
 def answer_of(kind: str, known: dict[str, list[str]], rng: random.Random) -> str:
     """An answer of a kind that a pool holds, or that is made here."""
     day, month, year = rng.randint(1, 28), rng.choice(MONTHS), rng.randint(1780, 2026)
@@ -81,7 +91,7 @@ def invent(groups: list[dict[str, Any]], known: dict[str, list[str]], rng: rando
     others = rng.sample([g for g in groups if g.get("subjects") == kind and g is not group], UNRELATED_QUESTIONS)
     unrelated = [rng.choice(g["prompts"] + g["questions"]).replace("{}", subject) for g in others]
     while len(unrelated) < 2 * UNRELATED_QUESTIONS:
-        other = subject_of(kind, known, rng)
+        other = resembling(subject, kind, known, rng) if rng.random() < 0.5 else subject_of(kind, known, rng)
         if other != subject:
             unrelated.append(rng.choice(wordings).replace("{}", other))
     return {
