@@ -80,6 +80,28 @@ def push_checkpoint(
     return _push(repo_id, "model", files, card, commit_message, **hub_kwargs)
 
 
+def create_repository(repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
+    """Makes a model repository, if it does not exist, and checks that it can be written to.
+
+    Args:
+        repo_id: The repository.
+        private: Whether a new one is.
+        token: Token of the Hub; `None` takes the one saved.
+
+    Returns:
+        The repository's name with its owner's.
+
+    Raises:
+        OSError: As in [`push_checkpoint`].
+        ValueError: If `repo_id` cannot be the name of a repository.
+    """
+    api = HfApi(token=token)
+    with connection(f"The check of {repo_id!r}", "Nothing was uploaded"):
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        api.auth_check(repo_id, write=True)
+    return repo_id
+
+
 def push_knowledge(
     knowledge: KnowledgeBase, repo_id: str, *, commit_message: str = "Upload facts", **hub_kwargs: Any
 ) -> CommitInfo:

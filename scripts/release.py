@@ -80,6 +80,8 @@ def card(
             base_weights=base_weights,
             encoder="sentence-transformers/all-MiniLM-L6-v2",
             hardware=hardware,
+            license="apache-2.0",
+            language=["en"],
             results=card_results(json.loads(summary.read_text(encoding="utf-8"))),
             notes=[*note, *run.notes],
         ),

@@ -63,10 +63,13 @@ STEPS: dict[str, list[str]] = {
         *("evaluate", *COUNTERFACT, "--num-edits", "1000", "10000", "--num-questions", "100"),
         *("--protocol", "paper", "generation"),
     ],
-    "generation-zsre": [
-        *("evaluate", "--dataset", str(DATA / KNOWEDIT["zsre"][0]), "--half", "held_out"),
-        *("--num-questions", "100", "--protocol", "paper", "generation"),
-    ],
+    **{
+        f"generation-{name}": [
+            *("evaluate", "--dataset", *(str(DATA / file) for file in files), "--half", "held_out"),
+            *("--num-questions", "100", "--protocol", "paper", "generation"),
+        ]
+        for name, files in KNOWEDIT.items()
+    },
     "probes": [
         *("evaluate", *COUNTERFACT, "--num-edits", "10000", "--num-questions", "100", "--probes"),
         *("--protocol", "strict", "generation", "--plots"),
@@ -78,7 +81,8 @@ STEPS: dict[str, list[str]] = {
     ],
     "compare": [
         *("compare", *COUNTERFACT, *VALIDATION, "--sentence-model", "models/minilm", "--num-edits", "100"),
-        *("--num-questions", "50", "--num-validation", "300", "--seconds", "300"),
+        *("--num-questions", "100", "--num-validation", "300", "--seconds", "300"),
+        *("--protocol", "strict", "generation"),
     ],
     "sweep": ["sweep", *COUNTERFACT, "--num-edits", "500", "--num-questions", "100", "--picture"],
 }

@@ -20,8 +20,18 @@ HERE = Path(__file__).parent
 METRICS = {name: COLUMNS[name] for name in ("reliability", "generality", "locality")}
 NAMES = {
     "zsre": "ZSRE of KnowEdit, held-out half",
-    "generation-zsre": "ZSRE of KnowEdit, held-out half",
     "wiki": "wiki-recent and wiki-counterfact of KnowEdit, held-out halves",
+}
+NAMES |= {f"generation-{step}": name for step, name in NAMES.items()}
+OTHER_PROTOCOLS = ("protocols", "generation-zsre", "generation-wiki")
+#: What the retriever did: metric and heading.
+RETRIEVER = {
+    "reliability_nearest": "recall@1, edits",
+    "generality_nearest": "recall@1, rephrasings",
+    "reliability_fired": "fired, edits",
+    "generality_fired": "fired, rephrasings",
+    "locality_fired": "fired, unrelated",
+    "calibration_error": "calibration error",
 }
 TITLES = {"counterfact": "CounterFact", "zsre": "ZSRE", "wiki": "wiki-recent and wiki-counterfact"}
 _MARKED = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", flags=re.DOTALL)
@@ -69,6 +79,8 @@ def tables(summary: Mapping[str, Any]) -> dict[str, Any]:
         "edits": _beside_paper(evaluations["counterfact"]) if "counterfact" in evaluations else "",
         "knowedit": _knowedit(evaluations),
         "protocols": _protocols(evaluations),
+        "said_freely": _protocols(evaluations, only="generation"),
+        "retriever": _retriever(evaluations),
         "told": _told(evaluations),
         "general_fired": _general(evaluations),
         "harness": harness_table(summary["harness"]) if "harness" in summary else "",
@@ -108,44 +120,74 @@ def _paper() -> dict[int, dict[str, float]]:
 
 def _beside_paper(found: Mapping[str, Any]) -> str:
     paper = _paper()
-    rows = [["facts", *METRICS.values(), *(f"paper: {heading}" for heading in METRICS.values())]]
+    rows = [["facts", "asked about", *METRICS.values(), *(f"paper: {heading}" for heading in METRICS.values())]]
     for number, cells in summary_rows(found, "strict", METRICS).items():
         theirs = [f"{paper[number][name]:.1f}" if number in paper else "–" for name in METRICS]
-        rows.append([f"{number:,}", *cells.values(), *theirs])
+        rows.append([f"{number:,}", _asked(found, "strict", number), *cells.values(), *theirs])
     return markdown_rows(rows)
+
+
+def _asked(found: Mapping[str, Any], protocol: str, number: int) -> str:
+    """Of how many facts their prompt was asked with each seed."""
+    return f"{found['asked'][protocol][str(number)]['reliability']:,}"
 
 
 def _knowedit(evaluations: Mapping[str, Any]) -> str:
     names = [step for step in ("zsre", "wiki") if step in evaluations]
-    rows = [["", "facts", *COLUMNS.values()]]
+    rows = [["", "facts", "asked about", *COLUMNS.values()]]
     for step in names:
         for number, cells in summary_rows(evaluations[step], "strict").items():
-            asked = evaluations[step]["num_questions"] or number
-            name = NAMES[step] + (f", {asked:,} asked about" if asked < number else "")
-            rows.append([name, f"{number:,}", *(cells.get(heading, "–") for heading in COLUMNS.values())])
+            asked = _asked(evaluations[step], "strict", number)
+            rows.append(
+                [NAMES[step], f"{number:,}", asked, *(cells.get(heading, "–") for heading in COLUMNS.values())]
+            )
     return markdown_rows(rows, first="---") if names else ""
 
 
 def _told(evaluations: Mapping[str, Any]) -> str:
     """Prompts of statement and answer, and of the statement alone."""
     columns = {name: heading for name, heading in COLUMNS.items() if name != "portability"}
-    rows = [["prompt tokens made of", "facts held", *columns.values()]]
+    rows = [["prompt tokens made of", "facts held", "asked about", *columns.values()]]
     for step, words in (
         ("counterfact", "statement and answer"),
         ("statements", "statement alone, as in the paper"),
     ):
         if step in evaluations:
             cells = summary_rows(evaluations[step], "strict", columns, (1000, 10000))
-            rows += [[words, f"{number:,}", *row.values()] for number, row in cells.items()]
+            rows += [
+                [words, f"{number:,}", _asked(evaluations[step], "strict", number), *row.values()]
+                for number, row in cells.items()
+            ]
     return markdown_rows(rows, first="---") if len(rows) > 1 else ""
 
 
-def _protocols(evaluations: Mapping[str, Any]) -> str:
-    rows = [["", "protocol", "facts", *METRICS.values()]]
-    for step in ("protocols", "generation-zsre"):
+def _protocols(evaluations: Mapping[str, Any], only: str | None = None) -> str:
+    """The protocols beside `strict`, or one of them."""
+    columns = METRICS | {"portability": COLUMNS["portability"]}
+    rows = [["", "protocol", "facts", "asked about", *columns.values()]]
+    for step in OTHER_PROTOCOLS:
         for protocol in evaluations[step]["protocols"] if step in evaluations else ():
-            for number, cells in summary_rows(evaluations[step], protocol, METRICS).items():
-                rows.append([NAMES.get(step, "CounterFact"), f"`{protocol}`", f"{number:,}", *cells.values()])
+            for number, cells in summary_rows(evaluations[step], protocol, columns).items():
+                if only in (None, protocol):
+                    head = [_name(step), f"`{protocol}`", f"{number:,}", _asked(evaluations[step], protocol, number)]
+                    rows.append([*head, *(cells.get(heading, "–") for heading in columns.values())])
+    return markdown_rows(rows, first="---") if len(rows) > 1 else ""
+
+
+def _name(step: str) -> str:
+    return NAMES.get(step, "CounterFact")
+
+
+def _retriever(evaluations: Mapping[str, Any]) -> str:
+    """What the retriever did in every evaluation that asks what the data ask."""
+    rows = [["", "protocol", "facts", "asked about", "seeds", *RETRIEVER.values()]]
+    for step in ("counterfact", *NAMES, "protocols"):
+        for protocol in evaluations[step]["protocols"] if step in evaluations else ():
+            for number, cells in summary_rows(evaluations[step], protocol, RETRIEVER).items():
+                found = evaluations[step]
+                head = [_name(step), f"`{protocol}`", f"{number:,}", _asked(found, protocol, number)]
+                cells = [cells.get(heading, "–") for heading in RETRIEVER.values()]
+                rows.append([*head, f"{len(found['seeds'])}", *cells])
     return markdown_rows(rows, first="---") if len(rows) > 1 else ""
 
 
@@ -182,16 +224,17 @@ def _cell(text: str) -> str:
 
 
 def card_results(summary: Mapping[str, Any]) -> list[EvaluationResult]:
-    """The evaluations for a card."""
+    """The evaluations for a card, but for the probes."""
     results = []
-    for found in summary["evaluations"].values():
+    for found in [found for step, found in summary["evaluations"].items() if step != "probes"]:
         asked = found["num_questions"]
         for protocol in found["protocols"]:
             rows = summary_rows(found, protocol)
             fewer = asked and any(number > asked for number in rows)
             results.append(
                 EvaluationResult(
-                    dataset=found["dataset"] + (f", asking about {asked:,} of the facts held" if fewer else ""),
+                    dataset=found["dataset"]
+                    + (f", asking about at most {asked:,} of the facts held" if fewer else ""),
                     protocol=protocol,
                     seeds=found["seeds"],
                     rows={number: dict(cells) for number, cells in rows.items()},

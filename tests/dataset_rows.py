@@ -97,6 +97,22 @@ RIPPLE = {
     "Compositionality_II": [],
     "Forgetfulness": [ripple_test("The award Leo Vale won is", {"value": "Cross", "aliases": []})],
 }
+RIPPLE_FLAT = {
+    "example_type": "popular",
+    "prompt": "The name of the country of citizenship of Leo Vale is",
+    "target_new": "Syria",
+    "subject": "Leo Vale",
+    "ground_truth": "Latvia",
+    "Relation_Specificity": [
+        {"prompt": "The name of the mother of Leo Vale is", "targets": ["", "Ada Vale", "Ada"]},
+        {"prompt": "The eye color of Leo Vale is", "targets": [""]},
+    ],
+    "Logical_Generalization": [{"prompt": "Leo Vale lives in", "targets": ["Asia"]}],
+    "Subject_Aliasing": [{"prompt": "The name of the country of citizenship of L. V. is", "targets": ["Syria", "SY"]}],
+    "Compositionality_I": [],
+    "Compositionality_II": [],
+    "Forgetfulness": [{"prompt": "The award Leo Vale won is", "targets": ["Cross"]}],
+}
 FACT = {"prompt": "The CEO of Acme is", "answer": "Ann Lee", "unrelated": ["The CEO of Beta is", "Snow is"]}
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from tests.tiny_recipe import FACTS, MIXED, base_tokenizer, batch_of, edited_recipe, tiny_base, tiny_recipe
+from tests.tiny_training import STAGES, tiny_config
 
 ANN = {"token": "hf_ann"}
 
@@ -124,9 +127,22 @@ def invoke(*arguments: object) -> tuple[int, str]:
     return result.exit_code, " ".join(result.output.split())
 
 
-def upload_card(text: str) -> None:
+def upload_card(text: str, repo_id: str = "org/card") -> None:
     from huggingface_hub import HfApi
 
-    HfApi(**ANN).create_repo("org/card", exist_ok=True)
+    HfApi(**ANN).create_repo(repo_id, exist_ok=True)
     # It asks the Hub to validate a README.md before it uploads anything, as `ModelCard.validate` does.
-    HfApi(**ANN).upload_file(path_or_fileobj=text.encode(), path_in_repo="README.md", repo_id="org/card")
+    HfApi(**ANN).upload_file(path_or_fileobj=text.encode(), path_in_repo="README.md", repo_id=repo_id)
+
+
+def train(parts: Path, output_dir: Path, resume: bool = False, token: str = "hf_ann", **changes: Any) -> list[Any]:
+    """Trains for three steps; what was warned of, after which step, and whether there was a checkpoint by then."""
+    from recipe_hf.training import trainer as training
+
+    values = {"stages": STAGES[1:2], "eval_steps": 1, "save_steps": 100, "push_to_hub": True} | changes
+    said: list[Any] = []
+    with patch.dict(os.environ, HF_TOKEN=token), patch.object(training.logger, "warning") as warning:
+        trainer = training.Trainer(tiny_config(parts, output_dir, **values))
+        warning.side_effect = lambda text: said.append((text, trainer.step, (output_dir / "checkpoint").is_dir()))
+        trainer.train(resume)
+    return said

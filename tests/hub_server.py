@@ -269,6 +269,10 @@ class _Handler(BaseHTTPRequestHandler):
         siblings = [{"rfilename": name} for name in repository.commits[oid]]
         self._json({"id": id, "sha": oid, "private": repository.private, "siblings": siblings, "tags": []})
 
+    def may_write(self, type: str, id: str) -> None:
+        self._repository(type, id, write=True)
+        self._json({})
+
     def tree(self, type: str, id: str, revision: str, folder: str | None) -> None:
         repository = self._repository(type, id)
         files = repository.commits[self._commit_of(repository, revision)]
@@ -386,6 +390,7 @@ _ROUTES = [
     ("POST", "/api/repos/create", "create"),
     ("POST", "/api/validate-yaml", "validate_yaml"),
     ("GET", f"/api{_REPO}/revision/(?P<revision>[^/]+)", "info"),
+    ("GET", f"/api{_REPO}/auth-check/write", "may_write"),
     ("GET", f"/api{_REPO}/tree/(?P<revision>[^/]+)(?:/(?P<folder>.+))?", "tree"),
     ("POST", f"/api{_REPO}/branch/(?P<revision>[^/]+)", "branch"),
     ("POST", f"/api{_REPO}/preupload/(?P<revision>[^/]+)", "preupload"),

@@ -127,6 +127,11 @@ def test_facts_file_that_is_not_json_is_refused(stored):
     assert_refused(invoke("add", stored, "--from", stored / "facts.jsonl"), "facts.jsonl, line 2: not JSON")
 
 
+def test_facts_file_that_is_not_there_is_named(stored):
+    for path in (stored / "no.jsonl", stored):
+        assert_refused(invoke("add", stored, "--from", path), f"--from must be a file that exists, got '{path}'.")
+
+
 def test_push_needs_the_hub(stored, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert_refused(invoke("push", stored, "org/name"), "offline mode is enabled")
@@ -304,7 +309,7 @@ def test_evaluate_probes_general_prompts_and_plots(checkpoint, saved, dataset, t
     ("options", "message"),
     [
         (("--plots",), "--plots needs --output"),
-        (("--general", "no.jsonl"), "No such file"),
+        (("--general", "no.jsonl"), "--general must be a file that exists, got 'no.jsonl'."),
         (("--general", "a/x.jsonl", "--general", "b/x.jsonl"), "general must name files of different names"),
         (("--protocol", "strict", "lenient"), "protocol must be one of strict, paper, generation, got 'lenient'"),
         (("--num-edits", 1, 1), "num_edits must name one or more, none of them twice, got [1, 1]"),

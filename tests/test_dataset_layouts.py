@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from recipe_hf.datasets import EditExample, load_examples
-from tests.dataset_rows import COUNTERFACT, FACT, FLAT, KNOWEDIT, RIPPLE, ZSRE, ZSRE_MEND, write
+from tests.dataset_rows import COUNTERFACT, FACT, FLAT, KNOWEDIT, RIPPLE, RIPPLE_FLAT, ZSRE, ZSRE_MEND, write
 
 
 def test_flat_counterfact(tmp_path: Path):
@@ -91,6 +91,33 @@ def test_knowedit(tmp_path: Path):
     )
     assert (second.rephrasings, second.ground_truth) == (("Leo Vale was born in",), "Oslo")
     assert third.rephrasings == ("Where is Leo Vale from?",)
+
+
+def test_kinds_of_knowedit_may_have_a_dot_in_their_name(tmp_path: Path):
+    asked = {"v1.0": [{"prompt": "The gender of Leo Vale is", "ground_truth": "male"}]}
+    path = write(tmp_path / "knowedit.json", [KNOWEDIT | {"portability": asked, "locality": asked}])
+    (example,) = load_examples(path)
+    assert example.portability == {"v1.0": (("The gender of Leo Vale is", ("male",)),)}
+    assert (example.unrelated, example.unrelated_kinds) == ((("The gender of Leo Vale is", "male"),), ("v1.0",))
+
+
+def test_rippleedits_of_the_recipe_authors(tmp_path: Path):
+    recent = {name: value for name, value in RIPPLE_FLAT.items() if name != "ground_truth"} | {"target_new": "Mali"}
+    path = write(tmp_path / "ripe_test.json", [RIPPLE_FLAT, RIPPLE_FLAT | {"target_new": ""}, recent])
+    first, last = load_examples(path)
+    assert first == EditExample(
+        prompt="The name of the country of citizenship of Leo Vale is",
+        answer="Syria",
+        subject="Leo Vale",
+        unrelated=(("The name of the mother of Leo Vale is", "Ada Vale"), ("The award Leo Vale won is", "Cross")),
+        unrelated_kinds=("Relation_Specificity", "Forgetfulness"),
+        portability={
+            "Logical_Generalization": (("Leo Vale lives in", ("Asia",)),),
+            "Subject_Aliasing": (("The name of the country of citizenship of L. V. is", ("Syria", "SY")),),
+        },
+        ground_truth="Latvia",
+    )
+    assert (last.answer, last.ground_truth) == ("Mali", "")
 
 
 def test_rippleedits(tmp_path: Path):
@@ -187,6 +214,13 @@ def test_bad_field_is_named_with_its_row(tmp_path: Path, value: object):
         (RIPPLE, {"edit": {}}, r"field 'edit\.prompt' must be a non-empty string"),
         (RIPPLE, {"Forgetfulness": ["x"]}, r"Forgetfulness\[0\] must be a JSON object, got 'x'"),
         (FACT, {"answer": ""}, "field 'answer' must be a non-empty string, got ''"),
+        (KNOWEDIT, {"locality": {"v1.0": "x"}}, r"field 'locality\.v1\.0' must be a list, got 'x'"),
+        (
+            RIPPLE_FLAT,
+            {"Forgetfulness": [{"targets": ["x"]}]},
+            r"Forgetfulness\[0\]: field 'prompt' must be a non-emp",
+        ),
+        (FACT, {"unrelated": ["Snow is", " The CEO of Acme is"]}, "field 'unrelated' must be questions other than"),
         (FACT, {"rephrasing": ["a"]}, "unknown fields rephrasing; allowed are prompt, answer, subject, rephrasings,"),
     ],
 )

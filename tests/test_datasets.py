@@ -120,6 +120,20 @@ def test_weights_must_be_positive(weight: Any):
         load_mixture([("a.json", weight)])
 
 
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"path": None}, "path of a data source must be a non-empty text, got None"),
+        ((5, 1), "path of a data source must be a non-empty text, got 5"),
+        ({"path": "a", "layout": ["facts"]}, r"layout must be one of counterfact, .*facts, got \['facts'\]"),
+        ({"path": "a", "half": "test"}, "half must be 'train' or 'held_out', got 'test'"),
+    ],
+)
+def test_fields_of_a_source_are_checked_before_any_is_read(source: Any, message: str):
+    with pytest.raises(ValueError, match=message):
+        load_mixture([source])
+
+
 @pytest.mark.parametrize("source", [{"weight": 1}, {"path": "a", "wieght": 2}, ("a", 1, 2), 3, None])
 def test_what_is_no_source_is_refused(source: Any):
     with pytest.raises(ValueError, match=r"mapping with path and, if wanted, weight, layout, half, got"):
@@ -164,6 +178,22 @@ def test_broken_files_are_refused(tmp_path: Path):
     (tmp_path / "latin.json").write_bytes('["é"]'.encode("latin-1"))
     with pytest.raises(ValueError, match=r"latin\.json is not UTF-8 text"):
         load_examples(tmp_path / "latin.json")
+
+
+@pytest.mark.parametrize("value", ["[" * 100_000 + "]" * 100_000, "9" * 5000], ids=["deep", "long"])
+def test_rows_that_cannot_be_read_are_named(tmp_path: Path, value: str):
+    rows = [json.dumps(FACT), json.dumps(FACT | {"metadata": 0}).replace("0", value)]
+    (tmp_path / "facts.json").write_text(f" [ {rows[0]} ,\n{rows[1]}]")
+    with pytest.raises(ValueError, match=r"facts\.json, row 1, cannot be read: .*(recursion|5000 digits)"):
+        load_examples(tmp_path / "facts.json")
+    (tmp_path / "facts.jsonl").write_text("\n".join(rows))
+    with pytest.raises(ValueError, match=r"facts\.jsonl, line 2, cannot be read: .*(recursion|5000 digits)"):
+        load_examples(tmp_path / "facts.jsonl")
+
+
+def test_the_name_of_a_file_may_end_in_capitals(tmp_path: Path):
+    (tmp_path / "facts.JSONL").write_text(json.dumps(FACT) + "\n" + json.dumps(FACT))
+    assert len(load_examples(tmp_path / "facts.JSONL")) == 2
 
 
 @pytest.mark.parametrize("path", ["none.json", "data/none.jsonl", "a/b/c", "."])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +78,8 @@ class TrainingRun:
         notes: Further lines on the training.
         limits: Further lines on the limits.
         datasets: Hub ids of the training data, for the card's metadata.
-        language: Language codes.
-        license: License of the checkpoint.
+        language: Language codes; the card claims none that are not given.
+        license: License of the checkpoint; the card claims none that is not given.
         repo_id: Where it is published; `None` leaves a placeholder in the example.
     """
 
@@ -96,8 +96,8 @@ class TrainingRun:
     notes: list[str] = field(default_factory=list)
     limits: list[str] = field(default_factory=list)
     datasets: list[str] = field(default_factory=list)
-    language: list[str] = field(default_factory=lambda: ["en"])
-    license: str = "apache-2.0"
+    language: list[str] = field(default_factory=list)
+    license: str | None = None
     repo_id: str | None = None
 
 
@@ -147,7 +147,7 @@ def model_card(
         base_model=base if on_hub else None,
         base_model_relation="adapter" if on_hub else None,
         license=run.license if run else None,
-        language=run.language if run else None,
+        language=(run and run.language) or None,
         datasets=(run and run.datasets) or None,
         tags=["recipe", "knowledge-editing", "model-editing", "retrieval", "arxiv:2405.03279"],
         model_name=title,
@@ -197,26 +197,42 @@ def update_results(model_dir: str | Path, results: list[EvaluationResult]) -> Mo
 def _results_section(results: list[EvaluationResult]) -> str:
     template = jinja2.Template(_RESULTS_TEMPLATE.read_text(encoding="utf-8"))
     descriptions = {name: protocol.description for name, protocol in PROTOCOLS.items()}
-    return template.render(results=results, protocols=descriptions).strip()
+    return template.render(results=_without_repeats(results), protocols=descriptions).strip()
 
 
 def _yaml(value: dict[str, Any]) -> str:
     return yaml.safe_dump(value, sort_keys=False, allow_unicode=True).strip()
 
 
+def _without_repeats(results: list[EvaluationResult]) -> list[EvaluationResult]:
+    """Leaves out rows that a larger run, of more seeds or rows, has of the same dataset under the same protocol."""
+    seen = set()
+    rows: dict[int, dict[int, dict[str, float | str]]] = {}
+    for index in sorted(range(len(results)), key=lambda i: (-len(results[i].seeds), -len(results[i].rows))):
+        result = results[index]
+        kept = {n: row for n, row in result.rows.items() if (result.dataset, result.protocol, n) not in seen}
+        seen |= {(result.dataset, result.protocol, number) for number in kept}
+        rows[index] = kept
+    return [replace(result, rows=rows[index]) for index, result in enumerate(results) if rows[index]]
+
+
 def _eval_results(results: list[EvaluationResult]) -> list[EvalResult]:
-    """The numbers of `results` for the card's model-index, each named with its protocol and number of edits."""
+    """The numbers of `results` for the card's model-index, each named with its protocol and number of edits.
+
+    The Hub takes results of one `dataset_type` and `dataset_config` for one entry.
+    """
     return [
         EvalResult(
             task_type="text-generation",
             task_name="Knowledge editing",
             dataset_type=_slug(Path(result.dataset.split(",")[0]).stem),
+            dataset_config=_slug(result.dataset),
             dataset_name=result.dataset,
             metric_type=_slug(metric),
             metric_name=f"{metric}, protocol {result.protocol}, {edits:,} edits",
             metric_value=float(number[0]),
         )
-        for result in results
+        for result in _without_repeats(results)
         for edits, scores in result.rows.items()
         for metric, score in scores.items()
         if (number := re.match(r"\d+(\.\d+)?", str(score)))

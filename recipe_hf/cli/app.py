@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from ..errors import EXPECTED, one_line
+
 
 class _Commands(TyperGroup):
     """Prints an error as one line, with exit code 2; RECIPE_HF_TRACEBACK=1 in the environment shows where it arose."""
@@ -17,16 +19,15 @@ class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (ValueError, KeyError, OSError, ImportError) as error:
+        except EXPECTED as error:
             if os.environ.get("RECIPE_HF_TRACEBACK"):
                 raise
-            reason = error.args[0] if isinstance(error, KeyError) and error.args else error
-            typer.echo(f"recipe-hf: {' '.join(str(reason).split()) or type(error).__name__}", err=True)
+            typer.echo(f"recipe-hf: {one_line(error)}", err=True)
             raise typer.Exit(2) from error
 
 
 class TakesLists(TyperCommand):
-    """Lets an option that may be given again take several values at once: `--seeds 0 1 2`.
+    """Lets an option that may be given again take several values at once: `--seeds 0 1 2`, or `--seeds=0 1 2`.
 
     The values go on until the next option, or a directory, which is the checkpoint.
     """
@@ -37,7 +38,8 @@ class TakesLists(TyperCommand):
         option, taken = None, 0
         for argument in args:
             if argument.startswith("--"):
-                option, taken = (argument if argument in lists else None), 0
+                name, equals, _ = argument.partition("=")
+                option, taken = (name if name in lists else None), len(equals)
             elif option is not None:
                 if taken and Path(argument).is_dir():
                     option = None

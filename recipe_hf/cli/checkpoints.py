@@ -31,7 +31,7 @@ def train(ctx: typer.Context) -> None:
     """Hands its arguments to the trainer."""
     from ..training.train import main
 
-    main(ctx.args)
+    main(ctx.args, program="recipe-hf train")
 
 
 @app.command()

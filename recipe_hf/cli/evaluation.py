@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from ..errors import existing_file
 from .app import BaseModel, Checkpoint, Dtype, TakesLists, app, load_model
 
 
@@ -83,6 +84,8 @@ def evaluate(
         check_matplotlib()
     if len({path.name for path in general}) < len(general):
         raise ValueError(f"general must name files of different names, got {', '.join(map(str, general))}.")
+    for path in general:
+        existing_file("--general", path)
     names = ", ".join(Path(path).name for path in dataset) + (f", half {half}" if half else "")
     evaluation = Evaluation(
         dataset=names + (", told as statements" if as_statements else ""),

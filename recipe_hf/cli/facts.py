@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from ..errors import existing_file
 from .app import BaseModel, Checkpoint, app, count_facts, load_knowledge, load_model
 
 KnowledgeFile = Annotated[
@@ -39,7 +40,7 @@ def add(
     """Adds facts to a checkpoint: all of them, or none if one is refused."""
     from ..modeling.knowledge.exchange import read_facts
 
-    facts = list(statements or []) + (read_facts(source) if source else [])
+    facts = list(statements or []) + (read_facts(existing_file("--from", source)) if source else [])
     if not facts:
         raise ValueError("add needs at least one statement, or --from FILE.")
     # A fact is encoded by the retriever alone: no base is needed.

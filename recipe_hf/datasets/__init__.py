@@ -2,6 +2,6 @@
 
 from .example import EditExample, split_half
 from .layouts import LAYOUTS
-from .loading import DataSource, load_examples, load_mixture
+from .loading import DataSource, load_examples, load_mixture, named_on_hub
 
-__all__ = ["LAYOUTS", "DataSource", "EditExample", "load_examples", "load_mixture", "split_half"]
+__all__ = ["LAYOUTS", "DataSource", "EditExample", "load_examples", "load_mixture", "named_on_hub", "split_half"]

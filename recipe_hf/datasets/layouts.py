@@ -40,7 +40,10 @@ class Row:
 
     def error(self, path: str, allowed: str) -> ValueError:
         """The error of a field that is not as it must be."""
-        return ValueError(f"{self.where}: field {path!r} must be {allowed}, got {reprlib.repr(self.get(path))}.")
+        return self._error(path, self.get(path), allowed)
+
+    def _error(self, name: str, value: Any, allowed: str) -> ValueError:
+        return ValueError(f"{self.where}: field {name!r} must be {allowed}, got {reprlib.repr(value)}.")
 
     def text(self, path: str) -> str:
         """The text of a field that every row must have."""
@@ -65,21 +68,24 @@ class Row:
 
     def rows(self, path: str) -> list[Row]:
         """The objects in a list; none if the field is missing."""
-        value = self.get(path)
+        return self._rows(path, self.get(path))
+
+    def rows_by_kind(self, path: str) -> dict[str, list[Row]]:
+        """The objects in each list of an object of lists, whose names may hold dots."""
+        kinds = self.get(path)
+        if kinds is not None and not isinstance(kinds, dict):
+            raise self.error(path, "an object of lists of questions, by kind")
+        return {kind: self._rows(f"{path}.{kind}", value) for kind, value in (kinds or {}).items()}
+
+    def _rows(self, name: str, value: Any) -> list[Row]:
         if value is not None and not isinstance(value, list):
-            raise self.error(path, "a list")
-        return [Row(f"{self.where}, {path}[{number}]", item) for number, item in enumerate(value or [])]
+            raise self._error(name, value, "a list")
+        return [Row(f"{self.where}, {name}[{number}]", item) for number, item in enumerate(value or [])]
 
 
-def _kinds(row: Row, path: str) -> Questions:
-    """Questions of KnowEdit, by kind."""
-    kinds = row.get(path)
-    if kinds is not None and not isinstance(kinds, dict):
-        raise row.error(path, "an object of lists of questions, by kind")
-    asked = {
-        kind: [(q.text("prompt"), q.texts("ground_truth")) for q in row.rows(f"{path}.{kind}")] for kind in kinds or ()
-    }
-    return _answered(asked)
+def _questions(kinds: Mapping[str, Iterable[Row]], answers: str) -> Questions:
+    """The questions of each kind, whose answers are in the field `answers`."""
+    return _answered({kind: [(q.text("prompt"), q.texts(answers)) for q in rows] for kind, rows in kinds.items()})
 
 
 def _answered(asked: Mapping[str, Iterable[tuple[str, tuple[str, ...]]]]) -> Questions:
@@ -165,9 +171,9 @@ def _knowedit(row: Row) -> EditExample:
         answer=row.text("target_new"),
         subject=row.text("subject"),
         rephrasings=row.texts("rephrase_prompt") or row.texts("rephrase"),
-        portability=_kinds(row, "portability"),
+        portability=_questions(row.rows_by_kind("portability"), "ground_truth"),
         ground_truth=_first(row.texts("ground_truth")),
-        **_unrelated(_kinds(row, "locality")),
+        **_unrelated(_questions(row.rows_by_kind("locality"), "ground_truth")),
     )
 
 
@@ -190,6 +196,19 @@ def _rippleedits(row: Row) -> EditExample | None:
         portability={kind: answered[kind] for kind in _RIPPLE_PORTABILITY if kind in answered},
         ground_truth=former.removeprefix(prompt).strip(" ."),
         **_unrelated({kind: answered[kind] for kind in _RIPPLE_UNRELATED if kind in answered}),
+    )
+
+
+def _rippleedits_flat(row: Row) -> EditExample | None:
+    if row.get("target_new") == "":
+        return None
+    return EditExample(
+        prompt=row.text("prompt"),
+        answer=row.text("target_new"),
+        subject=row.text("subject"),
+        portability=_questions({kind: row.rows(kind) for kind in _RIPPLE_PORTABILITY}, "targets"),
+        ground_truth=_first(row.texts("ground_truth")),
+        **_unrelated(_questions({kind: row.rows(kind) for kind in _RIPPLE_UNRELATED}, "targets")),
     )
 
 
@@ -217,14 +236,16 @@ def _facts(row: Row) -> EditExample:
     unknown = sorted(set(row.values) - set(_FACT_FIELDS))
     if unknown:
         raise ValueError(f"{row.where}: unknown fields {', '.join(unknown)}; allowed are {', '.join(_FACT_FIELDS)}.")
-    answer = row.text("answer")
+    prompt, answer, unrelated = row.text("prompt"), row.text("answer"), row.texts("unrelated")
+    if prompt in unrelated:
+        raise row.error("unrelated", f"questions other than the fact's own prompt {prompt!r}")
     return EditExample(
-        prompt=row.text("prompt"),
+        prompt=prompt,
         answer=answer,
         subject=_first(row.texts("subject")),
         rephrasings=row.texts("rephrasings"),
         # Locality compares with the base on any text: here on the one that a leaking edit would put there.
-        unrelated=tuple((prompt, answer) for prompt in row.texts("unrelated")),
+        unrelated=tuple((question, answer) for question in unrelated),
     )
 
 
@@ -251,6 +272,7 @@ LAYOUTS: Mapping[str, Layout] = {
     "zsre-mend": Layout(("input", "alternatives"), _zsre_mend),
     "knowedit": Layout(("prompt", "target_new", "locality"), _knowedit),
     "rippleedits": Layout(("edit",), _rippleedits),
+    "rippleedits-flat": Layout(("prompt", "target_new", "Relation_Specificity"), _rippleedits_flat),
     "facts": Layout(("prompt", "answer"), _facts),
 }
 

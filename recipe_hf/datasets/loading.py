@@ -43,6 +43,8 @@ def load_examples(
     - `zsre-mend`: ZSRE of MEND (`input`, `alternatives`, `filtered_rephrases`)
     - `knowedit`: KnowEdit (`prompt`, `target_new`, `subject`, `locality` and `portability` by kind)
     - `rippleedits`: RippleEdits of its authors (`edit`, and tests such as `Relation_Specificity`)
+    - `rippleedits-flat`: RippleEdits of the RECIPE authors (`prompt`, `target_new`, `subject`, and questions with
+      `targets` by kind, such as `Relation_Specificity`)
     - `facts`: your own (`prompt`, `answer`, and, if wanted, `subject`, lists of texts `rephrasings` and `unrelated`,
       `metadata`)
 
@@ -50,8 +52,8 @@ def load_examples(
 
     Rows that ask for no edit (ZSRE without a new answer, RippleEdits without an object) are left out, and questions
     without an answer. Of several answers to an unrelated question the first counts. A question of ZSRE loses its
-    `nq question:` and gains its question mark. RippleEdits gives no subjects, and statements in one piece: they are
-    split after the verb of their template.
+    `nq question:` and gains its question mark. RippleEdits of its authors gives no subjects, and statements in one
+    piece: they are split after the verb of their template.
 
     What a fact lacks is made up for. Its rephrasing is then the prompt itself. Its unrelated question is one of
     another fact, drawn by `seed` from those that do not name this subject nor ask for a fact of the file; if there is
@@ -73,10 +75,7 @@ def load_examples(
         ValueError: If it is not such a file, no row is left, or a row is bad (named, with the field), or `layout` or
             `half` is unknown.
     """
-    if layout is not None and layout not in LAYOUTS:
-        raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}.")
-    if half not in (None, "train", "held_out"):
-        raise ValueError(f"half must be 'train' or 'held_out', got {half!r}.")
+    _check_choices(layout, half)
     rows = _read_rows(path)
     read = (detect_layout(rows[0]) if layout is None else LAYOUTS[layout]).read
     examples = [example for row in rows if (example := read(row)) is not None]
@@ -89,17 +88,24 @@ def load_examples(
     return _with_unrelated(path, examples, seed)
 
 
+def _check_choices(layout: str | None, half: str | None) -> None:
+    if layout not in (None, *LAYOUTS):
+        raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}.")
+    if half not in (None, "train", "held_out"):
+        raise ValueError(f"half must be 'train' or 'held_out', got {half!r}.")
+
+
 def _read_rows(path: str | os.PathLike[str]) -> list[Row]:
     file = _local_file(path)
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error}.") from error
-    if file.suffix == ".jsonl":
+    if file.suffix.lower() == ".jsonl":
         lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
         rows = [Row(f"{path}, line {number}", _parse(f"{path}, line {number},", line)) for number, line in lines]
     else:
-        values = _parse(path, text)
+        values = _parse(path, text, find_row=True)
         if not isinstance(values, list):
             raise ValueError(f"{path} must hold a non-empty JSON list of rows, got {type(values).__name__}.")
         rows = [Row(f"{path}, row {number}", value) for number, value in enumerate(values)]
@@ -108,27 +114,51 @@ def _read_rows(path: str | os.PathLike[str]) -> list[Row]:
     return rows
 
 
-def _parse(where: object, text: str) -> Any:
+def _parse(where: object, text: str, find_row: bool = False) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where} is not valid JSON: {error}.") from error
+    except (ValueError, RecursionError) as error:  # a number that is too long, or values too deep in each other
+        row = f", row {_first_unreadable(text)}," if find_row else ""
+        raise ValueError(f"{where}{row} cannot be read: {error}.") from error
+
+
+def _first_unreadable(text: str) -> int:
+    """The number of the first row of a JSON list that cannot be read."""
+    decoder, number, position = json.JSONDecoder(), 0, text.find("[") + 1
+    while True:
+        while text.startswith((" ", "\t", "\r", "\n", ","), position):
+            position += 1
+        try:
+            _, position = decoder.raw_decode(text, position)
+        except (ValueError, RecursionError):
+            return number
+        number += 1
 
 
 def _local_file(path: str | os.PathLike[str]) -> Path:
     """The file itself, or what the Hub's client brings."""
     if Path(path).is_file():
         return Path(path)
-    match = _HUB.fullmatch(str(path))
-    if Path(path).exists() or match is None or (match["filename"] is None and str(path).endswith(_SUFFIXES)):
+    named = named_on_hub(path)
+    if named is None:
         raise FileNotFoundError(f"{path} is no file, nor named as one on the Hub is: org/name:file.json.")
     try:
         with connection(f"The download of {path}", "Nothing was loaded"):
-            return _hub_file(**match.groupdict())
+            return _hub_file(**named)
     except ConnectionError:
         raise
     except (OSError, ValueError) as error:
         raise FileNotFoundError(f"{path} is neither a file nor one on the Hub that can be read: {error}") from error
+
+
+def named_on_hub(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """`repo_id`, `revision` and `filename` of a path that names a file on the Hub; `None` for any other."""
+    match = _HUB.fullmatch(str(path))
+    if Path(path).exists() or match is None or (match["filename"] is None and str(path).endswith(_SUFFIXES)):
+        return None
+    return match.groupdict()
 
 
 def _hub_file(repo_id: str, revision: str | None, filename: str | None) -> Path:
@@ -192,6 +222,9 @@ class DataSource:
     half: Literal["train", "held_out"] | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.path, (str, os.PathLike)) or not str(self.path).strip():
+            raise ValueError(f"path of a data source must be a non-empty text, got {self.path!r}.")
+        _check_choices(self.layout, self.half)
         number = isinstance(self.weight, (int, float)) and not isinstance(self.weight, bool)
         if not number or not 0 < self.weight < math.inf:
             raise ValueError(f"weight of {self.path} must be a number above 0, got {self.weight!r}.")
@@ -208,7 +241,7 @@ class DataSource:
         if isinstance(source, (str, os.PathLike)):
             return cls(str(source))
         if isinstance(source, (tuple, list)) and len(source) == 2:
-            return cls(str(source[0]), source[1])
+            return cls(str(source[0]) if isinstance(source[0], os.PathLike) else source[0], source[1])
         allowed = [field.name for field in fields(cls)]
         if not isinstance(source, Mapping) or "path" not in source or set(source) - set(allowed):
             raise ValueError(

@@ -44,6 +44,9 @@ class Answers:
         model: The model.
         batch_size: Rows in one call of the base.
         journal: The file. What an interruption left of an unfinished line is cut off.
+
+    Raises:
+        ValueError: If a line of the journal is damaged.
     """
 
     def __init__(self, model: RecipeForCausalLM, batch_size: int = 32, journal: Path | None = None) -> None:
@@ -53,9 +56,12 @@ class Answers:
         self._said: dict[Request, list[int]] = {}
         if journal is not None and journal.exists():
             whole, _, _ = journal.read_bytes().rpartition(b"\n")
-            for line in whole.splitlines():
-                for forced, text, answer, told, tokens in json.loads(line):
-                    self._said[Request(forced, text, answer, told and tuple(told))] = tokens
+            for number, line in enumerate(whole.splitlines(), start=1):
+                try:
+                    for forced, text, answer, told, tokens in json.loads(line):
+                        self._said[Request(forced, text, answer, told and tuple(told))] = tokens
+                except (TypeError, ValueError) as error:
+                    raise ValueError(f"line {number} of {journal} is damaged: delete this file to go on.") from error
             journal.write_bytes(whole + b"\n" if whole else b"")
 
     def ask(self, requests: Mapping[Request, int | None], held: Held, bar: tqdm | None = None) -> None:

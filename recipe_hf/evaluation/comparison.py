@@ -17,7 +17,7 @@ from .editors import EDITORS, Editor, EditorOptions
 from .protocols import PROTOCOLS, Protocol, find_protocol
 from .questions import KINDS, Question
 from .records import read_record, write_record
-from .run import digest, weights_digest
+from .run import digest, model_settings
 from .saying import EXTRA_TOKENS
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Comparison:
         protocols: Names of protocols, but `paper`, which concerns retrievers alone.
         num_questions: How many facts to ask about; all that are held by default.
         validation: Rows that are no facts to edit in, for thresholds. The last `num_validation` are asked about, among
-            as many as there are facts to edit in, if there are so many.
+            as many as there are facts to edit in, but at least themselves.
         num_validation: How many of them are asked about.
         options: What the editors are made with.
 
@@ -72,6 +72,11 @@ class Comparison:
         for name in self.protocols:
             if find_protocol(name).shows_answer:
                 raise ValueError(f"protocols must be strict or generation, got {name!r}: it is for retrievers alone.")
+        if not self.cells:
+            raise ValueError(
+                f"editors that train take part with at most max_trained_edits={self.max_trained_edits} facts, and "
+                f"{', '.join(self.editors)} do, so that none is left for num_edits {list(self.num_edits)}."
+            )
         wrong = [number for number in self.num_edits if not 2 <= number <= len(self.examples)]
         if wrong:
             raise ValueError(
@@ -90,9 +95,13 @@ class Comparison:
             (number, name, seed)
             for number in self.num_edits
             for name in self.editors
-            if number <= self.max_trained_edits or not EDITORS[name].trains
+            if self.takes_part(name, number)
             for seed in self.seeds
         ]
+
+    def takes_part(self, editor: str, num_edits: int) -> bool:
+        """Whether an editor is asked with so many facts: one that trains is not where they are too many."""
+        return num_edits <= self.max_trained_edits or not EDITORS[editor].trains
 
     def tuning_rows(self, num_edits: int) -> tuple[list[EditExample], list[EditExample]]:
         """Rows to hold and rows to ask about when thresholds are chosen; of rows with one prompt, the last counts."""
@@ -109,9 +118,7 @@ class Comparison:
             "protocols": list(self.protocols),
             "num_questions": self.num_questions,
             "options": asdict(self.options),
-            "base_model": model.config.base_model_name_or_path,
-            "weights": weights_digest(model),
-            "dtype": str(model.dtype).removeprefix("torch."),
+            **model_settings(model),
         }
 
 
@@ -148,6 +155,10 @@ def run_comparison(
     record = None if output is None else read_record(output, settings)
     results = [] if record is None else list(record["results"])
     done = {(r["facts"], r["editor"], r["seed"]) for r in results}
+    for number in comparison.num_edits:
+        left_out = [name for name in comparison.editors if not comparison.takes_part(name, number)]
+        if left_out:
+            report(f"{', '.join(left_out)}: not with {number:,} facts (max_trained_edits)")
     unedited: dict[Any, list[int]] = {}
     for number, name, seed in comparison.cells:
         if (number, name, seed) not in done:
@@ -259,10 +270,14 @@ def _time_generation(editor: Editor, trial: Trial) -> float:
     """Milliseconds to look an edited fact's prompt up and write on, one prompt at a time; the median of several."""
     prompts = [q.text for q in trial.questions if q.kind == "reliability"][: 1 + _TIMED_PROMPTS]
     times = []
-    for prompt in prompts:
-        started = time.perf_counter()
-        editor.write(editor.inputs([prompt]), [TIMED_TOKENS], min_new_tokens=TIMED_TOKENS)
-        times.append(time.perf_counter() - started)
+    remembered, editor.model.query_cache_size = editor.model.query_cache_size, 0  # An earlier editor may have asked.
+    try:
+        for prompt in prompts:
+            started = time.perf_counter()
+            editor.write(editor.inputs([prompt]), [TIMED_TOKENS], min_new_tokens=TIMED_TOKENS)
+            times.append(time.perf_counter() - started)
+    finally:
+        editor.model.query_cache_size = remembered
     return 1000 * median(times[1:] or times)  # The first is to warm up.
 
 

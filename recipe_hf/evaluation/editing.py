@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from ..datasets import EditExample
 from ..teacher_forcing import tokenize_rows
 from .answers import Answers, Request
+from .calibration import calibration
 from .general import GeneralPrompts
 from .held import Held, HeldAlone, hold_together
 from .protocols import Protocol, find_protocol, opens_with
@@ -59,7 +60,9 @@ class EditingReport:
         `_fired`: any fact was used; `locality_fired_on_subject`: one was used whose subject the question names, where
         the data say of all facts used what they are about. For questions that a fact concerns, `_right_fact`: the
         right one was used; `_nearest`: the right one was the best, used or not (recall@1); `_given_right_fact`:
-        accuracy where the right one was used. `kind/detail` is the accuracy of a kind within a kind.
+        accuracy where the right one was used. For others, `_fired_own`: the very fact that the question was made from
+        was used. `kind/detail` is the accuracy of a kind within a kind. `calibration_error` is explained in
+        [`calibration`][recipe_hf.evaluation.calibration.calibration].
         `retention_first` and `retention_last` are the reliability of the tenth of the facts added first and last.
         """
         percent: dict[str, float] = {}
@@ -72,14 +75,18 @@ class EditingReport:
                 percent[f"{kind}_right_fact"] = 100 * len(right) / len(rows)
                 percent[f"{kind}_nearest"] = _percent(o.nearest_id == o.fact_id for o in rows)
                 percent[f"{kind}_given_right_fact"] = _percent(right) if right else 0.0
-            elif kind == "locality" and all(o.names_subject is not None for o in rows if o.retrieved_id is not None):
-                percent["locality_fired_on_subject"] = _percent(bool(o.names_subject) for o in rows)
+            else:
+                percent[f"{kind}_fired_own"] = _percent(o.retrieved_id == o.fact_id for o in rows)
+                if kind == "locality" and all(o.names_subject is not None for o in rows if o.retrieved_id is not None):
+                    percent["locality_fired_on_subject"] = _percent(bool(o.names_subject) for o in rows)
             for detail in sorted({o.detail for o in rows} - {""}):
                 percent[f"{kind}/{detail}"] = _percent(o.accuracy for o in rows if o.detail == detail)
         by_age = sorted((o for o in self.outcomes if o.kind == "reliability"), key=lambda o: o.fact_id or 0)
         if self.num_edits > 1 and (tenth := len(by_age) // 10):
             percent["retention_first"] = _percent(o.accuracy for o in by_age[:tenth])
             percent["retention_last"] = _percent(o.accuracy for o in by_age[-tenth:])
+        if any(o.kind in KINDS for o in self.outcomes):
+            percent["calibration_error"] = 100 * calibration(self.outcomes)["error"]
         if self.equal_after_removal is not None:
             percent["equal_after_removal"] = 100 * self.equal_after_removal
         for name, found in self.general.items():
@@ -253,9 +260,11 @@ def _outcomes(
     answers.ask(requests, held, bar)
 
     subjects = dict(zip(held.ids, (fact.subject for fact in trial.facts), strict=True))
+    told = [(fact.prompt, fact.answer) for fact in trial.facts]
+    held_as = dict(zip(told, held.ids, strict=True))  # Of rows that tell the same, the last is the one held.
     outcomes = []
     for question, row, hit, fact_id, base, request in zip(questions, rows, hits, used, unedited, edited, strict=True):
-        right_id = held.ids[question.about]
+        right_id = held_as[told[question.about]]
         said = answers[request]
         expected = row.answer_ids if question.concerns else answers[base]
         output = tokenizer.decode(said, skip_special_tokens=True).strip()

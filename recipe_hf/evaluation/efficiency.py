@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import platform
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -16,16 +17,17 @@ import psutil
 import torch
 
 from ..datasets import EditExample
+from ..modeling.knowledge import KnowledgeBase
 from .held import hold_together
 from .records import read_record, write_record
 from .report import markdown_rows
-from .run import digest, weights_digest
+from .run import digest, model_settings
 
 if TYPE_CHECKING:
     from ..modeling.model import RecipeForCausalLM
 
-# Below this many facts, what the process grows by says more about the allocator than about facts.
-_FACTS_FOR_MEMORY = 1000
+# Below this many facts, what a process grows by says more about the allocator than about facts.
+_FACTS_FOR_MEMORY = 5000
 
 
 @torch.no_grad()
@@ -64,9 +66,7 @@ def measure_efficiency(
     if wrong or not num_edits:
         raise ValueError(f"num_edits must be between 1 and the {len(examples)} facts at hand, got {wrong}.")
     settings = {
-        "base_model": model.config.base_model_name_or_path,
-        "weights": weights_digest(model),
-        "dtype": str(model.dtype).removeprefix("torch."),
+        **model_settings(model),
         "facts": f"{len(examples)}, SHA-256 {digest([repr(example) for example in examples])}",
         "new_tokens": new_tokens,
         "repeats": repeats,
@@ -103,15 +103,10 @@ def _measure(
     model: RecipeForCausalLM, facts: Sequence[EditExample], new_tokens: int, repeats: int
 ) -> dict[str, float | None]:
     told = [(fact.prompt, fact.answer) for fact in facts]
-    process = psutil.Process()
     at_once = []
     for _ in range(max(1, min(repeats, 200 // len(facts)))):
         with hold_together(model, []):
-            gc.collect()
-            before = process.memory_info().rss
             at_once.append(_milliseconds(lambda: model.add_knowledge(told)) / len(told))
-            gc.collect()
-            grown = process.memory_info().rss - before
     with hold_together(model, facts) as held:
         alone = []
         for place in range(-1, -1 - min(repeats, len(facts)), -1):
@@ -136,8 +131,34 @@ def _measure(
         with tempfile.TemporaryDirectory() as directory:
             model.knowledge.save(directory)
             row["disk_bytes"] = sum(f.stat().st_size for f in Path(directory).rglob("*") if f.is_file()) / len(ids)
-    row["memory_bytes"] = grown / len(facts) if len(facts) >= _FACTS_FOR_MEMORY else None
+            row["memory_bytes"] = _memory(Path(directory), len(ids)) if len(ids) >= _FACTS_FOR_MEMORY else None
     return row
+
+
+def _memory(saved: Path, num_facts: int) -> float:
+    """Bytes for each fact of a saved knowledge base, in a process of its own."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        return process.submit(_growth, saved).result() / num_facts
+
+
+def _growth(saved: Path) -> int:
+    """Bytes by which this process grows when it loads a knowledge base and looks something up."""
+    small = KnowledgeBase(1)
+    small.add(["A fact."], torch.ones(1, 1))
+    with tempfile.TemporaryDirectory() as directory:  # What is loaded at the first use is not a fact's.
+        small.save(directory)
+        _loaded(Path(directory))
+    before = psutil.Process().memory_full_info().uss
+    knowledge = _loaded(saved)
+    grown = psutil.Process().memory_full_info().uss - before
+    del knowledge  # Until here it is held.
+    return grown
+
+
+def _loaded(directory: Path) -> KnowledgeBase:
+    knowledge = KnowledgeBase.load(directory)
+    knowledge.search(torch.ones(1, knowledge.dim or 1))
+    return knowledge
 
 
 def _prompts(model: RecipeForCausalLM, facts: Sequence[EditExample], repeats: int) -> dict[str, list[str]]:

@@ -19,7 +19,7 @@ from ..modeling.queries import read_queries
 from .held import hold_together
 from .records import read_record, write_record
 from .report import markdown_rows
-from .run import digest, weights_digest
+from .run import digest, model_settings
 
 try:
     import lm_eval
@@ -175,9 +175,7 @@ def run_harness(
     if not tasks or not facts:
         raise ValueError(f"tasks and facts must not be empty, got {len(tasks)} tasks and {len(facts)} facts.")
     settings = {
-        "base_model": model.config.base_model_name_or_path,
-        "weights": weights_digest(model),
-        "dtype": str(model.dtype).removeprefix("torch."),
+        **model_settings(model),
         "facts": f"{len(facts)}, SHA-256 {digest([repr(fact) for fact in facts])}",
         "limit": limit,
         "num_fewshot": num_fewshot,

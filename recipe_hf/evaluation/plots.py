@@ -145,8 +145,9 @@ def _diagram(axes: Any, data: Mapping[str, Any]) -> None:
     axes.plot([0, 1], [0, 1], color="black", linewidth=1, linestyle="--", label="perfectly calibrated")
     bins = data["diagram"]
     axes.plot([b["estimate"] for b in bins], [b["right"] for b in bins], "o-", color=_COLOURS[0], label="observed")
-    for b in bins:
-        axes.annotate(f"{b['count']:,}", (b["estimate"], b["right"]), (0, 7), textcoords="offset points", fontsize=8)
+    for number, b in enumerate(bins):
+        above = (0, 7 + 9 * (number % 2))  # Neighbours may lie close.
+        axes.annotate(f"{b['count']:,}", (b["estimate"], b["right"]), above, textcoords="offset points", fontsize=8)
     axes.set_xlabel("sigmoid of the margin (numbers: questions in the bin)")
     axes.set_ylabel("share whose nearest fact is the right one")
     axes.set_xlim(-0.05, 1.08)

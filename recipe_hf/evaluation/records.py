@@ -12,17 +12,23 @@ _ADVICE = "Choose another file, or delete this one."
 
 
 def read_record(output: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What a file of this run holds; `None` if there is no file.
+    """What a file of this run holds; `None` if there is no file, but a directory that it can be written to.
 
     Args:
         output: The file.
         settings: What the results depend on, as plain values.
 
     Raises:
-        ValueError: If the file does not end in .json, is no such file, or holds another run.
+        ValueError: If the file does not end in .json, cannot be written, is no such file, or holds another run.
     """
     if output.suffix != ".json":
         raise ValueError(f"output must end in .json, got {str(output)!r}.")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"output {output} cannot be written: {error.strerror}: {error.filename}.") from error
+    if output.is_dir() or not os.access(output.parent, os.W_OK):
+        raise ValueError(f"output {output} cannot be written: it must be a file in a writable directory.")
     if not output.exists():
         return None
     try:
@@ -40,7 +46,6 @@ def read_record(output: Path, settings: Mapping[str, Any]) -> dict[str, Any] | N
 
 def write_record(output: Path, record: Mapping[str, Any]) -> None:
     """Writes the file anew, whole or not at all."""
-    output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_suffix(".json.new")
     temporary.write_text(json.dumps(record, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(temporary, output)

@@ -28,6 +28,7 @@ _MEASURES = {
     "_right_fact": "right fact used",
     "_nearest": "right key nearest (recall@1)",
     "_fired_on_subject": "a fact about a subject that is named was used",
+    "_fired_own": "the fact it was made from was used",
     "_fired": "a fact was used",
 }
 # What a report says of its outcomes, for those who read the JSON.
@@ -38,19 +39,28 @@ _DERIVED: dict[str, Callable[[EditingReport], Any]] = {
 _NAMES = {
     "retention_first": "reliability of the tenth added first",
     "retention_last": "reliability of the tenth added last",
+    "calibration_error": "expected calibration error of score less threshold",
     "equal_after_removal": "prompts answered as by the base once all facts are removed",
 }
+_OF_ALL_KINDS = ("retention", "calibration", "equal", "general_")  # They come last.
 # Two-sided 95% quantiles of Student's t for 1 to 10 degrees of freedom.
 _STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
 def summarize(reports: Sequence[EditingReport]) -> dict[int, dict[str, str]]:
-    """For each number of edits, the mean of each metric asked for in percent, over several seeds with its interval."""
+    """For each number of edits, the mean of each metric asked for in percent, over several seeds with its interval.
+
+    A metric that not all seeds have is "–".
+    """
     by_number = _by_number(reports)
-    asked = set.intersection(*(set(metrics) for rows in by_number.values() for metrics in rows))
+    whole = {number: set.intersection(*map(set, rows)) for number, rows in by_number.items()}
+    shown = {name: heading for name, heading in COLUMNS.items() if any(name in names for names in whole.values())}
     return {
-        num_edits: {h: mean_and_interval([m[name] for m in rows]) for name, h in COLUMNS.items() if name in asked}
-        for num_edits, rows in by_number.items()
+        number: {
+            heading: mean_and_interval([m[name] for m in rows]) if name in whole[number] else "–"
+            for name, heading in shown.items()
+        }
+        for number, rows in by_number.items()
     }
 
 
@@ -111,7 +121,7 @@ def details_rows(by_number: Mapping[Any, Mapping[str, Any]], show: Callable[[Any
     headings = ["", *(f"{int(number):,} fact{'s' if int(number) > 1 else ''}" for number in by_number)]
     rows = [
         [_describe(name), *(show(metrics[name]) if name in metrics else "–" for metrics in by_number.values())]
-        for name in sorted(names, key=lambda name: name.split("/")[0].startswith(("retention", "equal", "general_")))
+        for name in sorted(names, key=lambda name: name.startswith(_OF_ALL_KINDS))
         if name not in COLUMNS
     ]
     return [headings, *rows]

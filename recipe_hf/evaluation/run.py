@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from ..modeling.model import RecipeForCausalLM
 
 
+_SAMPLED_VALUES = 64
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """What to measure.
@@ -96,15 +99,32 @@ class Evaluation:
             "as_statements": self.as_statements,
             "probes": list(self.probes),
             "general": {n: f"{len(p.texts)}, SHA-256 {digest(p.texts)}" for n, p in self.general.items()},
-            "base_model": model.config.base_model_name_or_path,
-            "weights": weights_digest(model),
-            "dtype": str(model.dtype).removeprefix("torch."),
-        }
+        } | model_settings(model)
+
+
+def model_settings(model: RecipeForCausalLM) -> dict[str, Any]:
+    """What the results of a model depend on, as plain values."""
+    return {
+        "base_model": model.config.base_model_name_or_path,
+        "weights": weights_digest(model),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "base_weights": _base_digest(model),
+    }
 
 
 def digest(texts: Sequence[str]) -> str:
     """SHA-256 of texts, in short."""
     return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()[:16]
+
+
+def _base_digest(model: RecipeForCausalLM) -> str:
+    """SHA-256 of some values of each weight of the base, which tells quantisations and fine-tunes of it apart."""
+    digest = hashlib.sha256()
+    for name, tensor in model.lm.named_parameters():
+        if not tensor.is_meta:
+            values = tensor.detach().flatten()[:: 1 + tensor.numel() // _SAMPLED_VALUES]
+            digest.update(name.encode() + values.float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def weights_digest(model: RecipeForCausalLM) -> str:
@@ -149,7 +169,6 @@ def run_evaluation(
     if output is not None:
         journal = output.with_suffix(".partial.jsonl")
         if not output.exists():
-            journal.parent.mkdir(parents=True, exist_ok=True)
             journal.unlink(missing_ok=True)  # It is of no run that is known.
             _write(output, settings, done)
     answers = Answers(model, batch_size, journal)
@@ -174,7 +193,10 @@ def _finished(output: Path, settings: dict[str, Any]) -> list[EditingReport]:
     record = read_record(output, settings)
     if record is None:
         return []
-    return [report_from_dict(report) for report in record["reports"]]
+    try:
+        return [report_from_dict(report) for report in record["reports"]]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"output {output} is damaged: choose another file, or delete this one.") from error
 
 
 def _write(output: Path, settings: dict[str, Any], reports: Sequence[EditingReport]) -> None:

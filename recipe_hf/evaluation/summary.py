@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from statistics import mean
 from typing import Any
@@ -39,8 +40,9 @@ def summarize_record(record: Mapping[str, Any]) -> dict[str, Any]:
         record: What [`run_evaluation`][recipe_hf.evaluation.run.run_evaluation] wrote.
 
     Returns:
-        Settings, and in `protocols`, by protocol and number of edits, `[mean, half interval]` for each metric, in
-        percent; the interval is `None` for a single seed.
+        Settings; in `protocols`, by protocol and number of edits, `[mean, half interval]` for each metric, in percent;
+        the interval is `None` for a single seed; and in `asked` likewise, how many questions of each kind there were
+        with each seed.
 
     Raises:
         ValueError: If the evaluation is not finished.
@@ -48,19 +50,26 @@ def summarize_record(record: Mapping[str, Any]) -> dict[str, Any]:
     if not record["finished"]:
         raise ValueError(f"The evaluation of {record['dataset']} is not finished: run the same command again.")
     protocols: dict[str, dict[str, dict[str, list[float | None]]]] = {}
+    asked: dict[str, dict[str, dict[str, int]]] = {}
     for protocol in record["settings"]["protocols"]:
         for number in sorted(record["settings"]["num_edits"]):
-            rows = [
-                report["metrics"]
-                for report in record["reports"]
-                if (report["protocol"], report["num_edits"]) == (protocol, number)
-            ]
+            reports = _reports(record, protocol, number)
+            rows = [report.metrics for report in reports]
+            asked.setdefault(protocol, {})[str(number)] = dict(Counter(o.kind for o in reports[0].outcomes))
             names = [name for name in rows[0] if all(name in row for row in rows)]
             protocols.setdefault(protocol, {})[str(number)] = {
                 name: _mean_and_interval([row[name] for row in rows]) for name in names
             }
     kept = ("dataset", "seeds", "num_questions", "as_statements", "base_model", "weights", "dtype")
-    return {name: record["settings"][name] for name in kept} | {"protocols": protocols}
+    return {name: record["settings"][name] for name in kept} | {"asked": asked, "protocols": protocols}
+
+
+def _reports(record: Mapping[str, Any], protocol: str, num_edits: int) -> list[EditingReport]:
+    return [
+        report_from_dict(report)
+        for report in record["reports"]
+        if (report["protocol"], report["num_edits"]) == (protocol, num_edits)
+    ]
 
 
 def _mean_and_interval(values: Sequence[float]) -> list[float | None]:
@@ -113,11 +122,7 @@ def failures(
         For each of [`FAILURES`], its share in percent of the questions that it can happen to, over all seeds, and
         `examples` from the first seed.
     """
-    reports: list[EditingReport] = [
-        report_from_dict(report)
-        for report in record["reports"]
-        if (report["protocol"], report["num_edits"]) == (protocol, num_edits)
-    ]
+    reports = _reports(record, protocol, num_edits)
     outcomes = [outcome for report in reports for outcome in report.outcomes]
     found: dict[str, Any] = {}
     for name, (description, is_such) in FAILURES.items():

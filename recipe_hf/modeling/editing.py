@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from . import timestamps
-from .facts import Fact, parse_facts
+from .facts import Fact, NewFact, parse_facts
 from .knowledge import KnowledgeBase, OnConflict
-from .knowledge.exchange import read_facts
+from .knowledge.checks import check_namespace, check_positive, checked_where, is_unicode
+from .knowledge.exchange import read_facts_by_place
 from .outputs import Candidate, Explanation, Retrieval
 from .prompt_encoder import PromptEncoder
 from .query_cache import QueryCache
@@ -89,7 +90,6 @@ class KnowledgeMixin:
         self.knowledge = KnowledgeBase.open(path, self.config.knowledge_dim, read_only=read_only, namespace=namespace)
         return self.knowledge
 
-    @torch.inference_mode(False)
     def add_knowledge(
         self,
         facts: Iterable[Any],
@@ -114,18 +114,30 @@ class KnowledgeMixin:
             The id of each fact.
 
         Raises:
-            ValueError: If an item is not a fact, is too long, or is there already under `on_conflict="error"`.
+            ValueError: If an argument is not as described, or an item is not a fact, is too long, or is there already
+                under `on_conflict="error"`.
         """
+        parsed = {f"facts[{position}]": fact for position, fact in enumerate(parse_facts(facts))}
+        return self._add(parsed, on_conflict, truncation, batch_size, namespace)
+
+    @torch.inference_mode(False)
+    def _add(
+        self,
+        facts: dict[str, NewFact],
+        on_conflict: OnConflict = "replace",
+        truncation: bool = False,
+        batch_size: int = 64,
+        namespace: str | None = None,
+    ) -> list[int]:
+        """As `add_knowledge`, of facts by what to call them in an error."""
         if on_conflict not in ("replace", "keep", "error"):
             raise ValueError(f"on_conflict must be 'replace', 'keep' or 'error', got {on_conflict!r}.")
-        parsed = parse_facts(facts)
-        statements = [fact.statement for fact in parsed]
         if not truncation:
-            self._check_lengths(statements)
+            self._check_lengths(facts)
         knowledge = self._knowledge_of(namespace)
         fingerprint = self._refresh(knowledge).fingerprint
-        keys = self.encode_statements(statements, batch_size)
-        return knowledge.add(parsed, keys, on_conflict, encoder_fingerprint=fingerprint)
+        keys = self.encode_statements([fact.statement for fact in facts.values()], batch_size)
+        return knowledge.add(list(facts.values()), keys, on_conflict, encoder_fingerprint=fingerprint)
 
     def import_knowledge(
         self, path: str | os.PathLike[str], on_conflict: OnConflict = "replace", **kwargs: Any
@@ -145,7 +157,10 @@ class KnowledgeMixin:
             ImportError: If it is a Parquet file, and pyarrow is not installed.
             ValueError: If the file is not as described, or a fact is refused.
         """
-        return self.add_knowledge(read_facts(path), on_conflict, **kwargs)
+        facts = read_facts_by_place(path)
+        if not facts:
+            raise ValueError(f"{path} must hold at least one fact, got none.")
+        return self._add(facts, on_conflict, **kwargs)
 
     def remove_knowledge(self, ids: int | Iterable[int], namespace: str | None = None) -> None:
         """Removes facts, all or none; they stay in the readable history.
@@ -172,7 +187,7 @@ class KnowledgeMixin:
             namespace: Whose facts to look among; those of `knowledge` by default.
 
         Raises:
-            ValueError: If `queries` are not strings, or `where` is not as described.
+            ValueError: If `queries` are not strings, or another argument is not as described.
         """
         return self._look_up(check_queries(queries), batch_size, where, namespace)[0]
 
@@ -186,6 +201,8 @@ class KnowledgeMixin:
         namespace: str | None = None,
     ) -> tuple[list[Retrieval], Tensor, list[list[str | None]]]:
         """Retrievals; keys `[len(queries), k, knowledge_dim]` and answers, if known, of each query's best facts."""
+        check_positive("batch_size", batch_size)
+        self._check_filters(where, namespace)
         k, scale = self.config.top_k_facts, self.config.scale
         retrievals = [Retrieval(None, None, -torch.inf, 0.0, False) for _ in queries]
         keys = torch.zeros(len(queries), k, self.config.knowledge_dim)
@@ -226,6 +243,8 @@ class KnowledgeMixin:
             ValueError: If an argument is not as described.
         """
         (query,) = check_queries(query, 1)
+        check_positive("k", k)
+        self._check_filters(where, namespace)
         if not query.strip():
             return Explanation(query, 0.0, ())
         knowledge, scale, most = self._knowledge_of(namespace), self.config.scale, self.config.top_k_facts
@@ -250,6 +269,14 @@ class KnowledgeMixin:
     def _knowledge_of(self, namespace: str | None) -> KnowledgeBase:
         return self.knowledge if namespace is None else self.knowledge.namespace(namespace)
 
+    def _check_filters(self, where: Any, namespace: Any) -> None:
+        """Checks what says which facts may be used, also where no query asks for one."""
+        check_positive("config.top_k_facts", self.config.top_k_facts)
+        if where is not None:
+            checked_where(where)
+        if namespace is not None:
+            check_namespace(namespace)
+
     def _encode_queries(
         self, knowledge: KnowledgeBase, queries: list[str], batch_size: int = 64
     ) -> tuple[Tensor, Tensor]:
@@ -264,17 +291,19 @@ class KnowledgeMixin:
     @torch.inference_mode(False)
     def encode_statements(self, statements: Sequence[str], batch_size: int = 64) -> Tensor:
         """Keys `[len(statements), knowledge_dim]` of statements (eq. 6), by the present weights, in float32."""
+        check_positive("batch_size", batch_size)
         with torch.no_grad(), deterministic(self.retriever):
             return self.retriever.encode_statements(statements, batch_size).float()
 
-    def _check_lengths(self, statements: Sequence[str]) -> None:
+    def _check_lengths(self, facts: dict[str, NewFact]) -> None:
         if self.retriever.tokenizer is None:
             raise RuntimeError("The retriever has no tokenizer: load the model with from_pretrained.")
-        for position, ids in enumerate(self.retriever.tokenizer(list(statements), verbose=False)["input_ids"]):
+        encoded = self.retriever.tokenizer([fact.statement for fact in facts.values()], verbose=False)["input_ids"]
+        for (place, fact), ids in zip(facts.items(), encoded, strict=True):
             if len(ids) > self.retriever.max_length:
                 raise ValueError(
-                    f"facts[{position}] must be at most the encoder's {self.retriever.max_length} tokens, got "
-                    f"{len(ids)} in {statements[position][:60]!r}...; truncation=True would cut it."
+                    f"{place} must be at most the encoder's {self.retriever.max_length} tokens, got "
+                    f"{len(ids)} in {fact.statement[:60]!r}...; truncation=True would cut it."
                 )
 
     @torch.inference_mode(False)
@@ -336,6 +365,8 @@ def check_queries(queries: str | Sequence[str], batch: int | None = None) -> lis
     for position, text in enumerate(texts):
         if not isinstance(text, str):
             raise ValueError(f"queries must be strings, got {type(text).__name__} as queries[{position}].")
+        if not is_unicode(text):
+            raise ValueError(f"queries must be valid Unicode, got {text!r} as queries[{position}].")
     if batch is not None and len(texts) != batch:
         raise ValueError(f"queries must be as many as the rows of the batch, {batch}, got {len(texts)}.")
     return texts

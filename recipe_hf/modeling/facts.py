@@ -41,6 +41,11 @@ class NewFact:
         kind, text = ("statement", self.statement) if self.prompt is None else ("prompt", self.prompt)
         return kind, normalize_whitespace(text)
 
+    @property
+    def begin(self) -> str:
+        """The earliest time at which the fact can be used; empty where nothing is known of it."""
+        return self.valid_from or ""
+
     def is_valid_at(self, time: str) -> bool:
         """Whether the fact is used at `time`."""
         return (self.valid_from or "") <= time and (self.valid_until is None or time < self.valid_until)
@@ -53,12 +58,13 @@ class NewFact:
         )
 
     def conflicts_with(self, other: NewFact) -> bool:
-        """Whether there is a time for which both would be the fact about one subject."""
-        return (
-            self.subject == other.subject
-            and (self.valid_until is None or (other.valid_from or "") < self.valid_until)
-            and (other.valid_until is None or (self.valid_from or "") < other.valid_until)
-        )
+        """Whether there is a time for which both would be the fact about one subject.
+
+        A fact that ended before the other one was added is in nobody's way.
+        """
+        begin = max(self.begin, other.begin)
+        both_last = all(fact.valid_until is None or begin < fact.valid_until for fact in (self, other))
+        return self.subject == other.subject and both_last
 
     def to_dict(self) -> dict[str, Any]:
         """The fact as a JSON object, without what is empty."""
@@ -76,6 +82,11 @@ class Fact(NewFact):
 
     id: int
     created_at: str
+
+    @property
+    def begin(self) -> str:
+        """The earliest time at which the fact can be used."""
+        return max(self.valid_from or "", self.created_at)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,14 +141,19 @@ def parse_facts(facts: Iterable[Any]) -> list[NewFact]:
     'The CEO of Acme is Ann Lee.'
     """
     if isinstance(facts, (str, bytes, tuple, Mapping, NewFact)) or not isinstance(facts, Iterable):
-        raise ValueError(f"facts must be a list, also for a single fact, got {_show(facts)}.")
-    parsed = [_parse(item, f"facts[{position}]") for position, item in enumerate(facts)]
+        raise ValueError(f"facts must be a list, also for a single fact, got {show(facts)}.")
+    parsed = [parse_fact(item, f"facts[{position}]") for position, item in enumerate(facts)]
     if not parsed:
         raise ValueError("facts must hold at least one fact, got none.")
     return parsed
 
 
-def _parse(item: Any, where: str) -> NewFact:
+def parse_fact(item: Any, where: str) -> NewFact:
+    """Checks one fact in any of these forms; `where` is what to call it in the error.
+
+    Raises:
+        ValueError: If it is not a fact.
+    """
     if isinstance(item, str):
         item = {"statement": item}
     elif isinstance(item, (tuple, list)) and len(item) == 2:
@@ -145,13 +161,13 @@ def _parse(item: Any, where: str) -> NewFact:
     elif isinstance(item, NewFact):
         item = {name: getattr(item, name) for name in _FIELDS}
     elif not isinstance(item, Mapping):
-        raise ValueError(f"{where} must be a statement, a (prompt, answer) pair or a dict, got {_show(item)}.")
+        raise ValueError(f"{where} must be a statement, a (prompt, answer) pair or a dict, got {show(item)}.")
     unknown = [name for name in item if name not in _FIELDS]
     if unknown:
         raise ValueError(f"{where} may have the keys {', '.join(_FIELDS)}, got {unknown[0]!r}.")
     texts = {name: item[name] for name in _FIELDS[:3] if item.get(name) is not None}
     if ("prompt" in texts) != ("answer" in texts) or not texts:
-        raise ValueError(f"{where} must have a statement, or a prompt and an answer, got {_show(dict(item))}.")
+        raise ValueError(f"{where} must have a statement, or a prompt and an answer, got {show(dict(item))}.")
     for name, text in texts.items():
         _check_text(text, f"{where}.{name}")
     texts.setdefault("statement", compose_statement(texts.get("prompt", ""), texts.get("answer", "")))
@@ -165,11 +181,11 @@ def _parse(item: Any, where: str) -> NewFact:
 
 def _check_text(text: Any, where: str) -> None:
     if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"{where} must be a non-empty string, got {_show(text)}.")
+        raise ValueError(f"{where} must be a non-empty string, got {show(text)}.")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{where} must be valid Unicode, got {_show(text)}.") from error
+        raise ValueError(f"{where} must be valid Unicode, got {show(text)}.") from error
 
 
 def _copy_metadata(metadata: Any, where: str) -> dict[str, Any]:
@@ -179,12 +195,16 @@ def _copy_metadata(metadata: Any, where: str) -> dict[str, Any]:
         copy = json.loads(json.dumps(metadata, allow_nan=False))
         json.dumps(copy, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{where} must be what JSON can hold, got {_show(metadata)} ({error}).") from error
+        raise ValueError(f"{where} must be what JSON can hold, got {show(metadata)} ({error}).") from error
     if not isinstance(copy, dict) or copy != metadata:
-        raise ValueError(f"{where} must be a dict of what JSON can hold, got {_show(metadata)}.")
+        raise ValueError(f"{where} must be a dict of what JSON can hold, got {show(metadata)}.")
     return copy
 
 
-def _show(value: Any) -> str:
-    text = repr(value)
+def show(value: Any) -> str:
+    """`value` as an error names it, cut where it is long."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # Nested too deep, or an integer of too many digits.
+        return f"a {type(value).__name__} that cannot be shown"
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,14 +1,14 @@
-"""What a training run is told: one YAML file, whose unknown keys are refused."""
+"""What a training run is told: one YAML file, whose unknown keys and wrong types are refused."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-import yaml
+from ..datasets import DataSource
+from .schema import build, check_types, read_yaml
 
 #: The seven loss terms of the paper (eq. 10-12 and the parts of eq. 14-15), and two of our own: `read_out` brings the
 #: prompts of statements near those of the warm start, or of the checkpoint gone on from; `continuation` keeps what
@@ -80,6 +80,7 @@ class StageConfig:
             if getattr(self, name) is None:
                 object.__setattr__(self, name, self.learning_rate)
         stage = f"of stage {self.name!r}"
+        check_types(self, f" {stage}")
         for name in ("steps", "contrastive_batch_size", "mined_negatives", "editing_batch_size", "warmup_steps"):
             _require_integer(f"{name} {stage}", getattr(self, name), at_least=0)
         for name in ("encoder_layers", "answer_variants", "query_batch_size"):
@@ -89,8 +90,6 @@ class StageConfig:
         for name in (*rates, "encoder_learning_rate"):
             _require_number(f"{name} {stage}", getattr(self, name))
         _require(self.batch_size > 0, f"the batch sizes {stage}", self.batch_size, "above 0, at least one of them")
-        kinds = ("statement", "answer", "known_answer")
-        _require(self.prompts in kinds, f"prompts {stage}", self.prompts, f"one of {', '.join(kinds)}")
         _require(
             self.prompts == "statement" or not self.contrastive_batch_size,
             f"contrastive_batch_size {stage}",
@@ -98,19 +97,12 @@ class StageConfig:
             f"0 with prompts: {self.prompts}",
         )
         _require(
-            self.lr_scheduler_type in ("cosine", "constant"),
-            f"lr_scheduler_type {stage}",
-            self.lr_scheduler_type,
-            "'cosine' or 'constant'",
-        )
-        _require(
             not self.contrastive_batch_size or self.editing_batch_size <= self.contrastive_batch_size,
             f"editing_batch_size {stage}",
             self.editing_batch_size,
             f"at most contrastive_batch_size, {self.contrastive_batch_size}",
         )
-        _require(isinstance(self.loss_weights, dict), f"loss_weights {stage}", self.loss_weights, "a mapping")
-        unknown = sorted(map(str, set(self.loss_weights) - set(LOSSES)))
+        unknown = sorted(set(self.loss_weights) - set(LOSSES))
         _require(not unknown, f"loss_weights {stage}", unknown, f"among {', '.join(LOSSES)}")
         for name, weight in self.loss_weights.items():
             _require_number(f"the weight of {name} {stage}", weight)
@@ -132,7 +124,8 @@ class TrainingConfig:
     Args:
         base_model: Hub id, directory or GGUF file of the base LLM.
         train_file: Data to train on, as [`~recipe_hf.datasets.load_examples`] takes it, or a list of sources that are
-            mixed by weight, each a path or the fields of [`~recipe_hf.datasets.DataSource`].
+            mixed by weight, each a path or the fields of [`~recipe_hf.datasets.DataSource`]; the fields of a single
+            source are taken for a list of one.
         output_dir: Where checkpoints and logs go.
         stages: The schedule.
         encoder: Hub id or directory of the starting text encoder.
@@ -186,6 +179,8 @@ class TrainingConfig:
         hub_model_id: Repository to upload to; needed with `push_to_hub`.
         hub_private_repo: Whether a new repository is private.
         hub_steps: Also upload the best checkpoint so far every so many steps; `None` for at the end only.
+        license: License of the weights trained, by the Hub's name of it, for the card; `None` claims none.
+        language: Code or codes of the language trained on, for the card; `None` claims none.
         seed: Seed of weights and draws.
     """
 
@@ -226,8 +221,8 @@ class TrainingConfig:
     pack_rows: bool = False
     gradient_accumulation_steps: int = 1
     max_grad_norm: float = 1.0
-    mixed_precision: str = "no"
-    base_dtype: str | None = None
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    base_dtype: Literal["auto", "float32", "float16", "bfloat16"] | None = None
     base_attn_implementation: str | None = None
     early_stopping_patience: int | None = None
     log_with: str | None = None
@@ -235,10 +230,22 @@ class TrainingConfig:
     hub_model_id: str | None = None
     hub_private_repo: bool = False
     hub_steps: int | None = None
+    license: str | None = None
+    language: list[str] | str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if isinstance(self.train_file, dict):
+            object.__setattr__(self, "train_file", [self.train_file])
+        check_types(self)
         _require(len(self.stages) > 0, "stages", self.stages, "at least one")
+        _require(self.num_steps > 0, "steps of all stages together", self.num_steps, "at least 1")
+        _require(len(self.train_file) > 0, "train_file", self.train_file, "a path or at least one source")
+        for source in [self.train_file] if isinstance(self.train_file, str) else self.train_file:
+            try:
+                DataSource.parse(source)
+            except ValueError as error:
+                raise ValueError(f"train_file: {error}") from error
         for name in (
             "answer_resampling",
             "subject_share",
@@ -265,6 +272,8 @@ class TrainingConfig:
             "mining_steps",
             "num_eval_examples",
             "num_eval_questions",
+            "num_continuous_prompt_tokens",
+            "num_sentinel_tokens",
             "length_buckets",
             "gradient_accumulation_steps",
         ):
@@ -286,6 +295,8 @@ class TrainingConfig:
             "a repository id such as 'organisation/name' with push_to_hub",
         )
         _require_integer("num_answer_prompt_tokens", self.num_answer_prompt_tokens, at_least=0)
+        dim = self.knowledge_dim
+        _require(dim > 0 and dim % 8 == 0, "knowledge_dim", dim, "a positive multiple of 8")
         for stage in self.stages:
             _require(
                 stage.prompts != "known_answer" or self.num_answer_prompt_tokens > 0,
@@ -297,13 +308,6 @@ class TrainingConfig:
                 _require(
                     stage.prompts != "answer", f"prompts of stage {stage.name!r}", "answer", "others with a checkpoint"
                 )
-        _require(isinstance(self.pack_rows, bool), "pack_rows", self.pack_rows, "true or false")
-        modes = ("no", "fp16", "bf16")
-        _require(
-            self.mixed_precision in modes, "mixed_precision", self.mixed_precision, "'no' in quotes, fp16 or bf16"
-        )
-        dtypes = (None, "auto", "float32", "float16", "bfloat16")
-        _require(self.base_dtype in dtypes, "base_dtype", self.base_dtype, "auto, float32, float16 or bfloat16")
 
     @property
     def num_steps(self) -> int:
@@ -318,34 +322,12 @@ class TrainingConfig:
             FileNotFoundError: If there is no such file.
             ValueError: If a key is unknown or missing, or a value is not allowed; the message names it.
         """
-        try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path} is not valid YAML: {error}.") from error
+        values = read_yaml(path)
         if not isinstance(values, dict) or not isinstance(values.get("stages"), list):
             raise ValueError(f"{path} must be a mapping with a list of stages.")
         values |= {name: value for name, value in overrides.items() if value is not None}
-        values["stages"] = tuple(_build(StageConfig, stage, f"{path}, stages") for stage in values["stages"])
-        return _build(cls, values, str(path))
-
-
-T = TypeVar("T")
-
-
-def _build(kind: type[T], values: Any, where: str) -> T:
-    _require(isinstance(values, dict), where, values, "a mapping")
-    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    unknown = sorted(set(values) - set(fields), key=str)
-    if unknown:
-        raise ValueError(f"{where}: unknown keys {', '.join(map(str, unknown))}; allowed are {', '.join(fields)}.")
-    missing = [
-        name
-        for name, f in fields.items()
-        if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    ]
-    if missing:
-        raise ValueError(f"{where}: missing keys {', '.join(missing)}.")
-    return kind(**values)
+        values["stages"] = tuple(build(StageConfig, stage, f"{path}, stages") for stage in values["stages"])
+        return build(cls, values, str(path))
 
 
 def _require(condition: bool, name: str, value: Any, allowed: str) -> None:
@@ -353,13 +335,10 @@ def _require(condition: bool, name: str, value: Any, allowed: str) -> None:
         raise ValueError(f"{name} must be {allowed}, got {value!r}.")
 
 
-def _require_integer(name: str, value: Any, at_least: int) -> None:
-    fits = isinstance(value, int) and not isinstance(value, bool) and value >= at_least
-    _require(fits, name, value, f"an integer of at least {at_least}")
+def _require_integer(name: str, value: int, at_least: int) -> None:
+    _require(value >= at_least, name, value, f"an integer of at least {at_least}")
 
 
-def _require_number(name: str, value: Any, at_least: float = 0, at_most: float = math.inf) -> None:
-    fits = isinstance(value, (int, float)) and not isinstance(value, bool) and at_least <= value <= at_most
+def _require_number(name: str, value: float, at_least: float = 0, at_most: float = math.inf) -> None:
     allowed = f"a number of at least {at_least}" if at_most == math.inf else f"between {at_least} and {at_most}"
-    hint = " (YAML takes 1e-5 for a text: write 1.0e-5)" if isinstance(value, str) else ""
-    _require(fits, name, value, allowed + hint)
+    _require(at_least <= value <= at_most, name, value, allowed)

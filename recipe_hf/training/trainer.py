@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean
@@ -23,7 +24,7 @@ from ..cards.model_card import write_model_card
 from ..datasets import load_mixture
 from ..evaluation.editing import KINDS, evaluate_editing
 from ..evaluation.general import load_prompts
-from ..hub import push_checkpoint
+from ..hub import create_repository, push_checkpoint
 from ..modeling.base import base_revision
 from ..modeling.knowledge import KnowledgeBase
 from ..modeling.model import RecipeForCausalLM
@@ -31,6 +32,7 @@ from .config import StageConfig, TrainingConfig
 from .objective import RecipeObjective, parameter_groups
 from .publishing import METRICS_LOG, RUN_RECORD, describe_run, earlier_runs
 from .sampling import FactSampler
+from .tracking import require_tracker, start_tracker
 
 logger = logging.get_logger(__name__)
 
@@ -56,6 +58,7 @@ class Trainer:
             project_dir=config.output_dir,
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
+        require_tracker(self.accelerator, config.log_with)
         examples, shares = load_mixture(config.train_file)
         if len(examples) <= config.num_eval_examples:
             raise ValueError(
@@ -126,15 +129,20 @@ class Trainer:
         Raises:
             FileNotFoundError: If there is no checkpoint to resume from.
             FileExistsError: If there is one and it is not to be resumed.
+            OSError: With `push_to_hub`, before the first step if the repository cannot be written to, or at the end if
+                the upload fails. One in between that fails is a warning.
         """
         checkpoint = self.output_dir / "checkpoint"
         if resume and not checkpoint.is_dir():
             raise FileNotFoundError(f"{checkpoint} does not exist, so there is nothing to resume.")
         if checkpoint.is_dir() and not resume:
             raise FileExistsError(f"{checkpoint} holds an earlier run: resume it, or choose another output_dir.")
+        if self.config.push_to_hub:
+            error = self._try_on_main(self._create_repository)
+            if error is not None:
+                raise OSError(f"hub_model_id {self.config.hub_model_id!r} cannot be pushed to: {error}")
         self.output_dir.mkdir(parents=True, exist_ok=True)
-        if self.config.log_with:
-            self.accelerator.init_trackers("recipe-hf", config={"seed": self.config.seed})
+        start_tracker(self.accelerator, self.config)
         if resume:
             self.accelerator.load_state(str(checkpoint))
         elif self.config.checkpoint is None:
@@ -165,15 +173,18 @@ class Trainer:
                     last = self.step == self.config.num_steps
                     if last or (self.step % self.config.eval_steps == 0 and stage.prompts != "answer"):
                         self._evaluate()
-                    if last or self.step % self.config.save_steps == 0 or self._is_stopped():
+                    pushes = self._is_push_step() and not last
+                    if last or pushes or self.step % self.config.save_steps == 0 or self._is_stopped():
                         self._save(checkpoint)
-                    if self.config.hub_steps and self.step % self.config.hub_steps == 0 and not last:
-                        self._push()
+                    if pushes and (error := self._try_on_main(self._push)) is not None:
+                        logger.warning(f"The upload at step {self.step} failed, and training goes on: {error}")
                 first += stage.steps
         if self._is_stopped():
             logger.warning(f"Stopped at step {self.step}: no new best in {self.evaluations_since_best} evaluations.")
-        self._push()
+        error = self._try_on_main(self._push)
         self.accelerator.end_training()
+        if error is not None:
+            raise OSError(f"The training is done, but its upload failed; resume it to upload again: {error}")
         return self.output_dir / "best"
 
     def _is_stopped(self) -> bool:
@@ -246,13 +257,35 @@ class Trainer:
         write_model_card(new, describe_run(new))
         _replace(new, self.output_dir / "best")
 
+    # -------------------------------------------------------------- the Hub
+
+    def _is_push_step(self) -> bool:
+        every = self.config.hub_steps if self.config.push_to_hub else None
+        return every is not None and self.step % every == 0
+
+    def _create_repository(self) -> None:
+        create_repository(str(self.config.hub_model_id), private=self.config.hub_private_repo or None)
+
     def _push(self) -> None:
         """Uploads the best checkpoint so far with its card, if the configuration asks for it."""
         best = self.output_dir / "best"
-        if self.config.push_to_hub and self.accelerator.is_main_process and best.is_dir():
+        if self.config.push_to_hub and best.is_dir():
             message = f"Best checkpoint by step {self.step}"
             private = self.config.hub_private_repo or None
             push_checkpoint(best, str(self.config.hub_model_id), private=private, commit_message=message)
+
+    def _try_on_main(self, action: Callable[[], None]) -> str | None:
+        """Does something on the main process, and tells all of them what went wrong, if anything did."""
+        errors: list[str | None] = [None]
+        if self.accelerator.is_main_process:
+            try:
+                action()
+            except (OSError, ValueError) as error:
+                errors = [str(error)]
+        broadcast_object_list(errors)
+        return errors[0]
+
+    # -------------------------------------------------------------- files
 
     def _summary(self, metrics: dict[str, float]) -> dict[str, Any]:
         return {

@@ -47,6 +47,8 @@ def make_run(**changes) -> TrainingRun:
             )
         ],
         "training_config": {"learning_rate": 0.001, "stages": ["warm start", "joint"]},
+        "language": ["en"],
+        "license": "apache-2.0",
         "limits": ["Answers of more than four tokens are often cut short."],
     }
     return TrainingRun(**(values | changes))
@@ -137,6 +139,51 @@ def test_results_are_in_the_model_index_with_protocol_and_number_of_edits(tmp_pa
         ("reliability", "reliability, protocol strict, 10,000 edits", 88.0),
         ("locality", "locality, protocol strict, 10,000 edits", 90.1),
     ]
+
+
+def result_of(
+    dataset: str, value: float, seeds: tuple[int, ...] = (0,), numbers: tuple[int, ...] = (1000,), **changes
+):
+    rows = {number: {"reliability": value} for number in numbers}
+    return EvaluationResult(**{"dataset": dataset, "protocol": "strict", "seeds": list(seeds), "rows": rows} | changes)
+
+
+def test_each_experiment_has_its_own_entry_in_the_model_index(tmp_path):
+    names = [
+        f"a.json, {how}" for how in ("asking about 500", "asking about 100", "told as statements, asking about 200")
+    ]
+    run = make_run(results=[result_of(name, 90.0 + number) for number, name in enumerate(names)])
+    data = write_model_card(make_checkpoint(tmp_path), run).data.to_dict()
+    found = {entry["dataset"]["name"]: entry for entry in data["model-index"][0]["results"]}
+    assert list(found) == names
+    assert [entry["dataset"]["type"] for entry in found.values()] == ["a"] * 3
+    assert found[names[2]]["dataset"]["config"] == "a-json-told-as-statements-asking-about-200"
+    values = [[metric["value"] for metric in entry["metrics"]] for entry in found.values()]
+    assert values == [[90.0], [91.0], [92.0]]
+
+
+def test_what_two_runs_measured_alike_stands_once_as_the_larger_one_found_it(tmp_path):
+    one, three, longer = (
+        result_of("a.json", 91.0),
+        result_of("a.json", 92.0, seeds=(0, 1, 2)),
+        result_of("a.json", 93.0, numbers=(1000, 10000)),
+    )
+    other = result_of("a.json", 94.0, protocol="generation")
+    card = write_model_card(make_checkpoint(tmp_path), make_run(results=[one, three, longer, other]))
+    assert [(result.metric_name, result.metric_value) for result in card.data.eval_results] == [
+        ("reliability, protocol strict, 1,000 edits", 92.0),
+        ("reliability, protocol strict, 10,000 edits", 93.0),
+        ("reliability, protocol generation, 1,000 edits", 94.0),
+    ]
+    assert card.text.count("**a.json, protocol `strict`**") == 2 and "91.0" not in card.text
+    assert "seeds 0, 1, 2:" in card.text and "| 1,000 | 92.0 |" in card.text
+
+
+def test_card_claims_no_license_or_language_that_is_not_given(tmp_path):
+    card = write_model_card(make_checkpoint(tmp_path), make_run(license=None, language=[]))
+    assert not {"license", "language"} & card.data.to_dict().keys()
+    assert "It knows the languages of its encoder and training data.\n" in card.text
+    assert "training data: en, de.\n" in write_model_card(tmp_path, make_run(language=["en", "de"])).text
 
 
 def test_card_without_a_run_says_what_is_not_known(tmp_path):

@@ -162,3 +162,35 @@ def test_every_editor_can_be_made_by_name():
     kinds = {name: kind for name, kind in EDITORS.items() if name != "context-minilm"}
     for name, kind in kinds.items():
         assert kind.make(model(), EditorOptions()).lm is model().lm, name
+
+
+def test_editors_left_out_are_named():
+    lines: list[str] = []
+    run_comparison(
+        model(), replace(COMPARISON, editors=["base", "ft"], num_edits=[4], max_trained_edits=2), report=lines.append
+    )
+    assert lines[0] == "ft: not with 4 facts (max_trained_edits)" and len(lines) == 2
+    with pytest.raises(
+        ValueError, match=r"max_trained_edits=2 facts, and ft do, so that none is left for num_edits \[4\]"
+    ):
+        replace(COMPARISON, editors=["ft"], num_edits=[4], max_trained_edits=2)
+
+
+def test_no_editor_is_timed_with_queries_that_an_earlier_one_encoded(monkeypatch: pytest.MonkeyPatch):
+    encoded: list[str] = []
+    encode = model().retriever.encode_queries
+    monkeypatch.setattr(
+        model().retriever, "encode_queries", lambda texts, *a: (encoded.extend(texts), encode(texts, *a))[1]
+    )
+    timed: list[int] = []
+    time_generation = module._time_generation
+
+    def counted(*args):
+        before = len(encoded)
+        taken = time_generation(*args)
+        timed.append(len(encoded) - before)
+        return taken
+
+    monkeypatch.setattr(module, "_time_generation", counted)
+    run_comparison(model(), replace(COMPARISON, editors=["recipe", "recipe-statements"], num_edits=[4]))
+    assert timed == [4, 4]

@@ -147,6 +147,14 @@ def test_facts_used_for_unrelated_questions_that_name_their_subject():
     assert "locality_fired_on_subject" not in evaluate_editing(model(), nobodys).metrics
 
 
+def test_a_row_told_twice_is_one_fact():
+    other = replace(EXAMPLES[0], answer=EXAMPLES[1].answer)
+    report = evaluate_editing(model(), [EXAMPLES[0], other, EXAMPLES[0], EXAMPLES[2]])
+    asked = [o for o in report.outcomes if o.kind == "reliability" and o.query == EXAMPLES[0].prompt]
+    assert [(o.answer == EXAMPLES[0].answer, o.is_right_fact) for o in asked].count((True, True)) in (0, 2)
+    assert len({o.fact_id for o in asked if o.answer == EXAMPLES[0].answer}) == 1
+
+
 def test_one_edit_means_each_fact_alone():
     found = evaluate_editing(model(), EXAMPLES, num_edits=1)
     assert found.num_edits == 1 and len(found.outcomes) == 12

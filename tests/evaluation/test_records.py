@@ -26,3 +26,11 @@ def test_other_files_are_refused(tmp_path: Path, text: str):
         read_record(output, {})
     with pytest.raises(ValueError, match=r"must end in \.json"):
         read_record(tmp_path / "record.txt", {})
+
+
+def test_a_file_that_cannot_be_written_is_refused_at_once(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "directory.json").mkdir()
+    for output in (tmp_path / "file" / "record.json", tmp_path / "directory.json"):
+        with pytest.raises(ValueError, match=f"output {output} cannot be written"):
+            read_record(output, {})

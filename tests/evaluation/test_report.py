@@ -76,3 +76,23 @@ def test_retention_compares_the_facts_added_first_with_those_added_last():
     metrics = EditingReport(20, 0, outcomes).metrics
     assert (metrics["retention_first"], metrics["retention_last"]) == (75, 25)
     assert "retention_first" not in EditingReport(1, 0, outcomes).metrics
+
+
+def test_what_one_number_of_facts_lacks_is_shown_for_the_others():
+    few = EditingReport(10, 0, report(0, 0.5).outcomes[:1])
+    table = summarize([few, report(0, 0.5)])
+    assert table[10] == {"reliability": "50.0", "right fact, edits": "100.0"} | {
+        COLUMNS[name]: "–"
+        for name in ("generality", "locality", "generality_right_fact", "locality_fired", "locality_fired_on_subject")
+    }
+    assert table[1000]["generality"] == "0.0" and table[1000]["fired, unrelated"] == "0.0"
+    assert markdown_table(table).splitlines()[2].startswith("| 10 | 50.0 | – | – | 100.0 |")
+
+
+def test_the_fact_a_question_was_made_from_is_told_apart_from_any_other():
+    outcomes = [
+        Outcome("same_relation", "q", "a", used, used is None, 2.0, 1.0, 0.0, fact_id=1, concerns=False)
+        for used in (1, 2, 3, None)
+    ]
+    metrics = EditingReport(10, 0, outcomes).metrics
+    assert (metrics["same_relation_fired"], metrics["same_relation_fired_own"]) == (75, 25)

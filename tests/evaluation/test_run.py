@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from recipe_hf.evaluation.answers import Answers
 from recipe_hf.evaluation.run import Evaluation, run_evaluation
@@ -143,3 +145,33 @@ def test_file_of_something_else_is_refused_and_kept(tmp_path: Path, content: str
 def test_what_makes_no_sense_is_refused(changes: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         replace(EVALUATION, **changes)
+
+
+def test_another_base_is_another_run(unbroken: str, tmp_path: Path):
+    output = tmp_path / "run.json"
+    output.write_text(unbroken)
+    other = copy.deepcopy(model())
+    with torch.no_grad():
+        next(iter(other.lm.get_decoder().layers)).mlp.down_proj.weight.mul_(1.01)
+    with pytest.raises(ValueError, match="holds another run: base_weights was"):
+        run_evaluation(other, EVALUATION, output, batch_size=3)
+
+
+@pytest.mark.parametrize("line", ["no JSON", "[[true, 5]]", "[5]"])
+def test_damaged_journal_is_named(unbroken: str, tmp_path: Path, line: str):
+    output, journal = tmp_path / "run.json", tmp_path / "run.partial.jsonl"
+    record = json.loads(unbroken)
+    output.write_text(json.dumps(record | {"finished": False, "reports": []}))
+    journal.write_text(f"[]\n{line}\n")
+    with pytest.raises(ValueError, match=f"line 2 of {journal} is damaged"):
+        run_evaluation(model(), EVALUATION, output, batch_size=3)
+
+
+@pytest.mark.parametrize("missing", ["reports", "score"])
+def test_damaged_reports_are_named(unbroken: str, tmp_path: Path, missing: str):
+    output = tmp_path / "run.json"
+    record = json.loads(unbroken)
+    del (record if missing == "reports" else record["reports"][0]["outcomes"][0])[missing]
+    output.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=f"output {output} is damaged"):
+        run_evaluation(model(), EVALUATION, output, batch_size=3)

@@ -75,6 +75,52 @@ def test_bad_facts_change_nothing(model, items, error, message):
     assert model.add_knowledge(["next"]) == [len(FACTS)]
 
 
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (lambda model: model.retrieve(["new"], batch_size=0), "batch_size must be a positive integer, got 0"),
+        (lambda model: model.retrieve([""], batch_size=-1), "batch_size must be a positive integer, got -1"),
+        (lambda model: model.add_knowledge(["new"], batch_size=0), "batch_size must be a positive integer, got 0"),
+        (lambda model: model.add_knowledge(["new"], batch_size=-1), "batch_size must be a positive integer, got -1"),
+        (lambda model: model.retrieve(["a", "\ud800"]), r"queries must be valid Unicode, got .* as queries\[1\]"),
+        (lambda model: model.retrieve([""], where=5), "where must be a dict of names and JSON values, .* got 5"),
+        (lambda model: model.retrieve([""], namespace=7), "namespace must be a string, got 7"),
+        (lambda model: model.explain(" ", k="x"), "k must be a positive integer, got 'x'"),
+        (lambda model: model.explain(" ", where=5), "where must be a dict of names and JSON values, .* got 5"),
+        (lambda model: model.explain(" ", namespace=7), "namespace must be a string, got 7"),
+    ],
+)
+def test_bad_arguments_are_named(model, use, message):
+    with pytest.raises(ValueError, match=message):
+        use(model)
+    assert len(model.knowledge) == len(FACTS)
+
+
+def test_a_bad_number_of_facts_is_named(model):
+    model.config.top_k_facts = 0
+    for use in (model.retrieve, model.explain):
+        with pytest.raises(ValueError, match="top_k_facts must be a positive integer, got 0"):
+            use(PROMPTS[0])
+
+
+def test_a_refused_import_names_file_and_line(model, tmp_path):
+    path = tmp_path / "facts.jsonl"
+    path.write_text('"ok"\n\n"%s"\n' % ("a" * MAX_ENCODER_LENGTH))
+    with pytest.raises(ValueError, match=r"facts.jsonl, line 3 must be at most .* 96 tokens, got 98.*truncation"):
+        model.import_knowledge(path)
+    assert model.import_knowledge(path, truncation=True) == [4, 5]
+    path.write_text("\n")
+    with pytest.raises(ValueError, match="facts.jsonl must hold at least one fact, got none"):
+        model.import_knowledge(path)
+
+
+def test_a_copy_of_the_model_has_all_namespaces(model):
+    model.add_knowledge(["A tenant's fact."], namespace="acme")
+    other = copy.deepcopy(model)
+    assert [fact.statement for fact in other.knowledge.namespace("acme")] == ["A tenant's fact."]
+    assert list(other.knowledge) == list(model.knowledge)
+
+
 def test_a_long_statement_is_cut_if_asked(model):
     (id,) = model.add_knowledge(["a" * MAX_ENCODER_LENGTH], truncation=True)
     assert len(model.knowledge[id].statement) == MAX_ENCODER_LENGTH

@@ -2,7 +2,12 @@ from __future__ import annotations
 
 import pytest
 
-from recipe_hf.modeling.facts import NewFact, compose_statement, parse_facts
+from recipe_hf.modeling.facts import Fact, NewFact, compose_statement, parse_facts
+from recipe_hf.modeling.timestamps import to_timestamp
+
+DEEP: list = []
+for _ in range(100_000):
+    DEEP = [DEEP]
 
 
 def test_the_forms_a_fact_may_have():
@@ -53,6 +58,23 @@ def test_subject_is_the_prompt_or_else_the_statement():
     assert parse_facts([" who is  it"])[0].subject == bare.subject
 
 
+def test_a_fact_that_ended_before_another_was_added_is_no_conflict():
+    def fact(created_at: str, **times: str) -> Fact:
+        (new,) = parse_facts([{"prompt": "p", "answer": "a", **times}])
+        return Fact(**vars(new), id=0, created_at=to_timestamp(created_at, "created_at"))
+
+    ended = fact("2019-01-01", valid_until="2020-01-01")
+    for other, expected in [
+        (fact("2019-06-01"), True),
+        (fact("2020-01-01"), False),
+        (fact("2021-01-01", valid_from="2019-01-01"), False),
+        (fact("2018-01-01"), True),
+        (fact("2019-06-01", valid_until="2019-03-01"), False),
+        (fact("2019-06-01", valid_from="2020-01-01"), False),
+    ]:
+        assert ended.conflicts_with(other) == other.conflicts_with(ended) == expected
+
+
 def test_metadata_is_copied():
     metadata = {"tags": ["x"]}
     (fact,) = parse_facts([{"statement": "a", "metadata": metadata}])
@@ -87,6 +109,11 @@ def test_metadata_is_copied():
         ([{"statement": "a", "metadata": {"x": float("nan")}}], r"facts\[0\].metadata must be what JSON can hold"),
         ([{"statement": "a", "metadata": {1: "x"}}], r"facts\[0\].metadata must be a dict of what JSON can hold"),
         ([{"statement": "a", "metadata": {"x": "\ud800"}}], r"facts\[0\].metadata must be what JSON can hold"),
+        (
+            [{"statement": "a", "metadata": {"x": DEEP}}],
+            r"facts\[0\].metadata must be what JSON can hold, got a dict that",
+        ),
+        ([10**5000], r"facts\[0\] must be a statement, .* got a int that cannot be shown"),
         (["half a pair \ud800"], r"facts\[0\].statement must be valid Unicode"),
     ],
 )

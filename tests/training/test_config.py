@@ -80,8 +80,9 @@ def test_overrides_replace_values_unless_none(tmp_path: Path):
         (None, {"batch_size": 8, "epochs": 1}, "stages: unknown keys batch_size, epochs"),
         ({5: 1}, None, "unknown keys 5"),
         (None, {"steps": -1}, "steps of stage 'joint' must be an integer of at least 0, got -1"),
-        (None, {"steps": "5"}, "steps of stage 'joint' must be an integer of at least 0, got '5'"),
-        (None, {"warmup_steps": 2.5}, "warmup_steps of stage 'joint'"),
+        (None, {"steps": "5"}, "steps of stage 'joint' must be an integer, got '5'"),
+        (None, {"steps": 0}, "steps of all stages together must be at least 1, got 0"),
+        (None, {"warmup_steps": 2.5}, "warmup_steps of stage 'joint' must be an integer, got 2.5"),
         (None, {"contrastive_batch_size": 0, "editing_batch_size": 0}, "batch sizes of stage 'joint' must be above 0"),
         (
             None,
@@ -115,16 +116,24 @@ def test_overrides_replace_values_unless_none(tmp_path: Path):
             "prompts of stage 'joint' must be others with a checkpoint, got 'answer'",
         ),
         (None, {"learning_rate": -0.1}, "learning_rate of stage 'joint' must be a number of at least 0, got -0.1"),
-        (None, {"encoder_learning_rate": float("nan")}, "encoder_learning_rate of stage 'joint'"),
+        (None, {"encoder_learning_rate": float("nan")}, "encoder_learning_rate of stage 'joint' must be a finite"),
+        (None, {"learning_rate": float("inf")}, "learning_rate of stage 'joint' must be a finite number.* got inf"),
+        (None, {"name": None}, "name of stage None must be a non-empty text, got None"),
+        (None, {"lr_scheduler_type": ["cosine"]}, "lr_scheduler_type .* must be one of cosine, constant, got"),
         (None, {"sentinel_learning_rate": -1}, "sentinel_learning_rate of stage 'joint' must be a number"),
         (None, {"encoder_layers": 0}, "encoder_layers of stage 'joint' must be an integer of at least 1, got 0"),
         (None, {"answer_variants": 0}, "answer_variants of stage 'joint' must be an integer of at least 1, got 0"),
         (None, {"loss_weights": {"local": 1.0}}, r"loss_weights of stage 'joint' must be among .* got \['local'\]"),
         (None, {"loss_weights": ["locality"]}, "loss_weights of stage 'joint' must be a mapping"),
-        (None, {"loss_weights": {"locality": "x"}}, "weight of locality of stage 'joint' must be a number"),
+        (
+            None,
+            {"loss_weights": {"locality": "x"}},
+            "loss_weights .* each value a finite number, got {'locality': 'x'}",
+        ),
+        (None, {"loss_weights": {"locality": -1}}, "weight of locality of stage 'joint' must be a number of at least"),
         ({"answer_resampling": 1.5}, None, "answer_resampling must be between 0 and 1, got 1.5"),
         ({"subject_share": -0.5}, None, "subject_share must be between 0 and 1, got -0.5"),
-        ({"subject_share": None}, None, "subject_share must be between 0 and 1, got None"),
+        ({"subject_share": None}, None, "subject_share must be a finite number, got None"),
         ({"gradient_accumulation_steps": 0}, None, "gradient_accumulation_steps must be an integer of at least 1"),
         ({"early_stopping_patience": 0}, None, "early_stopping_patience must be an integer of at least 1, got 0"),
         ({"push_to_hub": True}, None, "hub_model_id must be a repository id such as"),
@@ -135,8 +144,38 @@ def test_overrides_replace_values_unless_none(tmp_path: Path):
         ({"temperature": 0}, None, "temperature must be above 0, got 0"),
         ({"max_grad_norm": 0.0}, None, "max_grad_norm must be above 0, got 0.0"),
         ({"hinge_scale": 0.5}, None, "hinge_scale must be a number of at least 1, got 0.5"),
-        ({"mixed_precision": False}, None, "mixed_precision must be 'no' in quotes, fp16 or bf16, got False"),
-        ({"base_dtype": "int8"}, None, "base_dtype must be auto, float32, float16 or bfloat16, got 'int8'"),
+        ({"mixed_precision": False}, None, "mixed_precision must be one of no, fp16, bf16 .in quotes, .* got False"),
+        ({"base_dtype": "int8"}, None, "base_dtype must be one of auto, float32, float16, bfloat16 or null, got"),
+        ({"train_file": 5}, None, r"train_file must be a non-empty text or a list \(in quotes, .*\), got 5"),
+        ({"train_file": None}, None, "train_file must be a non-empty text or a list, got None"),
+        ({"train_file": []}, None, r"train_file must be a path or at least one source, got \[\]"),
+        (
+            {"train_file": {"file": "x.json"}},
+            None,
+            "train_file: A data source must be a path, .*, got {'file': 'x.json'}",
+        ),
+        (
+            {"train_file": [{"path": None}]},
+            None,
+            "train_file: path of a data source must be a non-empty text, got None",
+        ),
+        ({"train_file": [[5, 1]]}, None, "train_file: path of a data source must be a non-empty text, got 5"),
+        ({"train_file": [{"path": "a", "layout": ["facts"]}]}, None, r"train_file: layout must be .* got \['facts'\]"),
+        ({"train_file": [{"path": "a", "half": "test"}]}, None, "train_file: half must be 'train' or 'held_out', got"),
+        ({"output_dir": 5}, None, "output_dir must be a non-empty text .*, got 5"),
+        ({"output_dir": " "}, None, "output_dir must be a non-empty text, got ' '"),
+        ({"base_model": None}, None, "base_model must be a non-empty text, got None"),
+        ({"encoder": 5}, None, "encoder must be a non-empty text .*, got 5"),
+        ({"hub_model_id": 5}, None, "hub_model_id must be a non-empty text or null .*, got 5"),
+        ({"push_to_hub": "false", "hub_model_id": "a/b"}, None, "push_to_hub must be true or false, got 'false'"),
+        ({"hub_private_repo": "no"}, None, "hub_private_repo must be true or false, got 'no'"),
+        ({"pack_rows": 1}, None, "pack_rows must be true or false, got 1"),
+        ({"temperature": float("inf")}, None, "temperature must be a finite number, got inf"),
+        ({"max_grad_norm": 10**400}, None, "max_grad_norm must be a finite number, got 1000"),
+        ({"temperature": True}, None, "temperature must be a finite number, got True"),
+        ({"knowledge_dim": -4}, None, "knowledge_dim must be a positive multiple of 8, got -4"),
+        ({"knowledge_dim": 100}, None, "knowledge_dim must be a positive multiple of 8, got 100"),
+        ({"num_sentinel_tokens": 0}, None, "num_sentinel_tokens must be an integer of at least 1, got 0"),
         ({"stages": []}, None, "stages must be at least one"),
         ({"stages": {"joint": STAGE}}, None, "must be a mapping with a list of stages"),
         ({"stages": ["joint"]}, None, "stages must be a mapping, got 'joint'"),
@@ -159,6 +198,33 @@ def test_missing_keys_are_named(tmp_path: Path):
 def test_number_that_yaml_takes_for_text_is_explained(tmp_path: Path):
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(RUN).replace("steps: 5", "steps: 5\n  learning_rate: 1e-5"))
     with pytest.raises(ValueError, match="learning_rate of stage 'joint' .* write 1.0e-5.*got '1e-5'"):
+        TrainingConfig.from_yaml(tmp_path / "run.yaml")
+
+
+def test_a_single_source_is_a_list_of_one(tmp_path: Path):
+    source = {"path": "cf.json", "half": "train"}
+    assert read(tmp_path, {"train_file": source}).train_file == [source]
+
+
+def test_what_was_never_a_file_is_refused_too():
+    with pytest.raises(ValueError, match="stages must be a tuple of StageConfig, got 'joint'"):
+        TrainingConfig("b", "t", "o", "joint")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("base_model: a\nbase_model: b\n", r"key 'base_model' must be given once, got it twice.*line 2"),
+        ("stages:\n- {steps: 1, steps: 2}\n", r"key 'steps' must be given once.*line 2"),
+        ("[" * 100_000, "is not valid YAML"),
+        (f"seed: {'9' * 5000}", "is not valid YAML: Exceeds the limit"),
+        ("base_model: \udcff", "is not valid YAML: .*can't decode byte 0xff"),
+    ],
+    ids=["twice", "twice, deeper", "deep", "long", "bytes"],
+)
+def test_yaml_that_cannot_be_meant_is_refused(tmp_path: Path, text: str, message: str):
+    (tmp_path / "run.yaml").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(ValueError, match=rf"(?s)run\.yaml.*{message}"):
         TrainingConfig.from_yaml(tmp_path / "run.yaml")
 
 

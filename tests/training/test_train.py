@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import yaml
@@ -50,7 +50,17 @@ def test_arguments_take_the_place_of_the_config(parts: Path, tmp_path: Path, cap
     train.main([str(argument) for argument in [*arguments, "--resume"]])
 
 
-def launch(config: Path, *arguments: str) -> None:
+def test_script_tells_an_error_in_one_line(tmp_path: Path):
+    (tmp_path / "run.yaml").write_text("stages: 5")
+    for name, message in (("run.yaml", "must be a mapping with a list of stages"), ("no.yaml", "--config must be a")):
+        command = [sys.executable, "training/train.py", "--config", str(tmp_path / name)]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+        assert result.returncode == 1 and result.stderr.count("\n") == 1
+        assert result.stderr.startswith("train.py: ") and message in result.stderr
+
+
+def launch(config: Path, *arguments: str, stderr: IO[str] | None = None) -> None:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -59,7 +69,7 @@ def launch(config: Path, *arguments: str) -> None:
     command = [*launcher, "--main_process_port", str(port), "training/train.py", "--config", str(config), *arguments]
     # Accelerate starts several processes for GPUs only; told this, each of them computes on the CPU.
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=600)
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=600, stderr=stderr)
 
 
 @pytest.mark.slow
@@ -97,3 +107,14 @@ def test_two_processes_have_the_losses_of_one_with_their_joint_batch(parts: Path
     assert len(one) == len(two) == 6 + 2
     for expected, found in zip(one, two, strict=True):
         assert found == pytest.approx(expected, abs=3e-4, rel=1e-3), expected["step"]
+
+
+@pytest.mark.slow
+def test_two_processes_both_end_where_the_repository_is_refused(parts: Path, tmp_path: Path):
+    config = write_config(parts, tmp_path, push_to_hub=True, hub_model_id="no/repository/id")
+    with open(tmp_path / "stderr", "w+") as stderr:
+        with pytest.raises(subprocess.CalledProcessError):
+            launch(config, stderr=stderr)
+        stderr.seek(0)
+        assert "hub_model_id 'no/repository/id' cannot be pushed to: Repo id must be" in stderr.read()
+    assert not (tmp_path / "run").exists()

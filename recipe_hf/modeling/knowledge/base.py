@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import timestamps
 from ..facts import Fact, NewFact, PastFact, normalize_whitespace, parse_facts
-from .checks import check_namespace, check_positive, checked_ids, checked_where, is_id, is_unicode
+from .checks import as_id, check_namespace, check_positive, checked_ids, checked_where, is_unicode
 from .hits import Hits
 from .key_index import nothing
 from .live_index import FULL_SCAN_THRESHOLD, LiveIndex
@@ -96,6 +96,7 @@ class KnowledgeBase(Persistence):
         if dim is not None:
             check_positive("dim", dim)
         check_positive("full_scan_threshold", full_scan_threshold)
+        check_namespace(namespace)
         base = cls.__new__(cls)
         base.full_scan_threshold = full_scan_threshold
         store = Store.open(path, dim, read_only)
@@ -155,8 +156,8 @@ class KnowledgeBase(Persistence):
             facts: What [`~recipe_hf.modeling.facts.parse_facts`] takes, or what it gave.
             keys: `[n, dim]`, the key `r_k` of each fact's statement.
             on_conflict: What to do with a fact whose prompt (or statement, for one without a prompt) is there already,
-                for a time that both are valid: `"replace"` moves the old fact to the history, `"keep"` leaves it and
-                drops the new one, `"error"` refuses the whole batch.
+                for a time from now on that both are valid: `"replace"` moves the old fact to the history, `"keep"`
+                leaves it and drops the new one, `"error"` refuses the whole batch.
             encoder_fingerprint: Names the weights that made `keys`. All keys must be of the same weights.
 
         Returns:
@@ -186,7 +187,9 @@ class KnowledgeBase(Persistence):
             ]
 
     def _add_one(self, new: NewFact, key: NDArray[np.float32], on_conflict: OnConflict, now: str, where: str) -> int:
-        conflicts = self._space.conflicts(new)
+        state = self._space.state
+        fact = Fact(**vars(new), id=state.next_id, created_at=now)
+        conflicts = self._space.conflicts(fact)
         if conflicts and on_conflict == "error":
             raise ValueError(
                 f"{where} must have a new prompt under on_conflict='error', got {new.subject[1]!r}, "
@@ -194,15 +197,13 @@ class KnowledgeBase(Persistence):
             )
         if conflicts and on_conflict == "keep":
             return conflicts[0].id
-        state = self._space.state
-        fact = Fact(**vars(new), id=state.next_id, created_at=now)
         self._space.insert(fact, key)
         self._space.set_state(size=state.size + 1, next_id=fact.id + 1)
         self._end(conflicts, now, "replaced", fact.id)
         return fact.id
 
     def remove(self, ids: int | Iterable[int]) -> None:
-        """Removes facts, all or none; they stay in the history.
+        """Removes facts, all or none; they stay in the history. Integers of NumPy and torch are ids too.
 
         Raises:
             KeyError: If an id is not that of a fact in the knowledge base.
@@ -211,7 +212,8 @@ class KnowledgeBase(Persistence):
         """
         chosen = checked_ids(ids, or_one=True)
         with self._change() as now:
-            self._end([self[i] for i in dict.fromkeys(chosen)], now, "removed")
+            facts = {fact.id: fact for fact in (self[i] for i in chosen)}
+            self._end(list(facts.values()), now, "removed")
 
     def clear(self) -> None:
         """Removes all facts; they stay in the history, and their ids stay taken."""
@@ -242,10 +244,11 @@ class KnowledgeBase(Persistence):
             ValueError: If the key is needed and there is no `encode`.
         """
         with self._change() as now:
-            past = self._space.get(id) if is_id(id) else None
+            number = as_id(id)
+            past = None if number is None else self._space.get(number)
             if not isinstance(past, PastFact):
                 raise KeyError(f"id must be that of a past fact of the knowledge base, got {id!r}.")
-            key = self._space.key(id)
+            key = self._space.key(past.id)
             if key is None:
                 (key,) = self._encoded([past], encode)
             return self._add_one(parse_facts([past])[0], key, "replace", now, "id")
@@ -314,10 +317,11 @@ class KnowledgeBase(Persistence):
 
     def get(self, id: Any, default: Any = None) -> Any:
         """The fact with this id, or `default`."""
-        if not is_id(id):
+        number = as_id(id)
+        if number is None:
             return default
         with self._store.view():
-            fact = self._space.get(int(id))
+            fact = self._space.get(number)
         return default if fact is None or isinstance(fact, PastFact) else fact
 
     def __repr__(self) -> str:

@@ -7,6 +7,11 @@ from collections.abc import Iterable, Mapping
 from numbers import Integral
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
+from ..facts import show
+
 
 def check_namespace(namespace: Any) -> None:
     """Raises a ValueError if `namespace` is not a string that can be written."""
@@ -29,21 +34,29 @@ def checked_where(where: Any) -> dict[str, Any]:
             return json.loads(text)
     except (TypeError, ValueError, RecursionError):
         pass
-    raise ValueError(f"where must be a dict of names and JSON values, such as {{'source': 'x'}}, got {where!r}.")
+    raise ValueError(f"where must be a dict of names and JSON values, such as {{'source': 'x'}}, got {show(where)}.")
 
 
-def is_id(id: Any) -> bool:
-    """Whether `id` is an integer, as Python or NumPy has them."""
-    return isinstance(id, Integral) and not isinstance(id, bool)
+def as_id(id: Any) -> int | None:
+    """`id` as an integer of Python, where it is one, also as NumPy or torch have them; otherwise None."""
+    if isinstance(id, (Tensor, np.ndarray)) and id.ndim == 0:
+        id = id.item()
+    return int(id) if isinstance(id, Integral) and not isinstance(id, bool) else None
 
 
 def checked_ids(ids: Any, or_one: bool = False) -> list[Any]:
-    """Ids of facts as a list; a ValueError if they are not several, nor, with `or_one`, one."""
-    if or_one and is_id(ids):
+    """Ids of facts as a list; a ValueError if they are not several, nor, with `or_one`, one.
+
+    What is among them and is no integer is left as it is.
+    """
+    if or_one and as_id(ids) is not None:
         ids = [ids]
-    if isinstance(ids, str) or not isinstance(ids, Iterable):
-        raise ValueError(f"ids must be the ids of facts, got {ids!r}.")
-    return [int(id) if is_id(id) else id for id in ids]
+    is_scalar = isinstance(ids, (Tensor, np.ndarray)) and ids.ndim == 0
+    if isinstance(ids, (str, bytes, bytearray, memoryview, Mapping)) or not isinstance(ids, Iterable) or is_scalar:
+        raise ValueError(f"ids must be the ids of facts, got {show(ids)}.")
+    if isinstance(ids, (Tensor, np.ndarray)):
+        ids = ids.tolist()
+    return [id if as_id(id) is None else as_id(id) for id in ids]
 
 
 def is_unicode(text: Any) -> bool:

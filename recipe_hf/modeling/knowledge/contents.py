@@ -120,7 +120,9 @@ class Contents:
         if not set(past_ids) <= taken - set(ids):
             raise ValueError("past_ids must be those of past facts.")
         dim = manifest["dim"]
-        keys = check_vectors("keys", torch.from_numpy(arrays["keys"]), dim, len(ids))
+        keys = np.empty((0, 0), np.float32)
+        if ids or dim is not None:  # Nobody said yet how wide the keys are to be.
+            keys = check_vectors("keys", torch.from_numpy(arrays["keys"]), dim, len(ids))
         past_keys: Any = []
         if past_ids:
             past_keys = check_vectors("past_keys", torch.from_numpy(arrays["past_keys"]), dim, len(past_ids))

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..facts import Fact
+from ..facts import Fact, NewFact, parse_fact
 
 _COLUMNS = ("id", "statement", "prompt", "answer", "metadata", "valid_from", "valid_until", "created_at")
 _PAST_COLUMNS = ("ended_at", "reason", "replaced_by")
-_GIVEN_BY_THE_BASE = ("id", "created_at", "ended_at", "replaced_by")
+_FOR_INFORMATION = ("id", "created_at")
 
 
 def write_facts(path: str | os.PathLike[str], facts: Sequence[Fact]) -> None:
@@ -33,58 +33,92 @@ def write_facts(path: str | os.PathLike[str], facts: Sequence[Fact]) -> None:
     os.replace(new, path)
 
 
-def read_facts(path: str | os.PathLike[str]) -> list[Any]:
-    """Reads facts that `add_knowledge` takes from a `.parquet` file, or from JSON lines. Past facts are left out.
+def read_facts(path: str | os.PathLike[str]) -> list[NewFact]:
+    """Reads facts that `add_knowledge` takes from a `.parquet` file, or from JSON lines.
+
+    Past facts, as `write_facts` writes them, are left out.
 
     A line of JSON is a statement, a pair `[prompt, answer]`, or an object with `prompt` and `answer`, or `statement`,
     and what else a fact may have. A row of a table has the same as columns, `metadata` as a struct or as JSON.
 
     Raises:
         ImportError: If it is a Parquet file, and pyarrow is not installed.
-        ValueError: If it is not as described.
+        OSError: If the file cannot be read.
+        ValueError: If it is not as described; the message names the file, and the line or row.
     """
+    return list(read_facts_by_place(path).values())
+
+
+def read_facts_by_place(path: str | os.PathLike[str]) -> dict[str, NewFact]:
+    """As `read_facts`, with what to call each fact in an error: `facts.jsonl, line 3`."""
     path = Path(path)
     rows = _rows_of_parquet(path) if _is_parquet(path) else _rows_of_json(path)
-    return [
-        {name: value for name, value in row.items() if name not in (*_GIVEN_BY_THE_BASE, "reason")}
-        if isinstance(row, dict)
-        else row
-        for row in rows
-        if not (isinstance(row, dict) and row.get("reason"))
-    ]
+    return {place: parse_fact(_as_told(row), place) for place, row in rows.items() if not _is_past(row)}
+
+
+def _is_past(row: Any) -> bool:
+    """Whether a row is that of a past fact, as `write_facts` writes it."""
+    return (
+        isinstance(row, dict)
+        and row.get("reason") in ("removed", "replaced")
+        and all(row.get(name) is not None for name in (*_FOR_INFORMATION, "ended_at"))
+    )
+
+
+def _as_told(row: Any) -> Any:
+    """A row without what the knowledge base gave to the fact, and without the empty columns of past facts."""
+    if not isinstance(row, dict):
+        return row
+    return {
+        name: value
+        for name, value in row.items()
+        if name not in _FOR_INFORMATION and (value is not None or name not in _PAST_COLUMNS)
+    }
 
 
 def _is_parquet(path: Path) -> bool:
     return path.suffix.lower() == ".parquet"
 
 
-def _rows_of_json(path: Path) -> list[Any]:
-    rows = []
+def _rows_of_json(path: Path) -> dict[str, Any]:
+    rows = {}
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} must be a text file in UTF-8: {error}.") from error
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}: not JSON ({error.msg}).") from error
+        place = f"{path}, line {number}"
+        rows[place] = _of_json(line, place)
     return rows
 
 
-def _rows_of_parquet(path: Path) -> list[Any]:
+def _of_json(text: str, place: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{place}: not JSON ({error.msg}).") from error
+    except (RecursionError, ValueError) as error:  # Nested too deep, or an integer of too many digits.
+        raise ValueError(f"{place}: cannot be read as JSON ({error}).") from error
+
+
+def _rows_of_parquet(path: Path) -> dict[str, Any]:
     parquet = _parquet()
     import pyarrow
 
     try:
-        rows = parquet.read_table(path).to_pylist()
-        for row in rows:
-            if isinstance(row.get("metadata"), str):
-                row["metadata"] = json.loads(row["metadata"])
-    except (pyarrow.ArrowException, ValueError) as error:
+        table = parquet.read_table(path).to_pylist()
+    except FileNotFoundError:
+        raise
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # It says what keeps the file from being read.
+            raise
         raise ValueError(f"{path} is not a Parquet file of facts: {error}") from error
+    rows = {f"{path}, row {number}": row for number, row in enumerate(table, start=1)}
+    for place, row in rows.items():
+        if isinstance(row.get("metadata"), str):
+            row["metadata"] = _of_json(row["metadata"], f"{place}.metadata")
     return rows
 
 

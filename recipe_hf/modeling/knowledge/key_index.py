@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from usearch.index import MetricKind
 from usearch.index import search as usearch_search
 
-# usearch ranks by 1 - r_q . r_k in float32, where the 1 would round small products away. A power of two is exact.
-_SCALE = np.float32(2.0**40)
+# No product, nor a sum of some of its terms, exceeds two to this power: it is finite in float32.
+_LARGEST_EXPONENT = 126
 
 # Ids and dot products `[b, k]` of the keys found for `b` queries, and these keys `[b, k, dim]`; `k` is at most the
 # number of keys searched.
@@ -41,6 +41,8 @@ class KeyIndex:
         self._removed: set[int] = set()
         self._ids: NDArray[np.int64] = np.empty(0, np.int64)
         self._keys: NDArray[np.float32] = np.empty((0, dim), np.float32)
+        # No number of a key that is or was there is larger.
+        self._largest = 0.0
 
     def __len__(self) -> int:
         return self._num_rows - len(self._removed)
@@ -70,6 +72,7 @@ class KeyIndex:
         self._ids[self._num_rows : needed] = ids
         self._keys[self._num_rows : needed] = keys
         self._num_rows = needed
+        self._largest = max(self._largest, float(keys.max(initial=0)), -float(keys.min(initial=0)))
 
     def remove(self, ids: Iterable[int]) -> None:
         """Removes the keys of `ids`, which must be there."""
@@ -93,12 +96,22 @@ class KeyIndex:
         k = min(k, len(ids))
         if not k:
             return nothing(len(queries), 0, keys.shape[1])
-        found = usearch_search(keys, queries * _SCALE, k, MetricKind.IP, exact=True, threads=threads)
+        found = usearch_search(keys, self._scaled(queries), k, MetricKind.IP, exact=True, threads=threads)
         rows = np.sort(found.keys.astype(np.int64).reshape(len(queries), k), axis=1)
         scores = (keys[rows] * queries[:, None]).sum(-1)
         order = np.argsort(-scores, axis=1, kind="stable")
         rows = np.take_along_axis(rows, order, 1)
         return ids[rows], np.take_along_axis(scores, order, 1), keys[rows]
+
+    def _scaled(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The queries times powers of two, which is exact, so that their products are as large as can be.
+
+        usearch ranks by 1 - r_q . r_k in float32, where the 1 would round small products away.
+        """
+        _, exponents = np.frexp(np.abs(queries).max(1, keepdims=True))
+        _, of_keys = np.frexp(self._largest)
+        room = _LARGEST_EXPONENT - of_keys - queries.shape[1].bit_length()
+        return np.ldexp(queries, min(room, _LARGEST_EXPONENT) - exponents)
 
     def _compact(self) -> None:
         if self._removed:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -51,33 +50,41 @@ class Persistence:
         """
         return cls._holding(Contents.read(directory))
 
-    def copy_to(self, path: str | os.PathLike[str], namespace: str = "") -> Self:
+    def copy_to(self, path: str | os.PathLike[str], namespace: str | None = None) -> Self:
         """Puts a copy of everything, with the same ids, times and keys, into a file, and opens that.
 
         Args:
             path: The file, as in `KnowledgeBase.open`.
-            namespace: The namespace there. It must be empty.
+            namespace: Where in the file to put this namespace alone. By default all namespaces are copied, each to
+                the one of its name.
 
         Raises:
             OSError: If the file cannot be written.
-            ValueError: If there are or were facts in the namespace, or its keys are of another width.
+            ValueError: If there are or were facts in such a namespace there, or its keys are of another width.
         """
-        contents = self._contents()
+        everything = self._everything() if namespace is None else {namespace: self._contents()}
         base: Any = type(self).open(  # type: ignore[attr-defined]
-            path, contents.dim, namespace=namespace, full_scan_threshold=self.full_scan_threshold
+            path,
+            next(iter(everything.values())).dim,
+            namespace=self._space.name if namespace is None else namespace,
+            full_scan_threshold=self.full_scan_threshold,
         )
         try:
             with base._store.change():
-                if base._space.state.next_id:
-                    raise ValueError(f"path must be that of an empty knowledge base, got {path}, which has facts.")
-                contents.fill(base._space)
+                for name, contents in everything.items():
+                    space = Space(base._store, name)
+                    if space.state.next_id:
+                        raise ValueError(f"path must be that of an empty knowledge base, got {path}, which has facts.")
+                    contents.fill(space)
         except BaseException:
             base.close()
             raise
         return base
 
     def snapshot(self, at: Any = None, encode: Encode | None = None) -> Self:
-        """A copy in memory, as things are now or as they were.
+        """A copy of this namespace in memory, as things are now or as they were.
+
+        Whatever its moment, a search in it finds what is valid at the present time.
 
         Args:
             at: A `datetime` or a string in ISO 8601, UTC where it names no time zone; now by default.
@@ -173,22 +180,36 @@ class Persistence:
         with self._store.view():
             return Contents.of(self._space)
 
+    def _everything(self) -> dict[str, Contents]:
+        """What all namespaces hold, this one first, even if it is empty."""
+        base: Any = self
+        with self._store.view():
+            names = dict.fromkeys([self._space.name, *base.namespaces()])
+            return {name: base.namespace(name)._contents() for name in names}
+
     @classmethod
     def _holding(cls, contents: Contents, full_scan_threshold: int = FULL_SCAN_THRESHOLD) -> Self:
         """A knowledge base in memory."""
+        return cls._holding_all({"": contents}, full_scan_threshold)
+
+    @classmethod
+    def _holding_all(cls, everything: dict[str, Contents], full_scan_threshold: int) -> Self:
+        """The first of several namespaces in memory."""
+        (name, contents), *_ = everything.items()
         base: Any = cls.__new__(cls)
         base.full_scan_threshold = full_scan_threshold
-        base._enter(Store.memory(contents.dim), "", {})
+        base._enter(Store.memory(contents.dim), name, {})
         with base._store.change():
-            contents.fill(base._space)
+            for name, contents in everything.items():
+                contents.fill(Space(base._store, name))
         return base
 
     def __reduce__(self) -> Any:
-        """Copies, pickled ones too, live in memory."""
-        return type(self)._holding, (self._contents(), self.full_scan_threshold)
+        """Copies, pickled ones too, live in memory, with all namespaces."""
+        return type(self)._holding_all, (self._everything(), self.full_scan_threshold)
 
     def __deepcopy__(self, memo: Any) -> Self:
-        return self._holding(copy.copy(self._contents()), self.full_scan_threshold)
+        return self._holding_all(self._everything(), self.full_scan_threshold)
 
 
 def _as_present(fact: Fact) -> Fact:

@@ -80,18 +80,24 @@ def salvage(damaged: str | os.PathLike[str], new: str | os.PathLike[str]) -> Sal
         together = put_into(file, frames)
         copy.write_bytes(together)
         states = _states(copy)
-        rows = _newest_rows(file, together)
+        rows = _newest_rows(_current_key_sums(copy), file, together)
+        log_is_whole = all(frame.is_whole for frame in frames)
         dim = max((len(row["key"]) // 4 for row in rows.values() if row["key"] is not None), default=None)
         whole = Path(directory) / "whole"
         store = Store.open(whole, dim, read_only=False)
         with store.change():
             counts = [
-                _fill(Space(store, name), [row for (space, _), row in rows.items() if space == name], states.get(name))
+                _fill(
+                    Space(store, name),
+                    [row for (space, _), row in rows.items() if space == name],
+                    states.get(name),
+                    log_is_whole,
+                )
                 for name in sorted({space for space, _ in rows} | states.keys())
             ]
         store.close()
         os.replace(whole, new)
-    says = states and states.keys() >= {space for space, _ in rows} and all(frame.is_whole for frame in frames)
+    says = states and states.keys() >= {space for space, _ in rows} and log_is_whole
     lost = sum(count[2] for count in counts) if says else None
     return Salvage(
         sum(count[0] for count in counts), sum(count[1] for count in counts), lost, sum(c[3] for c in counts)
@@ -111,17 +117,29 @@ def _replay_log(copy: Path) -> None:
 
 
 def _states(copy: Path) -> dict[str, tuple[Any, ...]]:
-    """Each namespace's next id and fingerprint, if they can be read."""
+    """Each namespace's next id, fingerprint and time of rekeying, if they can be read."""
     with closing(sqlite3.connect(copy)) as connection:
         try:
-            sql = "SELECT name, next_id, encoder_fingerprint FROM namespaces WHERE typeof(next_id) = 'integer'"
+            sql = (
+                "SELECT name, next_id, encoder_fingerprint, rekeyed_at FROM namespaces "
+                "WHERE typeof(next_id) = 'integer' AND typeof(rekeyed_at) = 'text'"
+            )
             return {name: tuple(rest) for name, *rest in connection.execute(sql)}
         except sqlite3.Error:
             return {}
 
 
-def _newest_rows(*files: bytes) -> dict[tuple[str, int], dict[str, Any]]:
-    """The rows of facts that are whole in any of the files, by namespace and id."""
+def _current_key_sums(copy: Path) -> dict[tuple[Any, ...], Any]:
+    """The checksum of each fact's key by namespace and id, as far as SQLite can go through the facts."""
+    sums: dict[tuple[Any, ...], Any] = {}
+    with closing(sqlite3.connect(copy)) as connection, suppress(sqlite3.Error):
+        for *place, key_sum in connection.execute("SELECT namespace, id, key_sum FROM facts"):
+            sums[tuple(place)] = key_sum
+    return sums
+
+
+def _newest_rows(current: dict[tuple[Any, ...], Any], *files: bytes) -> dict[tuple[str, int], dict[str, Any]]:
+    """The rows of facts that are whole in any of the files, of which later ones are newer, by namespace and id."""
     rows: dict[tuple[str, int], dict[str, Any]] = {}
     for values in chain.from_iterable(map(_records, dict.fromkeys(files))):
         row = dict(zip(FACT_COLUMNS, values, strict=True))
@@ -130,13 +148,12 @@ def _newest_rows(*files: bytes) -> dict[tuple[str, int], dict[str, Any]]:
             continue
         if row["key"] is not None and (not isinstance(row["key"], bytes) or zlib.crc32(row["key"]) != row["key_sum"]):
             row["key"] = None
-        earlier = rows.get((row["namespace"], row["fact"].id))
-        # A page that is no longer used may hold a row as it was before the fact left.
-        if earlier is None or (row["departure"] is not None, row["key"] is not None) > (
-            earlier["departure"] is not None,
-            earlier["key"] is not None,
-        ):
-            rows[row["namespace"], row["fact"].id] = row
+        place = row["namespace"], row["fact"].id
+        # A page that is no longer used may hold a row as it was before the fact left, or got another key.
+        row["is_current"] = place in current and current[place] == row["key_sum"]
+        row["rank"] = row["departure"] is not None, row["is_current"], row["key"] is not None
+        if place not in rows or row["rank"] >= rows[place]["rank"]:
+            rows[place] = row
     return rows
 
 
@@ -203,7 +220,9 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
     return value << 8 | data[at + 8], at + 9
 
 
-def _fill(space: Space, rows: list[dict[str, Any]], state: tuple[Any, ...] | None) -> tuple[int, int, int, int]:
+def _fill(
+    space: Space, rows: list[dict[str, Any]], state: tuple[Any, ...] | None, log_is_whole: bool
+) -> tuple[int, int, int, int]:
     """Fills a namespace; gives how many present, past and lost facts there are, and present ones without keys."""
     left = sorted((row for row in rows if row["departure"] is not None), key=lambda row: row["departure"])
     past: list[PastFact] = [row["fact"] for row in left]
@@ -227,17 +246,24 @@ def _fill(space: Space, rows: list[dict[str, Any]], state: tuple[Any, ...] | Non
     dim = space.store.dim
     keys_lost = sum(row["key"] is None for row in present)
     keys = [np.frombuffer(row["key"] or bytes(4 * (dim or 0)), "<f4") for row in present]
-    next_id, fingerprint = state or (0, None)
+    next_id, fingerprint, rekeyed_at = state or (0, None, "")
     next_id = max([next_id, *(row["id"] + 1 for row in rows)])
+    # The row of a fact from before all keys were made anew may be from before that too.
+    old = {row["id"] for row in rows if not row["is_current"] and row["created_at"] < rekeyed_at}
+    keys_are_known = log_is_whole and not keys_lost and old.isdisjoint(row["id"] for row in present)
     contents = Contents(
         dim,
         next_id,
         # The model makes keys anew that nobody says who made.
-        None if keys_lost else fingerprint,
+        fingerprint if keys_are_known else None,
         [row["fact"] for row in present],
         np.stack(keys) if keys else np.empty((0, dim or 0), np.float32),
         past,
-        {row["id"]: np.frombuffer(row["key"], "<f4") for row in left if row["key"] is not None},
+        {
+            row["id"]: np.frombuffer(row["key"], "<f4")
+            for row in left
+            if row["key"] is not None and row["id"] not in old
+        },
     )
     contents.fill(space)
     return len(present), len(past), next_id - len(rows), keys_lost

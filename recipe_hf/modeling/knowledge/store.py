@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
+import tempfile
 import threading
 import uuid
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .files import sync_directory
-from .write_ahead_log import PAGE_SIZE, has_lost_changes, read_frames
+from .write_ahead_log import PAGE_SIZE, has_lost_changes
 from .writer_lock import WriterLock
 
 SCHEMA_VERSION = 1
@@ -78,6 +79,7 @@ class Store:
         self._connection: sqlite3.Connection | None = connection
         self._writer_lock = writer_lock
         self._lock = threading.RLock()
+        self._in_transaction = False  # Whether a `view` or a `change` has begun one that it will end.
         self._pid = os.getpid()
         with self.view():
             ((self.uuid, self._dim),) = self.execute("SELECT uuid, dim FROM store")
@@ -130,7 +132,7 @@ class Store:
         if self._dim is None:
             with self.view():
                 ((dim,),) = self.execute("SELECT dim FROM store")
-                if self._connection is None or self._connection.in_transaction:
+                if self._in_transaction:
                     return dim
                 self._dim = dim
         return self._dim
@@ -145,14 +147,10 @@ class Store:
         """Context in which all that is read is of one moment."""
         with self._lock, _explained(self.path):
             connection = self._usable()
-            if not self.read_only or connection.in_transaction:
+            if self.read_only:
+                yield from self._transaction(connection, "BEGIN", "ROLLBACK")
+            else:
                 yield
-                return
-            connection.execute("BEGIN")
-            try:
-                yield
-            finally:
-                connection.execute("ROLLBACK")
 
     @contextmanager
     def change(self) -> Iterator[None]:
@@ -166,17 +164,22 @@ class Store:
             connection = self._usable()
             if self.read_only:
                 raise PermissionError(f"{self.path} was opened to be read only, with read_only=True.")
-            if connection.in_transaction:
-                yield
-                return
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                connection.execute("COMMIT")
-            except BaseException:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
+            yield from self._transaction(connection, "BEGIN IMMEDIATE", "COMMIT")
+
+    def _transaction(self, connection: sqlite3.Connection, begin: str, end: str) -> Iterator[None]:
+        """Yields once, within a transaction: that of the context around this one, where there is one."""
+        if self._in_transaction:
+            yield
+            return
+        # Ctrl-C amid a statement is raised once that is done, be it the first or the last.
+        try:
+            self._in_transaction = True
+            connection.execute(begin)
+            yield
+            connection.execute(end)
+        finally:
+            self._in_transaction = False
+            _roll_back(connection)
 
     @property
     def is_open(self) -> bool:
@@ -201,6 +204,8 @@ class Store:
             raise ValueError(f"{self.path or 'The knowledge base'} is closed: open it again to use it.")
         if self.path is not None and self._pid != os.getpid():
             raise RuntimeError(f"{self.path} was opened by process {self._pid}: open it again in this one.")
+        if not self._in_transaction:
+            _roll_back(self._connection)  # What an interrupted `view` or `change` could not.
         return self._connection
 
 
@@ -209,28 +214,32 @@ def _connect(database: str, uri: bool = False) -> sqlite3.Connection:
     return sqlite3.connect(database, uri=uri, isolation_level=None, check_same_thread=False)
 
 
+def _roll_back(connection: sqlite3.Connection) -> None:
+    if connection.in_transaction:
+        connection.execute("ROLLBACK")
+
+
 def _create_tables(connection: sqlite3.Connection, dim: int | None) -> None:
     connection.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
     connection.execute("INSERT INTO store VALUES (?, ?)", (uuid.uuid4().hex, dim))
 
 
 def _create_file(path: Path, dim: int | None) -> None:
-    """Makes an empty store under another name first: a file at `path` is never half a store."""
+    """Makes an empty store elsewhere first: a file at `path` is never half a store."""
     if _beside(path, "-wal").exists():
         raise ValueError(f"{path} is missing beside {_beside(path, '-wal')}, which holds facts: put it back.")
-    new = _beside(path, ".new")
-    for suffix in ("", "-wal", "-shm"):
-        _beside(new, suffix).unlink(missing_ok=True)
-    connection = _connect(str(new))
-    try:
-        connection.execute(f"PRAGMA page_size = {PAGE_SIZE}")
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        _create_tables(connection, dim)
-    finally:
-        connection.close()
-    os.replace(new, path)
+    with tempfile.TemporaryDirectory(dir=path.parent) as directory:
+        new = Path(directory) / "new"
+        connection = _connect(str(new))
+        try:
+            connection.execute(f"PRAGMA page_size = {PAGE_SIZE}")
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            _create_tables(connection, dim)
+        finally:
+            connection.close()
+        os.replace(new, path)
     sync_directory(path.parent)
 
 
@@ -238,7 +247,7 @@ def _open_file(path: Path, read_only: bool) -> sqlite3.Connection:
     # SQLite would delete the log of an empty file, and what it cannot read of a log.
     if path.stat().st_size == 0:
         raise sqlite3.DatabaseError("the file is empty, malformed")
-    if not read_only and has_lost_changes(read_frames(_beside(path, "-wal"))):
+    if has_lost_changes(_beside(path, "-wal")):
         raise sqlite3.DatabaseError("its log is malformed")
     connection = _connect(f"{path.as_uri()}?mode={'ro' if read_only else 'rw'}", uri=True)
     try:

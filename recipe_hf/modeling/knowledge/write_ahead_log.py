@@ -36,7 +36,10 @@ class Frame:
 
 def read_frames(log: Path) -> list[Frame]:
     """The frames of a log, whole or not, without those behind them that are left over from an earlier one."""
-    data = log.read_bytes() if log.is_file() else b""
+    try:
+        data = log.read_bytes()
+    except FileNotFoundError:  # A writer that ends takes it away.
+        data = b""
     size = _FRAME_HEADER + PAGE_SIZE
     count = (len(data) - _HEADER) // size
     if count < 1:
@@ -72,13 +75,19 @@ def _sums(words: NDArray, before: NDArray) -> NDArray[np.uint32]:
     return np.stack([first, second], axis=1)
 
 
-def has_lost_changes(frames: list[Frame]) -> bool:
+def has_lost_changes(log: Path) -> bool:
     """Whether changes that were acknowledged lie behind a frame that is not whole.
 
-    A crash amid a change leaves at most the end of that one, since each is on disk before the next begins.
+    A crash amid a change leaves at most the end of that one, since each is on disk before the next begins. Where
+    another process is writing, a frame may have been read half-written: it is another when read again.
     """
+    broken = _broken_amid_changes(read_frames(log))
+    return broken is not None and broken == _broken_amid_changes(read_frames(log))
+
+
+def _broken_amid_changes(frames: list[Frame]) -> tuple[int, Frame] | None:
     broken = next((i for i, frame in enumerate(frames) if not frame.is_whole), len(frames))
-    return sum(frame.commits for frame in frames[broken:]) > 1
+    return (broken, frames[broken]) if sum(frame.commits for frame in frames[broken:]) > 1 else None
 
 
 def put_into(file: bytes, frames: list[Frame]) -> bytes:

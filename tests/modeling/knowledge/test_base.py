@@ -143,6 +143,21 @@ def test_a_batch_is_the_same_as_one_after_the_other(filled, on_conflict):
     assert all(torch.equal(a, b) for a, b in zip(together.search(queries, 3), apart.search(queries, 3), strict=True))
 
 
+@pytest.mark.parametrize("on_conflict", ["replace", "keep", "error"])
+def test_what_is_over_is_in_nobodys_way(empty, tmp_path, on_conflict):
+    base = empty()
+    ended = {"prompt": "p", "answer": "old", "valid_until": "2020-01-01"}
+    assert base.add([ended], random_keys(1)) == [0]
+    assert base.add([("p", "new")], random_keys(1), on_conflict) == [1]
+    assert base.search(random_keys(1))[0].item() == 1
+    # Nor does one that is over when it is added drive out another.
+    assert base.add([{**ended, "answer": "older"}], random_keys(1), on_conflict) == [2]
+    assert [fact.answer for fact in base] == ["old", "new", "older"] and base.history() == []
+    base.save(tmp_path)
+    assert state(KnowledgeBase.load(tmp_path)) == state(base)
+    assert base.add([("p", "newest")], random_keys(1)) == [3] and [past.id for past in base.history()] == [1]
+
+
 # ---------------------------------------------------------------------- leaving
 
 
@@ -390,12 +405,33 @@ def test_bad_arguments_are_named(filled, call, message):
     assert len(base) == 3
 
 
-def test_ids_of_numpy_are_ids(filled):
-    base = filled(3)
-    base.remove(np.int64(0))
-    base.remove(np.array([1]))
-    assert [fact.id for fact in base] == [2] and np.int64(2) in base
-    assert torch.equal(base.keys(np.array([2])), base.keys([2]))
+@pytest.mark.parametrize("number", [np.int64, np.uint8, np.array, torch.tensor])
+@pytest.mark.parametrize("several", [np.array, torch.tensor])
+def test_ids_of_numpy_and_torch_are_ids(filled, number, several):
+    base = filled(6)
+    base.remove(number(0))
+    base.remove([number(1), number(1)])
+    base.remove(several([2, 2]))
+    assert [fact.id for fact in base] == [3, 4, 5] and number(3) in base and base[number(3)].id == 3
+    assert torch.equal(base.keys(several([3])), base.keys([3]))
+    base.remove(base.search(random_keys(6)[3:4], k=1)[0][:, 0])
+    assert len(base) == 2 and base.restore(number(1)) == 6 and base[6].prompt == "prompt 1"
+
+
+@pytest.mark.parametrize(
+    "ids", [b"0", bytearray(b"0"), memoryview(b"0"), "0", {0: "x"}, torch.tensor(1.0), np.array(1.0), np.array(True)]
+)
+def test_what_is_no_collection_of_ids_is_refused(filled, ids):
+    base = filled(2)
+    for use in (base.remove, base.keys):
+        with pytest.raises(ValueError, match="ids must be the ids of facts, got"):
+            use(ids)
+    for use in (base.remove, base.keys):
+        with pytest.raises(KeyError, match="id must be that of a fact in the knowledge base, got"):
+            use([[0]])
+    with pytest.raises(ValueError, match="ids must be the ids of facts, got"):
+        base.keys(np.array(0))
+    assert len(base) == 2
 
 
 def test_copies_keep_the_threshold(filled, tmp_path):

@@ -59,7 +59,7 @@ def test_tables_and_lines_that_others_wrote(tmp_path: Path):
     parsed = parse_facts(read_facts(tmp_path / "facts.parquet"))
     assert [(fact.statement, fact.metadata) for fact in parsed] == [("a 1", {"source": "x"}), ("b 2", {})]
     (tmp_path / "facts.txt").write_text('"A statement."\n\n["prompt", "answer"]\n')
-    assert read_facts(tmp_path / "facts.txt") == ["A statement.", ["prompt", "answer"]]
+    assert read_facts(tmp_path / "facts.txt") == parse_facts(["A statement.", ("prompt", "answer")])
 
 
 def test_bad_files(base: KnowledgeBase, tmp_path: Path):
@@ -73,6 +73,77 @@ def test_bad_files(base: KnowledgeBase, tmp_path: Path):
         read_facts(tmp_path / "facts.parquet")
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"reason": "press release"},
+        {"reason": "removed"},
+        {"id": 0, "created_at": "2020-01-01", "reason": "removed"},
+        {"ended_at": "2020-01-01"},
+        {"replaced_by": 7},
+    ],
+)
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_only_past_facts_are_left_out(tmp_path: Path, row: dict, suffix: str):
+    import pyarrow
+    from pyarrow import parquet
+
+    rows, path = [{"prompt": "a", "answer": "b", **row}], tmp_path / f"facts.{suffix}"
+    if suffix == "jsonl":
+        path.write_text(json.dumps(rows[0]))
+    else:
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    with pytest.raises(ValueError, match=r"(line|row) 1 may have the keys .*, got '(reason|ended_at|replaced_by)'"):
+        read_facts(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('["only a prompt"]', r"facts.jsonl, line 4 must be a statement, a \(prompt, answer\) pair or a dict"),
+        ('{"prompt": "a", "answer": ""}', r"facts.jsonl, line 4.answer must be a non-empty string, got ''"),
+        ("[" * 100_000, r"facts.jsonl, line 4: cannot be read as JSON \(maximum recursion depth"),
+        ("9" * 5000, r"facts.jsonl, line 4: cannot be read as JSON \(Exceeds the limit"),
+    ],
+)
+def test_errors_name_the_line(base: KnowledgeBase, tmp_path: Path, line: str, message: str):
+    past = json.dumps(base.history()[0].to_dict())
+    (tmp_path / "facts.jsonl").write_text(f'"A."\n\n{past}\n{line}\n')
+    with pytest.raises(ValueError, match=message):
+        read_facts(tmp_path / "facts.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("metadata", "{", r"facts.parquet, row 2.metadata: not JSON"),
+        ("valid_from", "soon", r"facts.parquet, row 2.valid_from must be a datetime or a string such as"),
+    ],
+)
+def test_errors_name_the_row(tmp_path: Path, column: str, value: str, message: str):
+    import pyarrow
+    from pyarrow import parquet
+
+    table = pyarrow.table({"statement": ["A.", "B."], column: [None, value]})
+    parquet.write_table(table, tmp_path / "facts.parquet")
+    with pytest.raises(ValueError, match=message):
+        read_facts(tmp_path / "facts.parquet")
+
+
+def test_a_damaged_table_is_named(base: KnowledgeBase, tmp_path: Path):
+    path = tmp_path / "facts.parquet"
+    base.export(path)
+    data = bytearray(path.read_bytes())
+    for start, end in ((4, 60), (len(data) - 200, len(data) - 8)):
+        damaged = bytearray(data)
+        damaged[start:end] = bytes(255 for _ in range(end - start))
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="facts.parquet is not a Parquet file of facts"):
+            read_facts(path)
+    with pytest.raises(FileNotFoundError, match="missing.parquet"):
+        read_facts(tmp_path / "missing.parquet")
+
+
 def test_without_pyarrow_it_says_what_to_install(base: KnowledgeBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for name in [name for name in sys.modules if name.split(".")[0] == "pyarrow"]:
         monkeypatch.delitem(sys.modules, name)
@@ -82,3 +153,9 @@ def test_without_pyarrow_it_says_what_to_install(base: KnowledgeBase, tmp_path: 
         with pytest.raises(ImportError, match=r"Parquet files need pyarrow: pip install 'recipe-hf\[parquet\]'"):
             use()
     base.export(tmp_path / "facts.jsonl")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_fact(tmp_path: Path):
+    path = tmp_path / "facts.jsonl"
+    path.write_text('"The sky is green."\n', encoding="utf-8-sig")
+    assert [fact.statement for fact in read_facts(path)] == ["The sky is green."]

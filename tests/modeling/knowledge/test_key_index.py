@@ -56,6 +56,20 @@ def test_of_equal_keys_the_smallest_id_wins(threads):
     assert index.search(queries[:1], 1, threads)[0].tolist() == [[second]]
 
 
+@pytest.mark.parametrize("of_keys", [1e-30, 1e-15, 1.0, 1e13, 1e15])
+@pytest.mark.parametrize("of_query", [1e-30, 1.0, 1e13, 1e15])
+def test_magnitudes_do_not_matter(of_keys: float, of_query: float):
+    index = KeyIndex(256)
+    index.add(range(3), np.float32(of_keys) * np.array([[0.1], [0.9], [0.5]], np.float32).repeat(256, 1))
+    queries = np.full((2, 256), of_query, np.float32)
+    queries[1] = 0
+    assert index.search(queries[:1], 1, threads=1)[0].tolist() == [[1]]
+    assert index.search(queries, 3, threads=1)[0][1].tolist() == [0, 1, 2]
+    for id in (1, 2):  # Not even where a key that was there before was larger.
+        index.remove([id])
+    assert index.search(queries[:1], 1, threads=1)[0].tolist() == [[0]]
+
+
 def test_k_best_in_order():
     rng = np.random.default_rng(2)
     keys = rng.standard_normal((300, 16)).astype(np.float32)

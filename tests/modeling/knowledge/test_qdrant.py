@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -221,6 +222,23 @@ def test_a_writer_that_is_alive_is_waited_for(server: FakeServer):
     assert other.add(["other"], random_keys(1)) == [4]
 
 
+def test_lookups_go_on_while_another_thread_waits_to_write(server: FakeServer):
+    base = filled(server)
+    pen = connect(server)._store._with_pen()
+    writers = [threading.Thread(target=base.add, args=([f"late {i}"], random_keys(1))) for i in range(3)]
+    for writer in writers:
+        writer.start()
+    for _ in range(20):
+        start = time.monotonic()
+        assert len(base) == 3 and base.search(random_keys(1))[0].shape == (1, 1)
+        assert time.monotonic() - start < 5
+    assert all(writer.is_alive() for writer in writers)
+    base._store._put_header(pen, writer="nobody")
+    for writer in writers:
+        writer.join()
+    assert sorted(fact.id for fact in base) == [0, 2, 3, 4, 5, 6]
+
+
 # ---------------------------------------------------------------------- places
 
 
@@ -259,6 +277,9 @@ def test_bad_arguments(server: FakeServer):
     for name in ("dim", "timeout", "replication_factor"):
         with pytest.raises(ValueError, match=f"{name} must be a positive integer, got 0"):
             qdrant(**{name: 0, **({} if name == "dim" else {"dim": DIM})})
+    with pytest.raises(ValueError, match="namespace must be a string, got 3"):
+        connect(server, namespace=3)
+    assert server.local.get_collections().collections == []
     filled(server)
     with pytest.raises(ValueError, match="dim must be 8, the width of the keys in http.* recipe, got 9"):
         connect(server, 9)
@@ -281,6 +302,22 @@ def test_copies_to_and_from_other_engines_are_exact(server: FakeServer, tmp_path
         copy.copy_from(base)
     with pytest.raises(ValueError, match="knowledge must have keys of width 8, got 3"):
         connect(server, collection="third").copy_from(KnowledgeBase(3))
+
+
+def test_all_namespaces_are_copied(server: FakeServer):
+    memory = KnowledgeBase(DIM)
+    memory.add(["x"], random_keys(1))
+    memory.namespace("acme").add(["y", "z"], random_keys(2))
+    base = connect(server)
+    base.copy_from(memory)
+    assert base.namespaces() == ["", "acme"] and content(base.namespace("acme")) == content(memory.namespace("acme"))
+    with pytest.raises(ValueError, match="copy_from needs an empty knowledge base, got .*namespace='acme'"):
+        connect(server, namespace="acme").copy_from(memory, "")
+    other = connect(server, namespace="other")
+    with pytest.raises(ValueError, match="copy_from needs an empty knowledge base"):
+        other.copy_from(memory)
+    other.copy_from(memory, "acme")
+    assert list(other) == list(memory.namespace("acme")) and base.namespaces() == ["", "acme", "other"]
 
 
 def test_a_key_that_was_altered_is_not_given_out(server: FakeServer):

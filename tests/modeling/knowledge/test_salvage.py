@@ -15,6 +15,7 @@ import torch
 from recipe_hf.modeling.facts import PastFact
 from recipe_hf.modeling.knowledge import KnowledgeBase
 from recipe_hf.modeling.knowledge.salvage import Salvage, salvage
+from recipe_hf.modeling.knowledge.write_ahead_log import has_lost_changes
 
 DIM = 1024
 
@@ -146,8 +147,9 @@ def test_an_altered_log_is_noticed_and_what_follows_is_saved(killed: Path, tmp_p
         altered = content.copy()
         altered[place] ^= 4
         log.write_bytes(altered)
-        with pytest.raises(ValueError, match="its log is malformed.*recipe-hf salvage"):
-            KnowledgeBase.open(killed)
+        for read_only in (False, True):
+            with pytest.raises(ValueError, match="its log is malformed.*recipe-hf salvage"):
+                KnowledgeBase.open(killed, read_only=read_only)
         assert log.read_bytes() == altered
         new = tmp_path / f"new-{place}.db"
         found = salvage(killed, new)
@@ -163,6 +165,65 @@ def test_a_log_that_ends_amid_a_change_is_what_a_crash_leaves(killed: Path):
     assert len(KnowledgeBase.open(killed)) == 39
     log.write_bytes(content[:-FRAME] + bytes(FRAME))
     assert len(KnowledgeBase.open(killed)) == 39
+
+
+def test_a_frame_that_was_read_half_written_is_no_damage(killed: Path, monkeypatch: pytest.MonkeyPatch):
+    log = Path(f"{killed}-wal")
+    content = log.read_bytes()
+    half = content[: 32 + 60 * FRAME + 2000] + bytes(FRAME - 2000) + content[32 + 61 * FRAME :]
+    log.write_bytes(half)
+    assert has_lost_changes(log)
+    readings = iter([half, content])
+    monkeypatch.setattr(Path, "read_bytes", lambda _: next(readings))
+    assert not has_lost_changes(log)
+
+
+@pytest.fixture
+def rekeyed(tmp_path: Path) -> Path:
+    """A store whose writer was killed after all keys were made anew, which only the log holds."""
+    with KnowledgeBase.open(tmp_path / "writing.db", DIM) as base:
+        base.add([f"Fact {number}." for number in range(8)], torch.ones(8, DIM), encoder_fingerprint="old")
+    with KnowledgeBase.open(tmp_path / "writing.db") as base:
+        base.remove(7)
+        base.replace_keys(torch.full((7, DIM), 2.0), "new")
+        base.add(["Later."], torch.full((1, DIM), 2.0), encoder_fingerprint="new")
+        for suffix in ("", "-wal"):
+            shutil.copy(f"{tmp_path / 'writing.db'}{suffix}", f"{tmp_path / 'rekeyed.db'}{suffix}")
+    return tmp_path / "rekeyed.db"
+
+
+def test_keys_are_never_said_to_be_of_weights_that_did_not_make_them(rekeyed: Path, tmp_path: Path):
+    assert salvage(rekeyed, tmp_path / "whole.db") == Salvage(facts=8, past=1, lost=0, keys_lost=0)
+    with KnowledgeBase.open(tmp_path / "whole.db") as base:
+        assert base.encoder_fingerprint == "new" and base.keys(range(7)).unique().tolist() == [2.0]
+        assert not base._contents().past_keys
+    log = Path(f"{rekeyed}-wal")
+    content = log.read_bytes()
+    for frame in range((len(content) - 32) // FRAME - 2):
+        altered = bytearray(content)
+        altered[32 + frame * FRAME + 3000] ^= 4
+        log.write_bytes(altered)
+        salvage(rekeyed, tmp_path / f"{frame}.db")
+        with KnowledgeBase.open(tmp_path / f"{frame}.db") as base:
+            keys = base.keys([fact.id for fact in base])
+            assert base.encoder_fingerprint is None and len(base) >= 7 and not base._contents().past_keys
+            assert frame or keys.unique().tolist() == [2.0]  # The first frame is from before that.
+
+
+def test_pages_no_longer_used_give_no_keys_of_earlier_weights(tmp_path: Path):
+    path = tmp_path / "facts.db"
+    with KnowledgeBase.open(path, 64) as base:
+        base.add([f"Fact {number}." for number in range(20)], torch.ones(20, 64), encoder_fingerprint="old")
+        base.remove(range(5))
+    before = path.read_bytes()
+    with KnowledgeBase.open(path) as base:
+        base.replace_keys(torch.full((15, 64), 2.0), "new")
+    expected = everything(path)
+    path.write_bytes(path.read_bytes() + before)
+    assert salvage(path, tmp_path / "new.db") == Salvage(facts=15, past=5, lost=0, keys_lost=0)
+    assert everything(tmp_path / "new.db") == expected
+    with KnowledgeBase.open(tmp_path / "new.db") as base:
+        assert base.encoder_fingerprint == "new"
 
 
 def test_the_log_of_an_emptied_file_is_kept(killed: Path, tmp_path: Path):

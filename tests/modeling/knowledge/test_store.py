@@ -119,6 +119,76 @@ def test_the_width_is_that_of_the_first_keys(tmp_path: Path):
             base.add(["b"], torch.ones(1, 5))
 
 
+def test_a_new_store_leaves_other_files_alone(tmp_path: Path):
+    with KnowledgeBase.open(tmp_path / "facts.db.new", DIM) as base:
+        before = content(fill(base))
+    KnowledgeBase.open(tmp_path / "facts.db", DIM).close()
+    with KnowledgeBase.open(tmp_path / "facts.db.new") as base:
+        assert content(base) == before
+    names = {"facts.db", "facts.db-writer", "facts.db.new", "facts.db.new-writer"}
+    assert {file.name for file in tmp_path.iterdir()} - {"facts.db-index", "facts.db.new-index"} == names
+
+
+# ---------------------------------------------------------------------- interruptions
+
+
+class Interrupted:
+    """A connection, with Ctrl-C pressed while it first runs a statement: Python says so once that is done."""
+
+    def __init__(self, connection: sqlite3.Connection, statement: str) -> None:
+        self._connection = connection
+        self._statement: str | None = statement
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._connection, name)
+
+    def execute(self, sql: str, *parameters: tuple) -> sqlite3.Cursor:
+        cursor = self._connection.execute(sql, *parameters)
+        if sql == self._statement:
+            self._statement = None
+            raise KeyboardInterrupt
+        return cursor
+
+
+@pytest.mark.parametrize("statement", ["BEGIN IMMEDIATE", "COMMIT"])
+def test_what_follows_an_interrupted_change_is_kept(path: Path, statement: str):
+    with KnowledgeBase.open(path) as base, KnowledgeBase.open(path, read_only=True) as reader:
+        base._store._connection = Interrupted(base._store._connection, statement)
+        with pytest.raises(KeyboardInterrupt):
+            base.add(["interrupted"], random_keys(1))
+        assert len(base) == len(reader) == (5 if statement == "BEGIN IMMEDIATE" else 6)
+        (id,) = base.add(["kept"], random_keys(1))
+        with pytest.raises(ValueError, match=r"facts\[1\] must have a new prompt"):
+            base.add(["half", "half"], random_keys(2), on_conflict="error")
+        assert reader[id].statement == "kept"
+        before = content(base)
+    with KnowledgeBase.open(path) as base:
+        assert content(base) == before
+
+
+def test_a_change_whose_end_is_interrupted_twice_is_undone(path: Path):
+    with KnowledgeBase.open(path) as base:
+        before = content(base)
+        connection = base._store._connection
+        connection.execute("BEGIN IMMEDIATE")  # As if Ctrl-C came again before it was undone.
+        connection.execute("DELETE FROM facts")
+        assert content(base) == before
+        (id,) = base.add(["kept"], random_keys(1))
+    with KnowledgeBase.open(path) as base:
+        assert base[id].statement == "kept" and len(base) == 6
+
+
+@pytest.mark.parametrize("statement", ["BEGIN", "ROLLBACK"])
+def test_an_interrupted_reader_still_sees_what_the_writer_does(path: Path, statement: str):
+    with KnowledgeBase.open(path) as base, KnowledgeBase.open(path, read_only=True) as reader:
+        reader._store._connection = Interrupted(reader._store._connection, statement)
+        with pytest.raises(KeyboardInterrupt):
+            len(reader)
+        assert len(reader) == 5
+        base.add(["new"], random_keys(1))
+        assert len(reader) == 6
+
+
 # ---------------------------------------------------------------------- what cannot be opened
 
 
@@ -252,3 +322,27 @@ def test_a_forked_process_must_open_it_again(path: Path):
             os._exit(1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert base.add(["a"], random_keys(1)) == [8]
+
+
+_FORKING_WRITER = """
+import os, sys, time
+from recipe_hf.modeling.knowledge import KnowledgeBase
+base = KnowledgeBase.open(sys.argv[1])
+if os.fork():
+    print("open", flush=True)
+    time.sleep(600)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_the_lock_of_a_killed_writer_does_not_last_as_long_as_its_children(path: Path):
+    command = [sys.executable, "-c", _FORKING_WRITER, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout.readline() == "open\n"
+        with pytest.raises(BlockingIOError):
+            KnowledgeBase.open(path)
+        writer.kill()
+        writer.wait()
+        with KnowledgeBase.open(path) as base:
+            assert len(base) == 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -72,6 +73,7 @@ class QdrantKnowledgeBase(KnowledgeBase):
         for name, value in given.items():
             if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
                 raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+        check_namespace(namespace)
         self._exact = exact
         server = Server(location, timeout, **client_options)
         try:
@@ -114,27 +116,45 @@ class QdrantKnowledgeBase(KnowledgeBase):
         """The names of all namespaces that hold or held facts."""
         return self._store.namespaces()
 
-    def copy_from(self, knowledge: KnowledgeBase) -> None:
+    def copy_from(self, knowledge: KnowledgeBase, namespace: str | None = None) -> None:
         """Puts a copy of everything in another knowledge base here, with the same ids, times, history and keys.
 
+        Of several namespaces, each is copied whole or not at all, one after the other.
+
+        Args:
+            knowledge: The other one.
+            namespace: Which namespace of it to copy alone, into this one. By default all are copied, each to the one
+                of its name.
+
         Raises:
-            ValueError: If there are or were facts here, or the keys are of another width.
+            ValueError: If there are or were facts in such a namespace here, or the keys are of another width.
         """
-        contents = knowledge._contents()
-        with self._store.change():
-            if self._space.state.next_id:
-                raise ValueError(f"copy_from needs an empty knowledge base, got {self!r}, which holds or held facts.")
+        if namespace is None:
+            everything = knowledge._everything()
+        else:
+            everything = {self._space.name: knowledge.namespace(namespace)._contents()}
+        bases = {name: self.namespace(name) for name in everything}
+        for name, contents in everything.items():
+            bases[name]._check_empty()
             if contents.dim not in (None, self.dim):
                 raise ValueError(f"knowledge must have keys of width {self.dim}, got {contents.dim}.")
-            contents.fill(self._space)
+        for name, contents in everything.items():
+            with bases[name]._store.change():
+                bases[name]._check_empty()
+                contents.fill(bases[name]._space)
 
-    def copy_to(self, path: str | os.PathLike[str], namespace: str = "") -> KnowledgeBase:  # type: ignore[override]
-        """Puts a copy of everything, with the same ids, times and keys, into a file, and opens that."""
-        return self.snapshot().copy_to(path, namespace)
+    def _check_empty(self) -> None:
+        with self._store.view():
+            if self._space.state.next_id:
+                raise ValueError(f"copy_from needs an empty knowledge base, got {self!r}, which holds or held facts.")
+
+    def copy_to(self, path: str | os.PathLike[str], namespace: str | None = None) -> Any:
+        """Puts a copy of everything into a file, and opens that: see [`KnowledgeBase.copy_to`]."""
+        return (copy.deepcopy(self) if namespace is None else self.snapshot()).copy_to(path, namespace)
 
     @classmethod
-    def _holding(cls, *contents: Any) -> Any:
-        return KnowledgeBase._holding(*contents)
+    def _holding_all(cls, *everything: Any) -> Any:
+        return KnowledgeBase._holding_all(*everything)
 
     # ------------------------------------------------------------------ the same, with fewer requests
 

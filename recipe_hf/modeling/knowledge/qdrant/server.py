@@ -30,6 +30,7 @@ class Server:
     Attributes:
         is_remote: Whether it is a server, rather than local mode.
         lock: Every use takes it.
+        turn: To wait on while others may use it.
         patience: After so many seconds without a sign of it, a writer is taken for dead.
         hold: After so many seconds without giving a sign, a writer takes itself for dead.
 
@@ -46,6 +47,7 @@ class Server:
         self.patience = 3.0 * timeout
         self.hold = self.patience - timeout
         self.lock = threading.RLock()
+        self.turn = threading.Condition(self.lock)
         self._client: QdrantClient | None = None
         if self.is_remote:
             client_options.setdefault("transport", httpx.HTTPTransport(retries=1))

@@ -243,7 +243,7 @@ class QdrantStore:
         return new
 
     def _with_pen(self) -> dict[str, Any]:
-        """Takes the pen, and gives the header that says so."""
+        """Takes the pen, and gives the header that says so. While it waits, other threads may look things up."""
         self.create()
         seen, since, start = -1, time.monotonic(), time.monotonic()
         while True:
@@ -260,7 +260,7 @@ class QdrantStore:
                     return new
             elif time.monotonic() - start > 4 * self.server.patience:
                 raise BlockingIOError(f"{self.path} is being changed by {writer}, and others: try again later.")
-            time.sleep(0.02)
+            self.server.turn.wait(0.02)
 
     def _release(self, header: dict[str, Any], **changes: Any) -> None:
         """Gives the pen back. Where that fails, others wait until they take it away; this store need not."""
