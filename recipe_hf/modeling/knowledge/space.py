@@ -23,6 +23,8 @@ CONTENT = ("id", "statement", "prompt", "answer", "metadata", "valid_from", "val
 ENDING = ("ended_at", "reason", "replaced_by")
 _COLUMNS = (*CONTENT, "content_sum", *ENDING, "departure", "ending_sum")
 _SELECT = f"SELECT {', '.join(_COLUMNS)} FROM facts WHERE namespace = ?"
+_CONFLICTING = """AND about = ? AND departure IS NULL AND (valid_until IS NULL OR valid_until > ?)
+AND (valid_from IS NULL OR ? IS NULL OR valid_from < ?) ORDER BY id"""
 _INSERT = f"INSERT INTO facts VALUES ({', '.join('?' * len(FACT_COLUMNS))})"
 
 
@@ -115,7 +117,7 @@ class Space:
 
     def conflicts(self, new: NewFact) -> list[Fact]:
         """The present facts that cannot stay beside `new`."""
-        found = self._facts("AND about = ? AND departure IS NULL ORDER BY id", (new.subject[1],))
+        found = self._facts(_CONFLICTING, (new.subject[1], new.begin, new.valid_until, new.valid_until))
         return [fact for fact in found if fact.conflicts_with(new)]
 
     def insert(self, fact: Fact, key: NDArray[np.float32] | None, departure: int | None = None) -> None:
