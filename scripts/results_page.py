@@ -22,7 +22,7 @@ NAMES = {
     "zsre": "ZSRE of KnowEdit, held-out half",
     "wiki": "wiki-recent and wiki-counterfact of KnowEdit, held-out halves",
 }
-NAMES |= {f"generation-{step}": name for step, name in NAMES.items()}
+NAMES = {step: name for short, name in NAMES.items() for step in (short, f"generation-{short}")}
 OTHER_PROTOCOLS = ("protocols", "generation-zsre", "generation-wiki")
 #: What the retriever did: metric and heading.
 RETRIEVER = {
@@ -181,7 +181,7 @@ def _name(step: str) -> str:
 def _retriever(evaluations: Mapping[str, Any]) -> str:
     """What the retriever did in every evaluation that asks what the data ask."""
     rows = [["", "protocol", "facts", "asked about", "seeds", *RETRIEVER.values()]]
-    for step in ("counterfact", *NAMES, "protocols"):
+    for step in ("counterfact", "protocols", *NAMES):
         for protocol in evaluations[step]["protocols"] if step in evaluations else ():
             for number, cells in summary_rows(evaluations[step], protocol, RETRIEVER).items():
                 found = evaluations[step]
