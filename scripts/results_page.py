@@ -226,7 +226,9 @@ def _cell(text: str) -> str:
 def card_results(summary: Mapping[str, Any]) -> list[EvaluationResult]:
     """The evaluations for a card, but for the probes."""
     results = []
-    for found in [found for step, found in summary["evaluations"].items() if step != "probes"]:
+    for step, found in summary["evaluations"].items():
+        if step == "probes":
+            continue
         asked = found["num_questions"]
         for protocol in found["protocols"]:
             rows = summary_rows(found, protocol)

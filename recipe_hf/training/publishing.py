@@ -126,12 +126,12 @@ def _learning_curve(logs: dict[str, list[dict[str, Any]]], runs: list[dict[str, 
     scores = [" / ".join(f"{line[f'eval_{kind}']:.0f}" for kind in kinds) for line in lines]
     points = ", ".join(f"step {line['step']}: {score}" for line, score in zip(lines, scores, strict=True))
     writers = runs[-1:] if name == METRICS_LOG else _writers(logs[name], runs)
-    numbers = {(_num_held(run["config"]), _num_asked(run["config"])) for run in writers}
-    how = (
-        [f" with {held:,} facts held, {asked:,} asked about" for held, asked in numbers] if len(numbers) == 1 else [""]
-    )
+    numbers = {
+        f" with {_num_held(run['config']):,} facts held, {_num_asked(run['config']):,} asked about" for run in writers
+    }
+    how = numbers.pop() if len(numbers) == 1 else ""
     of = f", from {name}, the one with the most evaluations of {len(logs)} logs" if len(logs) > 1 else ""
-    return [f"Learning curve ({' / '.join(kinds)}{how[0]}{of}): {points}."]
+    return [f"Learning curve ({' / '.join(kinds)}{how}{of}): {points}."]
 
 
 def _writers(log: list[dict[str, Any]], runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
