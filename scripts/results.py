@@ -74,7 +74,7 @@ STEPS: dict[str, list[str]] = {
         *("evaluate", *COUNTERFACT, "--num-edits", "10000", "--num-questions", "100", "--probes"),
         *("--protocol", "strict", "generation", "--plots"),
     ],
-    "harness": ["harness", "--facts", COUNTERFACT[1], "--num-facts", "10000", "--limit", "50"],
+    "harness": ["harness", "--facts", COUNTERFACT[1], "--num-facts", "10000", "--limit", "300"],
     "ablate": [
         *("ablate", *COUNTERFACT, *VALIDATION, "--num-edits", "1000"),
         *("--num-questions", "100", "--num-validation", "300", "--picture"),

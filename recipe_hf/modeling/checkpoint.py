@@ -57,6 +57,7 @@ class RecipePreTrainedModel(KnowledgeMixin, PreTrainedModel):
         base_model_name_or_path: str | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         encoder_tokenizer: PreTrainedTokenizerBase | None = None,
+        encoder_revision: str | None = None,
         **kwargs: Any,
     ) -> Self:
         """Makes a model to train: a frozen base, a pretrained text encoder, fresh heads.
@@ -69,6 +70,7 @@ class RecipePreTrainedModel(KnowledgeMixin, PreTrainedModel):
                 id of a base loaded from a GGUF file, say.
             tokenizer: The base's tokenizer, by default the one beside it.
             encoder_tokenizer: The encoder's tokenizer, by default the one beside it.
+            encoder_revision: Branch, tag or commit of the encoder on the Hub.
             **kwargs: Fields of [`RecipeConfig`], such as `knowledge_dim`; `token`, `cache_dir`, `local_files_only` and
                 `force_download` for both parts; anything else (`revision`, `dtype`, `device_map`,
                 `quantization_config`, ...) says how to load the base.
@@ -84,7 +86,8 @@ class RecipePreTrainedModel(KnowledgeMixin, PreTrainedModel):
         named = isinstance(base_model, (str, os.PathLike))
         revision = kwargs.get("revision")
         lm = base.load_base(base_model, **kwargs, **(hub if named else {}))
-        text_encoder, encoder_tokenizer = loading.load_encoder(encoder, encoder_tokenizer, **hub)
+        of_encoder = hub if encoder_revision is None else hub | {"revision": encoder_revision}
+        text_encoder, encoder_tokenizer = loading.load_encoder(encoder, encoder_tokenizer, **of_encoder)
         encoder_config = copy.deepcopy(text_encoder.config)
         encoder_config.dtype = torch.float32
         if os.path.exists(encoder_config.name_or_path or ""):

@@ -129,6 +129,7 @@ class TrainingConfig:
         output_dir: Where checkpoints and logs go.
         stages: The schedule.
         encoder: Hub id or directory of the starting text encoder.
+        encoder_revision: Revision of the encoder.
         checkpoint: A trained checkpoint, in a directory or on the Hub, to go on from instead of new weights. Its
             encoder and its sizes are taken too; such a run has no warm start.
         base_model_name_or_path: Base that the checkpoint names, where `base_model` is a local copy of it.
@@ -173,6 +174,8 @@ class TrainingConfig:
             a float32 base anew in every call.
         base_attn_implementation: Attention of the base, as `attn_implementation` of transformers; `None` for its own
             choice.
+        shard_base: Whether each of several processes keeps a share of the base only (see
+            [`~recipe_hf.training.sharding`]), for one too large for a device.
         early_stopping_patience: Stop after this many evaluations in a row without a new best; `None` for never.
         log_with: An Accelerate tracker, such as `tensorboard` or `trackio`; `metrics.jsonl` is always written.
         push_to_hub: Whether the best checkpoint is uploaded at the end, with a model card.
@@ -189,6 +192,7 @@ class TrainingConfig:
     output_dir: str
     stages: tuple[StageConfig, ...]
     encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
+    encoder_revision: str | None = None
     checkpoint: str | None = None
     base_model_name_or_path: str | None = None
     base_model_revision: str | None = None
@@ -224,6 +228,7 @@ class TrainingConfig:
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     base_dtype: Literal["auto", "float32", "float16", "bfloat16"] | None = None
     base_attn_implementation: str | None = None
+    shard_base: bool = False
     early_stopping_patience: int | None = None
     log_with: str | None = None
     push_to_hub: bool = False

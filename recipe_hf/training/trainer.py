@@ -32,6 +32,7 @@ from .config import StageConfig, TrainingConfig
 from .objective import RecipeObjective, parameter_groups
 from .publishing import METRICS_LOG, RUN_RECORD, describe_run, earlier_runs
 from .sampling import FactSampler
+from .sharding import check_launch, shard
 from .tracking import require_tracker, start_tracker
 
 logger = logging.get_logger(__name__)
@@ -59,6 +60,7 @@ class Trainer:
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
         require_tracker(self.accelerator, config.log_with)
+        check_launch(self.accelerator.distributed_type, self.accelerator.num_processes, config.shard_base)
         examples, shares = load_mixture(config.train_file)
         if len(examples) <= config.num_eval_examples:
             raise ValueError(
@@ -89,7 +91,10 @@ class Trainer:
                 f"{len(self.sampler.examples)} facts to train on, got {largest}."
             )
         self.model = _new_model(config) if config.checkpoint is None else _trained_model(config.checkpoint, config)
-        self.model.lm.to(self.accelerator.device)
+        if config.shard_base:
+            shard(self.model.lm, self.accelerator.device)
+        else:
+            self.model.lm.to(self.accelerator.device)
         if config.base_attn_implementation is not None:
             self.model.lm.set_attn_implementation(config.base_attn_implementation)
         self.objective = RecipeObjective(
@@ -227,20 +232,22 @@ class Trainer:
             torch.nn.utils.clip_grad_norm_(group["params"], self.config.max_grad_norm)
 
     def _evaluate(self) -> None:
-        """Evaluates on the held-out facts; the best model so far, by the mean of its metrics, is kept."""
+        """Evaluates on the held-out facts; the best model so far, by the mean of its metrics, is kept.
+
+        All processes do, since each may hold a part of the base; what the main one finds counts.
+        """
         self.accelerator.wait_for_everyone()
-        score = [0.0]
+        report = evaluate_editing(
+            self.model,
+            self.held_out,
+            num_questions=self.config.num_eval_questions,
+            beside=self.sampler.examples[: self.config.num_eval_training_facts],
+        )
+        score = [mean(report.metrics[kind] for kind in KINDS if kind in report.metrics)]
         if self.accelerator.is_main_process:
-            report = evaluate_editing(
-                self.model,
-                self.held_out,
-                num_questions=self.config.num_eval_questions,
-                beside=self.sampler.examples[: self.config.num_eval_training_facts],
-            )
             metrics = {f"eval_{name}": round(value, 2) for name, value in report.metrics.items()}
             self._log(metrics)
             logger.info(f"step {self.step}: {metrics}")
-            score = [mean(report.metrics[kind] for kind in KINDS if kind in report.metrics)]
             if score[0] > self.best_score:
                 self._save_best(metrics)
         broadcast_object_list(score)
@@ -295,7 +302,7 @@ class Trainer:
             "num_processes": self.accelerator.num_processes,
             "num_threads": torch.get_num_threads(),
             "versions": {name: version(name) for name in _VERSIONED},
-            "encoder_revision": base_revision(self.config.encoder, None, None),
+            "encoder_revision": base_revision(self.config.encoder, self.config.encoder_revision, None),
             "metrics": metrics,
             "config": dataclasses.asdict(self.config),
             "earlier_runs": earlier_runs(self.config.checkpoint) if self.config.checkpoint else [],
@@ -331,6 +338,7 @@ def _new_model(config: TrainingConfig) -> RecipeForCausalLM:
     return RecipeForCausalLM.from_base_pretrained(
         config.base_model,
         encoder=config.encoder,
+        encoder_revision=config.encoder_revision,
         base_model_name_or_path=config.base_model_name_or_path,
         revision=config.base_model_revision or "main",
         dtype=_base_dtype(config),

@@ -89,6 +89,23 @@ def test_base_and_encoder_from_directories(tmp_path):
     assert torch.equal(loaded.retriever.mlp_k.input.weight, model.retriever.mlp_k.input.weight)
 
 
+def test_encoder_of_a_revision(tmp_path):
+    encoders = {revision: tiny_encoder() for revision in ("main", "v1")}
+    for number, (revision, encoder) in enumerate(encoders.items()):
+        torch.nn.init.constant_(encoder.embeddings.word_embeddings.weight, number)
+        repository, commit = tmp_path / "models--org--enc", str(number) * 40
+        (repository / "refs").mkdir(parents=True, exist_ok=True)
+        (repository / "refs" / revision).write_text(commit)
+        for part in (encoder, encoder_tokenizer()):
+            part.save_pretrained(repository / "snapshots" / commit)
+    hub = {"cache_dir": tmp_path, "local_files_only": True, "tokenizer": base_tokenizer(), "knowledge_dim": 16}
+    for revision, value in ((None, 0), ("main", 0), ("v1", 1), ("1" * 40, 1)):
+        model = RecipeForCausalLM.from_base_pretrained(tiny_base(), "org/enc", encoder_revision=revision, **hub)
+        assert (model.retriever.encoder.embeddings.word_embeddings.weight == value).all()
+    with pytest.raises(OSError):
+        RecipeForCausalLM.from_base_pretrained(tiny_base(), "org/enc", encoder_revision="v2", **hub)
+
+
 def test_base_and_encoder_from_the_cache_of_the_hub(tmp_path):
     commit = "0123456789" * 4
     for name, parts in {"base": (tiny_base(), base_tokenizer()), "enc": (tiny_encoder(), encoder_tokenizer())}.items():
