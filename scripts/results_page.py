@@ -146,7 +146,7 @@ def _knowedit(evaluations: Mapping[str, Any]) -> str:
 
 def _told(evaluations: Mapping[str, Any]) -> str:
     """Prompts of statement and answer, and of the statement alone."""
-    columns = {name: heading for name, heading in COLUMNS.items() if name != "portability"}
+    columns = {name: heading for name, heading in COLUMNS.items() if not name.startswith("portability")}
     rows = [["prompt tokens made of", "facts held", "asked about", *columns.values()]]
     for step, words in (
         ("counterfact", "statement and answer"),
@@ -163,7 +163,7 @@ def _told(evaluations: Mapping[str, Any]) -> str:
 
 def _protocols(evaluations: Mapping[str, Any], only: str | None = None) -> str:
     """The protocols beside `strict`, or one of them."""
-    columns = METRICS | {"portability": COLUMNS["portability"]}
+    columns = METRICS | {name: COLUMNS[name] for name in ("portability", "portability_base")}
     rows = [["", "protocol", "facts", "asked about", *columns.values()]]
     for step in OTHER_PROTOCOLS:
         for protocol in evaluations[step]["protocols"] if step in evaluations else ():

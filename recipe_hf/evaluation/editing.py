@@ -61,7 +61,7 @@ class EditingReport:
         the data say of all facts used what they are about. For questions that a fact concerns, `_right_fact`: the
         right one was used; `_nearest`: the right one was the best, used or not (recall@1); `_given_right_fact`:
         accuracy where the right one was used. For others, `_fired_own`: the very fact that the question was made from
-        was used. `kind/detail` is the accuracy of a kind within a kind. `calibration_error` is explained in
+        was used. `portability_base` is the accuracy of the unedited base. `kind/detail` is the accuracy of a kind within a kind. `calibration_error` is explained in
         [`calibration`][recipe_hf.evaluation.calibration.calibration].
         `retention_first` and `retention_last` are the reliability of the tenth of the facts added first and last.
         """
@@ -79,6 +79,8 @@ class EditingReport:
                 percent[f"{kind}_fired_own"] = _percent(o.retrieved_id == o.fact_id for o in rows)
                 if kind == "locality" and all(o.names_subject is not None for o in rows if o.retrieved_id is not None):
                     percent["locality_fired_on_subject"] = _percent(bool(o.names_subject) for o in rows)
+            if all(o.base_accuracy is not None for o in rows):
+                percent[f"{kind}_base"] = _percent(o.base_accuracy or 0.0 for o in rows)
             for detail in sorted({o.detail for o in rows} - {""}):
                 percent[f"{kind}/{detail}"] = _percent(o.accuracy for o in rows if o.detail == detail)
         by_age = sorted((o for o in self.outcomes if o.kind == "reliability"), key=lambda o: o.fact_id or 0)
@@ -253,7 +255,7 @@ def _outcomes(
         request if fact_id is None else request._replace(told=held.told(fact_id))
         for request, fact_id in zip(unedited, used, strict=True)
     ]
-    compared = [r for r, q in zip(unedited, questions, strict=True) if not q.concerns]
+    compared = [r for r, q in zip(unedited, questions, strict=True) if not q.concerns or q.kind == PORTABILITY]
     requests = dict.fromkeys(compared) | dict(zip(edited, used, strict=True))
     if bar is not None:
         bar.total += len(requests) - len(questions)  # What comes twice is asked once; some is asked of the base too.
@@ -268,6 +270,10 @@ def _outcomes(
         said = answers[request]
         expected = row.answer_ids if question.concerns else answers[base]
         output = tokenizer.decode(said, skip_special_tokens=True).strip()
+        base_accuracy = None
+        if question.kind == PORTABILITY:
+            base_output = tokenizer.decode(answers[base], skip_special_tokens=True).strip()
+            base_accuracy = accuracy_of(protocol, question, answers[base], expected, base_output)
         subject = "" if fact_id is None else subjects[fact_id]
         outcomes.append(
             Outcome(
@@ -288,6 +294,7 @@ def _outcomes(
                 if question.concerns
                 else tokenizer.decode(expected, skip_special_tokens=True).strip(),
                 names_subject=subject in question.text if subject else None,
+                base_accuracy=base_accuracy,
             )
         )
     return outcomes

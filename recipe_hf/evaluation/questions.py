@@ -57,6 +57,7 @@ class Outcome:
         expected: What it had to say: the answer, or the unedited model's output.
         names_subject: Whether a fact was used whose subject the question names; `None` where the data do not say what
             the fact is about.
+        base_accuracy: Accuracy of the unedited base, for what follows from a fact: some of it the base says anyway.
     """
 
     kind: str
@@ -74,6 +75,7 @@ class Outcome:
     output: str = ""
     expected: str = ""
     names_subject: bool | None = None
+    base_accuracy: float | None = None
 
     @property
     def margin(self) -> float:

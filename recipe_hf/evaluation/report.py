@@ -18,6 +18,7 @@ COLUMNS = {
     "generality": "generality",
     "locality": "locality",
     "portability": "portability",
+    "portability_base": "portability, base",
     "reliability_right_fact": "right fact, edits",
     "generality_right_fact": "right fact, rephrasings",
     "locality_fired": "fired, unrelated",

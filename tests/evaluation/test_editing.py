@@ -298,6 +298,11 @@ def test_portability_asks_every_question_and_expects_its_first_answer():
         used, accuracy = slow_outcome("portability", outcome.query, outcome.answer, examples)
         assert (outcome.retrieved_id is None) == (used is None) and outcome.is_right_fact == (used == 0)
         assert outcome.accuracy == pytest.approx(accuracy)
+        assert outcome.base_accuracy == pytest.approx(share(*predictions(outcome.query, outcome.answer, None)))
+    assert report.metrics["portability_base"] == pytest.approx(
+        100 * sum(o.base_accuracy or 0 for o in found.values()) / 3
+    )
+    assert all(o.base_accuracy is None for o in report.outcomes if o.kind != "portability")
     assert report.metrics["portability"] == pytest.approx(100 * sum(o.accuracy for o in found.values()) / 3)
     assert "portability" not in evaluate_editing(model(), examples).metrics
 

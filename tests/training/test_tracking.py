@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,6 +15,8 @@ from accelerate import tracking
 
 from recipe_hf.training.trainer import Trainer
 from tests.tiny_training import STAGES, tiny_config, write_parts
+
+ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -54,3 +60,29 @@ def test_tensorboard_gets_the_configuration_and_the_losses(parts: Path, tmp_path
     losses = {line["step"]: line["read_out"] for line in logged if "read_out" in line}
     assert {event.step: event.value for event in events.Scalars("read_out")} == pytest.approx(losses, rel=1e-4)
     assert "eval_locality" in events.Tags()["scalars"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("trackio") is None, reason="trackio, of the tracking extra, is not installed")
+def test_trackio_gets_the_configuration_and_the_losses(parts: Path, tmp_path: Path):
+    config = tiny_config(parts, tmp_path / "run", stages=STAGES[1:2], log_with="trackio")
+    values = dataclasses.asdict(config)
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(values | {"stages": list(values["stages"])}))
+    # Trackio reads where to write when it is imported.
+    environment = os.environ | {"TRACKIO_DIR": str(tmp_path / "trackio"), "PYTHONPATH": str(ROOT)}
+    script = ["training/train.py", "--config", str(tmp_path / "run.yaml")]
+    subprocess.run([sys.executable, *script], cwd=ROOT, env=environment, check=True, timeout=300)
+
+    def ask(*words: str) -> dict[str, Any]:
+        command = [sys.executable, "-m", "trackio.cli", *words, "--project", "recipe-hf", "--json"]
+        told = subprocess.run(command, env=environment, capture_output=True, check=True, timeout=300)
+        return json.loads(told.stdout)
+
+    (run,) = ask("list", "runs")["runs"]
+    stored = ask("get", "run", "--run", run)
+    assert stored["config"]["base_model"] == config.base_model and stored["config"]["stages.0.learning_rate"] == 0.001
+    assert "eval_locality" in stored["metrics"]
+    logged = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = {line["step"]: line["read_out"] for line in logged if "read_out" in line}
+    values = ask("get", "metric", "--run", run, "--metric", "read_out")["values"]
+    assert {value["step"]: value["value"] for value in values} == pytest.approx(losses)
