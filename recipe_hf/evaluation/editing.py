@@ -61,7 +61,8 @@ class EditingReport:
         the data say of all facts used what they are about. For questions that a fact concerns, `_right_fact`: the
         right one was used; `_nearest`: the right one was the best, used or not (recall@1); `_given_right_fact`:
         accuracy where the right one was used. For others, `_fired_own`: the very fact that the question was made from
-        was used. `portability_base` is the accuracy of the unedited base. `kind/detail` is the accuracy of a kind within a kind. `calibration_error` is explained in
+        was used. `portability_base` is the accuracy of the unedited base. `kind/detail` is the accuracy of a kind
+        within a kind. `calibration_error` is explained in
         [`calibration`][recipe_hf.evaluation.calibration.calibration].
         `retention_first` and `retention_last` are the reliability of the tenth of the facts added first and last.
         """
