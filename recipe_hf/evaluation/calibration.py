@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
+from ..modeling.outputs import probability_of
 from .questions import KINDS, Outcome
 
 #: Edges of the bins of the margin, -3 to 3; what lies beyond is counted in the outer bins.
@@ -13,12 +13,16 @@ EDGES = [step / 4 for step in range(-12, 13)]
 _BINS = 10
 
 
-def calibration(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def calibration(outcomes: Sequence[Outcome], temperature: float = 1.0) -> dict[str, Any]:
     """Histograms of the margin for each kind of question, and a reliability diagram.
 
-    Training opposes a query's fact to the sentinel in a softmax (paper eq. 14 to 17), so the sigmoid of the margin is
-    the model's own estimate that the nearest fact is the one asked for. The diagram compares this estimate, in ten
-    bins of equal width, with how often it is so, over edits, rephrasings and unrelated questions.
+    The sigmoid of the margin over the temperature of training is the model's own estimate that the nearest fact is the
+    one asked for (see [`~recipe_hf.modeling.outputs.probability_of`]). The diagram compares this estimate, in ten bins
+    of equal width, with how often it is so, over edits, rephrasings and unrelated questions.
+
+    Args:
+        outcomes: What happened to each question.
+        temperature: `similarity_temperature` of the model.
 
     Returns:
         `edges` of the bins and for each kind its `counts`; in `diagram`, for each bin that is not empty, the mean
@@ -29,7 +33,7 @@ def calibration(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     counts = {kind: _counts([o.margin for o in rows if o.kind == kind]) for kind in KINDS}
     bins: list[list[tuple[float, bool]]] = [[] for _ in range(_BINS)]
     for outcome in rows:
-        estimate = 1 / (1 + math.exp(-max(-50.0, min(50.0, outcome.margin))))
+        estimate = probability_of(outcome.margin, temperature)
         right = outcome.concerns and outcome.nearest_id == outcome.fact_id
         bins[min(int(estimate * _BINS), _BINS - 1)].append((estimate, right))
     diagram = [

@@ -44,6 +44,7 @@ class EditingReport:
         equal_after_removal: Share of prompts to which the model answers, once all facts are removed, exactly as the
             base does; `None` if that was not asked, or facts were not held together.
         general: For each set of general prompts, how many there are and for which a fact was used.
+        temperature: `similarity_temperature` of the model.
     """
 
     num_edits: int
@@ -52,6 +53,7 @@ class EditingReport:
     protocol: str = "strict"
     equal_after_removal: float | None = None
     general: dict[str, Any] = field(default_factory=dict)
+    temperature: float = 1.0
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -89,7 +91,7 @@ class EditingReport:
             percent["retention_first"] = _percent(o.accuracy for o in by_age[:tenth])
             percent["retention_last"] = _percent(o.accuracy for o in by_age[-tenth:])
         if any(o.kind in KINDS for o in self.outcomes):
-            percent["calibration_error"] = 100 * calibration(self.outcomes)["error"]
+            percent["calibration_error"] = 100 * calibration(self.outcomes, self.temperature)["error"]
         if self.equal_after_removal is not None:
             percent["equal_after_removal"] = 100 * self.equal_after_removal
         for name, found in self.general.items():
@@ -232,7 +234,11 @@ def run_trial(
         if together and trial.ends_with_removal:
             prompts = [question.text for question in trial.questions if question.kind == "reliability"]
             equal = together.share_equal_after_removal(prompts[:_PROMPTS_AFTER_REMOVAL], answers.batch_size)
-    return [EditingReport(trial.num_edits, trial.seed, o, name, equal, general) for name, o in outcomes.items()]
+    temperature = model.config.similarity_temperature
+    return [
+        EditingReport(trial.num_edits, trial.seed, found, name, equal, general, temperature)
+        for name, found in outcomes.items()
+    ]
 
 
 def _outcomes(

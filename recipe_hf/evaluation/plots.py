@@ -81,7 +81,7 @@ def _panels(reports: Sequence[EditingReport]) -> list[Panel]:
     largest = [r for r in chosen if r.num_edits == chosen[-1].num_edits]
     held = f"{largest[0].num_edits:,} fact{'s' if largest[0].num_edits > 1 else ''}, {name}"
     outcomes = [outcome for report in largest for outcome in report.outcomes]
-    data = calibration(outcomes)
+    data = calibration(outcomes, largest[0].temperature)
     panels.append((f"Score minus threshold, {held}", lambda axes: _margins(axes, data["counts"])))
     panels.append((f"Calibration, {held}", lambda axes: _diagram(axes, data)))
     if "retention_first" in metrics:
@@ -148,7 +148,7 @@ def _diagram(axes: Any, data: Mapping[str, Any]) -> None:
     for number, b in enumerate(bins):
         above = (0, 7 + 9 * (number % 2))  # Neighbours may lie close.
         axes.annotate(f"{b['count']:,}", (b["estimate"], b["right"]), above, textcoords="offset points", fontsize=8)
-    axes.set_xlabel("sigmoid of the margin (numbers: questions in the bin)")
+    axes.set_xlabel("sigmoid of margin / temperature (numbers: questions in the bin)")
     axes.set_ylabel("share whose nearest fact is the right one")
     axes.set_xlim(-0.05, 1.08)
     axes.set_ylim(-0.05, 1.12)

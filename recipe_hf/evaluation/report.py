@@ -35,12 +35,12 @@ _MEASURES = {
 # What a report says of its outcomes, for those who read the JSON.
 _DERIVED: dict[str, Callable[[EditingReport], Any]] = {
     "metrics": lambda report: report.metrics,
-    "calibration": lambda report: calibration(report.outcomes),
+    "calibration": lambda report: calibration(report.outcomes, report.temperature),
 }
 _NAMES = {
     "retention_first": "reliability of the tenth added first",
     "retention_last": "reliability of the tenth added last",
-    "calibration_error": "expected calibration error of score less threshold",
+    "calibration_error": "expected calibration error",
     "equal_after_removal": "prompts answered as by the base once all facts are removed",
 }
 _OF_ALL_KINDS = ("retention", "calibration", "equal", "general_")  # They come last.

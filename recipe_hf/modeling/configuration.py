@@ -33,6 +33,8 @@ class RecipeConfig(PretrainedConfig):
             the authors' code.
         similarity_scale: Factor on every dot product of a query with a key or the sentinel. `None` means
             `1 / sqrt(knowledge_dim)`, as in the authors' code; 1.0 is the text of the paper.
+        similarity_temperature: `tau` of the contrastive losses that the retriever was trained with (paper eq. 14 to
+            17): what a similarity was divided by there. Of it depends `Retrieval.probability` alone.
         top_k_facts: How many facts may be prefixed together: those of the closest that exceed the threshold. This
             goes beyond the paper. (Not `top_k`, which says how `generate` samples.)
 
@@ -58,6 +60,7 @@ class RecipeConfig(PretrainedConfig):
         num_sentinel_tokens: int = 10,
         use_pooler_output: bool = False,
         similarity_scale: float | None = None,
+        similarity_temperature: float = 1.0,
         top_k_facts: int = 1,
         **kwargs: Any,
     ) -> None:
@@ -93,8 +96,11 @@ class RecipeConfig(PretrainedConfig):
             )
         if similarity_scale is not None and not (similarity_scale > 0 and math.isfinite(similarity_scale)):
             raise ValueError(f"similarity_scale must be None or a positive finite number, got {similarity_scale!r}.")
+        if not 0 < similarity_temperature < math.inf:
+            raise ValueError(f"similarity_temperature must be positive and finite, got {similarity_temperature!r}.")
         self.use_pooler_output = use_pooler_output
         self.similarity_scale = similarity_scale
+        self.similarity_temperature = similarity_temperature
         self.top_k_facts = _positive("top_k_facts", top_k_facts)
         kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(**kwargs)

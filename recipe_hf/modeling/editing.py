@@ -18,7 +18,7 @@ from .facts import Fact, NewFact, parse_facts
 from .knowledge import KnowledgeBase, OnConflict
 from .knowledge.checks import check_namespace, check_positive, checked_where, is_unicode
 from .knowledge.exchange import read_facts_by_place
-from .outputs import Candidate, Explanation, Retrieval
+from .outputs import Candidate, Explanation, Retrieval, probability_of
 from .prompt_encoder import PromptEncoder
 from .query_cache import QueryCache
 from .retriever import Retriever
@@ -203,7 +203,7 @@ class KnowledgeMixin:
         """Retrievals; keys `[len(queries), k, knowledge_dim]` and answers, if known, of each query's best facts."""
         check_positive("batch_size", batch_size)
         self._check_filters(where, namespace)
-        k, scale = self.config.top_k_facts, self.config.scale
+        k, scale, temperature = self.config.top_k_facts, self.config.scale, self.config.similarity_temperature
         retrievals = [Retrieval(None, None, -torch.inf, 0.0, False) for _ in queries]
         keys = torch.zeros(len(queries), k, self.config.knowledge_dim)
         answers: list[list[str | None]] = [[None] * k for _ in queries]
@@ -216,7 +216,14 @@ class KnowledgeMixin:
         scores = (hits.scores * scale).tolist()
         for row, facts, found, threshold in zip(asked, hits.facts, scores, thresholds.tolist(), strict=True):
             best, *others = [
-                Retrieval(fact.id, fact.statement, score, threshold, score > threshold)
+                Retrieval(
+                    fact.id,
+                    fact.statement,
+                    score,
+                    threshold,
+                    score > threshold,
+                    probability_of(score - threshold, temperature),
+                )
                 if fact is not None
                 else Retrieval(None, None, score, threshold, False)
                 for fact, score in zip(facts, found, strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -19,6 +20,8 @@ class Retrieval:
         score: Scaled dot product of query and key, `scale * r_q . r_k`; -inf without a fact.
         threshold: That of query and knowledge sentinel, `scale * r_q . r_sentinel`.
         fired: Whether the fact is used: `score > threshold`.
+        probability: How likely the fact is one that the query asks for, by the model's own estimate: the sigmoid of
+            `(score - threshold) / similarity_temperature`. 0 without a fact, above 1/2 where it fires.
         others: The further facts used beside it, next best first, where `config.top_k_facts` allows them.
     """
 
@@ -27,7 +30,17 @@ class Retrieval:
     score: float
     threshold: float
     fired: bool
+    probability: float = 0.0
     others: tuple[Retrieval, ...] = ()
+
+
+def probability_of(margin: float, temperature: float) -> float:
+    """Sigmoid of `margin / temperature`: training opposes a fact to the sentinel in a softmax (eq. 14 to 17).
+
+    >>> probability_of(0.0, 0.1), round(probability_of(0.1, 0.1), 3), probability_of(-math.inf, 0.1)
+    (0.5, 0.731, 0.0)
+    """
+    return (1 + math.tanh(margin / temperature / 2)) / 2
 
 
 @dataclass(frozen=True)

@@ -346,16 +346,19 @@ def _new_model(config: TrainingConfig) -> RecipeForCausalLM:
         num_continuous_prompt_tokens=config.num_continuous_prompt_tokens,
         num_answer_prompt_tokens=config.num_answer_prompt_tokens,
         num_sentinel_tokens=config.num_sentinel_tokens,
+        similarity_temperature=config.temperature,
     )
 
 
 def _trained_model(checkpoint: str, config: TrainingConfig) -> RecipeForCausalLM:
     """The checkpoint to go on from, without its facts."""
-    sizes: dict[str, Any] = (
-        {"num_answer_prompt_tokens": config.num_answer_prompt_tokens} if config.num_answer_prompt_tokens else {}
-    )
+    fields: dict[str, Any] = {}
+    if config.num_answer_prompt_tokens:
+        fields["num_answer_prompt_tokens"] = config.num_answer_prompt_tokens
+    if any(stage.contrastive_batch_size for stage in config.stages):
+        fields["similarity_temperature"] = config.temperature
     model = RecipeForCausalLM.from_pretrained(
-        checkpoint, base_model=config.base_model, dtype=_base_dtype(config), **sizes
+        checkpoint, base_model=config.base_model, dtype=_base_dtype(config), **fields
     )
     model.knowledge = KnowledgeBase(model.config.knowledge_dim)
     return model

@@ -21,6 +21,9 @@ def test_perfect_estimates_have_no_error():
     (only,) = calibration(rows)["diagram"]
     assert only == {"estimate": pytest.approx(0.75), "right": 0.75, "count": 4}
     assert calibration(rows)["error"] == pytest.approx(0)
+    assert calibration(rows, temperature=0.1)["error"] == pytest.approx(0.25, abs=1e-4)
+    halved = [outcome("reliability", margin / 2, right) for right in (True, True, True, False)]
+    assert calibration(halved, temperature=0.5)["error"] == pytest.approx(0)
 
 
 def test_estimates_of_unrelated_questions_are_wrong_where_they_are_high():

@@ -42,6 +42,18 @@ def test_scores_and_thresholds_are_scaled_dot_products(model):
     assert hit.threshold == pytest.approx((query @ sentinel).item() / 8, rel=1e-4)
 
 
+def test_probability_is_the_estimate_of_the_softmax_that_training_has(model):
+    model.config.similarity_temperature = 0.5
+    hits = model.retrieve([*PROMPTS, *UNRELATED])
+    for hit in hits:
+        pair = torch.tensor([hit.score, hit.threshold]) / 0.5
+        assert hit.probability == pytest.approx(pair.softmax(0)[0].item(), abs=1e-6)
+        assert (hit.probability > 0.5) == hit.fired
+    assert {hit.fired for hit in hits} == {True, False}
+    model.knowledge.clear()
+    assert model.retrieve(PROMPTS[0])[0].probability == 0
+
+
 def test_nothing_is_found_without_facts_or_without_a_question(model):
     assert model.retrieve(["", " \n"]) == [Retrieval(None, None, -torch.inf, 0.0, False)] * 2
     assert model.retrieve([]) == []

@@ -265,3 +265,10 @@ def test_a_config_alone_makes_a_model_without_a_base():
     assert model.get_input_embeddings() is model.lm.get_input_embeddings()
     assert model.get_output_embeddings() is model.lm.get_output_embeddings()
     assert model.config.base_fingerprint is not None
+
+
+@pytest.mark.parametrize("value", [0, -1.0, float("inf"), float("nan")])
+@pytest.mark.parametrize("name", ["similarity_scale", "similarity_temperature"])
+def test_factors_of_similarities_are_positive(name: str, value: float):
+    with pytest.raises(ValueError, match=f"{name} must be .*positive"):
+        RecipeConfig(**{name: value})

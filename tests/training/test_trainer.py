@@ -342,7 +342,7 @@ def test_prompts_of_known_answers_are_trained_onto_a_checkpoint(
 ):
     best = finished.output_dir / "best"
     stage = StageConfig("known answers", 3, "known_answer", editing_batch_size=4, learning_rate=0.01, warmup_steps=0)
-    changes = {"checkpoint": str(best), "num_answer_prompt_tokens": 4, "knowledge_dim": 1024}
+    changes = {"checkpoint": str(best), "num_answer_prompt_tokens": 4, "knowledge_dim": 1024, "temperature": 0.5}
     trainer = RecordingTrainer(tiny_config(parts, tmp_path / "run", stages=(stage,), eval_steps=2, **changes))
     trainer.train()
     assert set(trainer.losses[2]) == {"reliability", "generality", "locality", "continuation"}
@@ -357,6 +357,7 @@ def test_prompts_of_known_answers_are_trained_onto_a_checkpoint(
     assert sorted(weights) == [f"answer_prompt_encoder.{name}" for name in ("key_offset", "offset", "weight")]
     assert weights["answer_prompt_encoder.offset"].abs().amax(1).min() > 0.001
     assert after.config.num_answer_prompt_tokens == 4 and after.config.knowledge_dim == 64
+    assert after.config.similarity_temperature == before.config.similarity_temperature == 1
 
 
 def test_the_rest_of_a_checkpoint_trains_on_without_a_warm_start(
@@ -364,8 +365,10 @@ def test_the_rest_of_a_checkpoint_trains_on_without_a_warm_start(
 ):
     best = finished.output_dir / "best"
     stage = StageConfig("heads", 3, contrastive_batch_size=6, learning_rate=1e-9, loss_weights={"read_out": 0.0})
-    trainer = RecordingTrainer(tiny_config(parts, tmp_path / "run", stages=(stage,), checkpoint=str(best)))
+    changes = {"checkpoint": str(best), "temperature": 0.5}
+    trainer = RecordingTrainer(tiny_config(parts, tmp_path / "run", stages=(stage,), **changes))
     trainer.train()
+    assert RecipeForCausalLM.from_pretrained(tmp_path / "run" / "best").config.similarity_temperature == 0.5
     record = json.loads((tmp_path / "run" / "best" / "training.json").read_text())
     first = json.loads((best / "training.json").read_text())
     assert [run["config"] for run in record["earlier_runs"]] == [first["config"]]
