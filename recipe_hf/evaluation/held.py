@@ -13,7 +13,7 @@ from ..datasets import EditExample
 from ..modeling.editing import deterministic
 from ..modeling.facts import compose_statement
 from ..modeling.knowledge import KnowledgeBase
-from ..modeling.outputs import Retrieval
+from ..modeling.outputs import Retrieval, probability_of
 
 if TYPE_CHECKING:
     from ..modeling.model import RecipeForCausalLM
@@ -52,10 +52,13 @@ def _gated(
     """What the gate makes of the dot products of queries and their best keys (paper eq. 9)."""
     with deterministic(model.retriever):
         sentinel = model.retriever.encode_sentinel().float()
-    scale = model.config.scale
+    scale, temperature = model.config.scale, model.config.similarity_temperature
     thresholds = (encoded @ sentinel * scale).tolist()
     rows = zip(ids, statements, (scores * scale).tolist(), thresholds, strict=True)
-    return [Retrieval(i, statement, score, threshold, score > threshold) for i, statement, score, threshold in rows]
+    return [
+        Retrieval(i, statement, score, threshold, score > threshold, probability_of(score - threshold, temperature))
+        for i, statement, score, threshold in rows
+    ]
 
 
 @contextmanager

@@ -99,6 +99,7 @@ class Evaluation:
             "as_statements": self.as_statements,
             "probes": list(self.probes),
             "general": {n: f"{len(p.texts)}, SHA-256 {digest(p.texts)}" for n, p in self.general.items()},
+            "similarity_temperature": model.config.similarity_temperature,
         } | model_settings(model)
 
 

@@ -89,7 +89,7 @@ def figure(metric: Sequence[float | None]) -> str:
 def summary_rows(
     summary: Mapping[str, Any], protocol: str, columns: Mapping[str, str] = COLUMNS, numbers: Sequence[int] = ()
 ) -> dict[int, dict[str, str]]:
-    """For each number of edits, the figures of a summary under their headings; metrics not asked are left out.
+    """For each number of edits, the figures of a summary under their headings; metrics that none has are left out.
 
     Args:
         summary: What [`summarize_record`] gives.
@@ -99,8 +99,9 @@ def summary_rows(
     """
     rows = {int(number): metrics for number, metrics in summary["protocols"][protocol].items()}
     chosen = [number for number in rows if not numbers or number in numbers]
+    shown = {name: heading for name, heading in columns.items() if any(name in rows[number] for number in chosen)}
     return {
-        number: {heading: figure(rows[number][name]) for name, heading in columns.items() if name in rows[number]}
+        number: {h: figure(rows[number][name]) if name in rows[number] else "–" for name, h in shown.items()}
         for number in chosen
     }
 

@@ -70,7 +70,7 @@ class RecipePreTrainedModel(KnowledgeMixin, PreTrainedModel):
                 id of a base loaded from a GGUF file, say.
             tokenizer: The base's tokenizer, by default the one beside it.
             encoder_tokenizer: The encoder's tokenizer, by default the one beside it.
-            encoder_revision: Branch, tag or commit of the encoder on the Hub.
+            encoder_revision: Branch, tag or commit of an encoder given by its Hub id.
             **kwargs: Fields of [`RecipeConfig`], such as `knowledge_dim`; `token`, `cache_dir`, `local_files_only` and
                 `force_download` for both parts; anything else (`revision`, `dtype`, `device_map`,
                 `quantization_config`, ...) says how to load the base.
@@ -80,6 +80,8 @@ class RecipePreTrainedModel(KnowledgeMixin, PreTrainedModel):
             TypeError: If a part is neither a path nor a model.
             ValueError: If a part cannot be used, or a size is impossible.
         """
+        if encoder_revision is not None and isinstance(encoder, nn.Module):
+            raise ValueError(f"encoder_revision must be None with a loaded encoder, got {encoder_revision!r}.")
         fields = {name: kwargs.pop(name) for name in _CONFIG_ARGUMENTS & kwargs.keys()}
         RecipeConfig(**fields)
         hub = {name: kwargs.pop(name) for name in _HUB_ARGUMENTS if name in kwargs}

@@ -34,7 +34,8 @@ class RecipeConfig(PretrainedConfig):
         similarity_scale: Factor on every dot product of a query with a key or the sentinel. `None` means
             `1 / sqrt(knowledge_dim)`, as in the authors' code; 1.0 is the text of the paper.
         similarity_temperature: `tau` of the contrastive losses that the retriever was trained with (paper eq. 14 to
-            17): what a similarity was divided by there. Of it depends `Retrieval.probability` alone.
+            17): what a similarity was divided by there. Of it depends `Retrieval.probability` alone. Checkpoints older
+            than this field do not say it.
         top_k_facts: How many facts may be prefixed together: those of the closest that exceed the threshold. This
             goes beyond the paper. (Not `top_k`, which says how `generate` samples.)
 

@@ -21,7 +21,7 @@ class Retrieval:
         threshold: That of query and knowledge sentinel, `scale * r_q . r_sentinel`.
         fired: Whether the fact is used: `score > threshold`.
         probability: How likely the fact is one that the query asks for, by the model's own estimate: the sigmoid of
-            `(score - threshold) / similarity_temperature`. 0 without a fact, above 1/2 where it fires.
+            `(score - threshold) / similarity_temperature`. 0 without a fact, at least 1/2 where it fires.
         others: The further facts used beside it, next best first, where `config.top_k_facts` allows them.
     """
 

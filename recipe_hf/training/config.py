@@ -129,7 +129,7 @@ class TrainingConfig:
         output_dir: Where checkpoints and logs go.
         stages: The schedule.
         encoder: Hub id or directory of the starting text encoder.
-        encoder_revision: Revision of the encoder.
+        encoder_revision: Revision of the encoder; `None` with a checkpoint, which has one.
         checkpoint: A trained checkpoint, in a directory or on the Hub, to go on from instead of new weights. Its
             encoder and its sizes are taken too; such a run has no warm start.
         base_model_name_or_path: Base that the checkpoint names, where `base_model` is a local copy of it.
@@ -310,6 +310,9 @@ class TrainingConfig:
                 f"above 0 for stage {stage.name!r}",
             )
             if self.checkpoint is not None:
+                _require(
+                    self.encoder_revision is None, "encoder_revision", self.encoder_revision, "null with a checkpoint"
+                )
                 _require(
                     stage.prompts != "answer", f"prompts of stage {stage.name!r}", "answer", "others with a checkpoint"
                 )

@@ -51,14 +51,17 @@ def shard(lm: PreTrainedModel, device: torch.device) -> None:
         device: Where this process computes.
 
     Raises:
-        ValueError: If no blocks are known.
+        ValueError: If no blocks are known, or they have weights in common.
     """
     kinds = set(lm._no_split_modules or ())
-    blocks = [module for module in lm.modules() if type(module).__name__ in kinds]
-    if not blocks:
-        raise ValueError(
-            f"shard_base must be false for a base of type {lm.config.model_type!r}: its blocks are unknown."
-        )
+    used_apart = {lm.get_input_embeddings(), lm.get_output_embeddings()}
+    blocks = [m for m in lm.modules() if type(m).__name__ in kinds and used_apart.isdisjoint(m.modules())]
+    inner = {module for block in blocks for module in block.modules() if module is not block}
+    blocks = [block for block in blocks if block not in inner]
+    weights = [parameter for block in blocks for parameter in block.parameters()]
+    if not blocks or len(weights) > len(set(weights)):
+        why = "its blocks share weights" if blocks else "its blocks are unknown"
+        raise ValueError(f"shard_base must be false for a base of type {lm.config.model_type!r}: {why}.")
     in_blocks = {module for block in blocks for module in block.modules()}
     for module in lm.modules():
         if module not in in_blocks:

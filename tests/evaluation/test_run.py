@@ -157,6 +157,15 @@ def test_another_base_is_another_run(unbroken: str, tmp_path: Path):
         run_evaluation(other, EVALUATION, output, batch_size=3)
 
 
+def test_another_temperature_is_another_run(unbroken: str, tmp_path: Path):
+    output = tmp_path / "run.json"
+    output.write_text(unbroken)
+    other = copy.deepcopy(model())
+    other.config.similarity_temperature = 0.1
+    with pytest.raises(ValueError, match=r"holds another run: similarity_temperature was 1\.0, now 0\.1"):
+        run_evaluation(other, EVALUATION, output, batch_size=3)
+
+
 @pytest.mark.parametrize("line", ["no JSON", "[[true, 5]]", "[5]"])
 def test_damaged_journal_is_named(unbroken: str, tmp_path: Path, line: str):
     output, journal = tmp_path / "run.json", tmp_path / "run.partial.jsonl"

@@ -104,6 +104,8 @@ def test_encoder_of_a_revision(tmp_path):
         assert (model.retriever.encoder.embeddings.word_embeddings.weight == value).all()
     with pytest.raises(OSError):
         RecipeForCausalLM.from_base_pretrained(tiny_base(), "org/enc", encoder_revision="v2", **hub)
+    with pytest.raises(ValueError, match="encoder_revision must be None with a loaded encoder, got 'v1'"):
+        RecipeForCausalLM.from_base_pretrained(tiny_base(), tiny_encoder(), encoder_revision="v1", **hub)
 
 
 def test_base_and_encoder_from_the_cache_of_the_hub(tmp_path):

@@ -111,6 +111,11 @@ def test_overrides_replace_values_unless_none(tmp_path: Path):
             "unrelated_texts_file must be a path with unrelated_text_share, got None",
         ),
         (
+            {"checkpoint": "c", "encoder_revision": "v1"},
+            None,
+            "encoder_revision must be null with a checkpoint, got 'v1'",
+        ),
+        (
             {"checkpoint": "c"},
             {"prompts": "answer", "contrastive_batch_size": 0},
             "prompts of stage 'joint' must be others with a checkpoint, got 'answer'",

@@ -9,17 +9,22 @@ import torch
 import torch.distributed as dist
 from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel
+from transformers import AutoModelForCausalLM, BertConfig, GPT2Config, PreTrainedModel
 
 from recipe_hf.training.sharding import check_launch, shard
 from tests.tiny_recipe import tiny_base
 
-GPT2 = GPT2Config(n_embd=32, n_layer=3, n_head=4, vocab_size=100, bos_token_id=0, eos_token_id=0)
+SIZES = {"vocab_size": 100, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
+TOKENS = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+OTHERS = [
+    GPT2Config(n_embd=32, n_layer=3, n_head=4, vocab_size=100, **TOKENS),
+    BertConfig(num_hidden_layers=3, is_decoder=True, **SIZES, **TOKENS),  # Its embeddings are a block too.
+]
 
 
 def bases() -> list[PreTrainedModel]:
     torch.manual_seed(0)
-    return [lm.requires_grad_(False).eval() for lm in (tiny_base(), AutoModelForCausalLM.from_config(GPT2))]
+    return [lm.requires_grad_(False).eval() for lm in [tiny_base(), *map(AutoModelForCausalLM.from_config, OTHERS)]]
 
 
 def steer(lm: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -53,7 +58,14 @@ def test_each_of_two_processes_holds_a_share_and_the_base_is_the_same(tmp_path: 
 def test_a_base_of_unknown_blocks_is_refused():
     lm = tiny_base()
     lm._no_split_modules = None
-    with pytest.raises(ValueError, match="shard_base must be false for a base of type 'llama'"):
+    with pytest.raises(ValueError, match="shard_base must be false .* 'llama': its blocks are unknown"):
+        shard(lm, torch.device("cpu"))
+
+
+def test_a_base_whose_blocks_share_weights_is_refused():
+    lm = tiny_base()
+    lm.model.layers[1].mlp = lm.model.layers[0].mlp
+    with pytest.raises(ValueError, match="type 'llama': its blocks share weights"):
         shard(lm, torch.device("cpu"))
 
 
