@@ -13,7 +13,7 @@ from ..datasets import EditExample
 from ..modeling.editing import deterministic
 from ..modeling.facts import compose_statement
 from ..modeling.knowledge import KnowledgeBase
-from ..modeling.outputs import Retrieval, probability_of
+from ..modeling.outputs import Retrieval
 
 if TYPE_CHECKING:
     from ..modeling.model import RecipeForCausalLM
@@ -55,10 +55,7 @@ def _gated(
     scale, temperature = model.config.scale, model.config.similarity_temperature
     thresholds = (encoded @ sentinel * scale).tolist()
     rows = zip(ids, statements, (scores * scale).tolist(), thresholds, strict=True)
-    return [
-        Retrieval(i, statement, score, threshold, score > threshold, probability_of(score - threshold, temperature))
-        for i, statement, score, threshold in rows
-    ]
+    return [Retrieval.gated(*row, temperature) for row in rows]
 
 
 @contextmanager

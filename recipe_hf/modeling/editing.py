@@ -18,7 +18,7 @@ from .facts import Fact, NewFact, parse_facts
 from .knowledge import KnowledgeBase, OnConflict
 from .knowledge.checks import check_namespace, check_positive, checked_where, is_unicode
 from .knowledge.exchange import read_facts_by_place
-from .outputs import Candidate, Explanation, Retrieval, probability_of
+from .outputs import Candidate, Explanation, Retrieval
 from .prompt_encoder import PromptEncoder
 from .query_cache import QueryCache
 from .retriever import Retriever
@@ -216,16 +216,13 @@ class KnowledgeMixin:
         scores = (hits.scores * scale).tolist()
         for row, facts, found, threshold in zip(asked, hits.facts, scores, thresholds.tolist(), strict=True):
             best, *others = [
-                Retrieval(
-                    fact.id,
-                    fact.statement,
+                Retrieval.gated(
+                    None if fact is None else fact.id,
+                    None if fact is None else fact.statement,
                     score,
                     threshold,
-                    score > threshold,
-                    probability_of(score - threshold, temperature),
+                    temperature,
                 )
-                if fact is not None
-                else Retrieval(None, None, score, threshold, False)
                 for fact, score in zip(facts, found, strict=True)
             ]
             retrievals[row] = replace(best, others=tuple(other for other in others if other.fired))

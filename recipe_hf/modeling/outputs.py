@@ -33,6 +33,13 @@ class Retrieval:
     probability: float = 0.0
     others: tuple[Retrieval, ...] = ()
 
+    @classmethod
+    def gated(
+        cls, id: int | None, statement: str | None, score: float, threshold: float, temperature: float
+    ) -> Retrieval:
+        """What the gate makes of a fact's score, or of the -inf of none (eq. 9)."""
+        return cls(id, statement, score, threshold, score > threshold, probability_of(score - threshold, temperature))
+
 
 def probability_of(margin: float, temperature: float) -> float:
     """Sigmoid of `margin / temperature`: training opposes a fact to the sentinel in a softmax (eq. 14 to 17).

@@ -302,6 +302,12 @@ class TrainingConfig:
         _require_integer("num_answer_prompt_tokens", self.num_answer_prompt_tokens, at_least=0)
         dim = self.knowledge_dim
         _require(dim > 0 and dim % 8 == 0, "knowledge_dim", dim, "a positive multiple of 8")
+        _require(
+            self.checkpoint is None or self.encoder_revision is None,
+            "encoder_revision",
+            self.encoder_revision,
+            "null with a checkpoint",
+        )
         for stage in self.stages:
             _require(
                 stage.prompts != "known_answer" or self.num_answer_prompt_tokens > 0,
@@ -310,9 +316,6 @@ class TrainingConfig:
                 f"above 0 for stage {stage.name!r}",
             )
             if self.checkpoint is not None:
-                _require(
-                    self.encoder_revision is None, "encoder_revision", self.encoder_revision, "null with a checkpoint"
-                )
                 _require(
                     stage.prompts != "answer", f"prompts of stage {stage.name!r}", "answer", "others with a checkpoint"
                 )

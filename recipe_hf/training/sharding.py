@@ -63,10 +63,10 @@ def shard(lm: PreTrainedModel, device: torch.device) -> None:
         why = "its blocks share weights" if blocks else "its blocks are unknown"
         raise ValueError(f"shard_base must be false for a base of type {lm.config.model_type!r}: {why}.")
     in_blocks = {module for block in blocks for module in block.modules()}
-    for module in lm.modules():
-        if module not in in_blocks:
-            module._apply(lambda tensor: tensor.to(device), recurse=False)
-    whole = {parameter for module in lm.modules() if module not in in_blocks for parameter in module.parameters(False)}
+    outside = [module for module in lm.modules() if module not in in_blocks]
+    for module in outside:
+        module._apply(lambda tensor: tensor.to(device), recurse=False)
+    whole = {parameter for module in outside for parameter in module.parameters(recurse=False)}
     mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
     for block in blocks:
         fully_shard(block, mesh=mesh)
