@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from .configuration import RecipeConfig
 from .prefix import install_prefix_hook
+from .prefix_check import check_prefix
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +50,8 @@ def load_base(base_model: str | os.PathLike[str] | nn.Module, **kwargs: Any) -> 
     Raises:
         OSError: If it cannot be found.
         TypeError: If it is neither a path nor a causal LM.
-        ValueError: If it cannot be prefixed: an encoder-decoder, a model without `past_key_values`, or one with a
-            PEFT adapter that prepends prompt tokens of its own.
+        ValueError: If it cannot be prefixed: an encoder-decoder, a model without a key-value cache, one with a PEFT
+            adapter that prepends prompt tokens of its own, or one that a trial shows to write wrong text.
     """
     lm: Any = base_model
     if isinstance(base_model, (str, os.PathLike)):
@@ -72,7 +73,13 @@ def load_base(base_model: str | os.PathLike[str] | nn.Module, **kwargs: Any) -> 
                 f"base_model must not have an adapter that prepends its own prompt tokens, "
                 f"got {adapter.peft_type} in adapter {name!r}."
             )
-    install_prefix_hook(lm)
+    hook = install_prefix_hook(lm)
+    if hook is not None:
+        try:
+            check_prefix(lm, input_device(lm))
+        except ValueError:
+            hook.remove()
+            raise
     return lm.requires_grad_(False).eval()
 
 

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import PreTrainedModel, StaticCache
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel, StaticCache, modeling_utils
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 
@@ -37,26 +38,37 @@ class _Prefix:
 
 _active: ContextVar[_Prefix | None] = ContextVar("hidden_prefix", default=None)
 
+# transformers before 5.21 takes the same columns of every row only.
+_KEEPS_COLUMNS_BY_ROW = hasattr(modeling_utils, "slice_logits_to_keep")
 
-def install_prefix_hook(lm: PreTrainedModel) -> None:
+#: What a forward calls its key-value cache, the newest name first.
+CACHE_NAMES = ("cache", "past_key_values")
+
+
+def install_prefix_hook(lm: PreTrainedModel) -> RemovableHandle | None:
     """Lets `lm`, a causal LM or one wrapped by PEFT, be prefixed by [`hidden_prefix`]. Again is no harm.
 
     Outside that context the hook does nothing.
 
+    Returns:
+        What removes the hook again; None if it was there already.
+
     Raises:
-        ValueError: If `lm` is an encoder-decoder, or keeps no `past_key_values` (Mamba, RWKV).
+        ValueError: If `lm` is an encoder-decoder, or its forward takes no key-value cache (RWKV). Of others,
+            [`check_prefix`][recipe_hf.modeling.prefix_check.check_prefix] tells whether they can really be prefixed.
     """
     lm = _unwrapped(lm)
     model_type = lm.config.model_type
     if lm.config.is_encoder_decoder:
         raise ValueError(f"lm must be a decoder-only causal LM, got the encoder-decoder {model_type!r}.")
-    if not accepts(lm, "past_key_values"):
+    if not any(accepts(lm, name) for name in CACHE_NAMES):
         raise ValueError(
-            f"lm must be a causal LM whose forward takes past_key_values, got {type(lm).__name__} "
-            f"(model type {model_type!r}): a recurrent state cannot hold a hidden prefix."
+            f"lm must be a causal LM whose forward takes a key-value cache ({' or '.join(CACHE_NAMES)}), got "
+            f"{type(lm).__name__} (model type {model_type!r})."
         )
-    if _prefix_inputs not in lm._forward_pre_hooks.values():
-        lm.register_forward_pre_hook(_prefix_inputs, with_kwargs=True)
+    if _prefix_inputs in lm._forward_pre_hooks.values():
+        return None
+    return lm.register_forward_pre_hook(_prefix_inputs, with_kwargs=True)
 
 
 def hidden_prefix(embeds: Tensor, mask: Tensor) -> AbstractContextManager[None]:
@@ -72,7 +84,7 @@ def hidden_prefix(embeds: Tensor, mask: Tensor) -> AbstractContextManager[None]:
             runs untouched.
 
     Raises:
-        ValueError: If the shapes do not fit; in `generate`, if the batch is not of `B` rows, or `past_key_values`
+        ValueError: If the shapes do not fit; in `generate`, if the batch is not of `B` rows, or the cache
             holds text already. So does a later `generate` that is given a cache begun here.
     """
     prefix = _Prefix(embeds, mask)
@@ -114,12 +126,30 @@ def prefixed_forward(
     text = lm.get_input_embeddings()(input_ids)
     # Columns after the first token stay where they are, so that logits stay aligned.
     text, real = _prepend(prefix, text, text_mask, right=text_mask.cumsum(1) > 0)
-    inputs = {"use_cache": False, "return_dict": True} | kwargs
-    inputs |= {"inputs_embeds": text, "attention_mask": real.long(), "logits_to_keep": keep}
+    inputs = {"use_cache": False} | kwargs | {"inputs_embeds": text, "attention_mask": real.long()}
     if accepts(lm, "position_ids"):
         inputs["position_ids"] = _positions(real)
     with _activate(None):
-        return lm(**inputs)
+        return forward_keeping(lm, keep, **inputs)
+
+
+def forward_keeping(lm: PreTrainedModel, logits_to_keep: int | Tensor, **inputs: Any) -> CausalLMOutputWithPast:
+    """One forward of `lm` with the logits of some columns, also of others in each row.
+
+    Args:
+        lm: The causal LM.
+        logits_to_keep: 0 for all columns, `n` for the last `n`, or column indices, `[n]` or `[B, n]`.
+        **inputs: Arguments of `lm`.
+    """
+    if isinstance(logits_to_keep, int) and logits_to_keep == 0:
+        return lm(**inputs, return_dict=True)
+    if not isinstance(logits_to_keep, Tensor) or logits_to_keep.dim() < 2 or _KEEPS_COLUMNS_BY_ROW:
+        return lm(**inputs, return_dict=True, logits_to_keep=logits_to_keep)
+    text = inputs["input_ids"] if inputs.get("inputs_embeds") is None else inputs["inputs_embeds"]
+    columns, places = (logits_to_keep % text.shape[1]).unique(return_inverse=True)
+    outputs = lm(**inputs, return_dict=True, logits_to_keep=columns)
+    outputs.logits = outputs.logits.take_along_dim(places.unsqueeze(-1), 1)
+    return outputs
 
 
 @contextmanager
@@ -212,7 +242,7 @@ def _with_room(cache: StaticCache, columns: int, lm: PreTrainedModel) -> StaticC
 
 def _prefix_inputs(lm: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The forward pre-hook: lets an input that no prefix concerns through at once."""
-    begun = hasattr(kwargs.get("past_key_values"), "_hidden_prefix")
+    begun = any(hasattr(kwargs.get(name), "_hidden_prefix") for name in CACHE_NAMES)
     if not torch.compiler.is_compiling() and _active.get() is None and not begun:
         return None
     return _prefixed_inputs(lm, args, kwargs)
@@ -226,14 +256,17 @@ def _prefixed_inputs(lm: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[st
     classifier-free guidance, and is let through.
     """
     prefix = _active.get()
-    cache: Any = kwargs.get("past_key_values")
+    name = next((name for name in CACHE_NAMES if kwargs.get(name) is not None), None)
+    cache: Any = None if name is None else kwargs[name]
     mark: Any = getattr(cache, "_hidden_prefix", (None, None))
     begun_with, cached = mark
     if args or (prefix is None and begun_with is None):
         return None
     seen = 0 if cache is None else int(cache.get_seq_length())
     if seen and begun_with is not prefix:
-        raise ValueError("past_key_values must be empty where a hidden prefix begins, and not be used after it ended.")
+        raise ValueError(
+            f"the key-value cache ({name}) must be empty where a hidden prefix begins, and not be used after it ended."
+        )
     if prefix is None:
         del cache._hidden_prefix  # it was emptied
         return None
@@ -250,8 +283,8 @@ def _prefixed_inputs(lm: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[st
         embeds, real = _prepend(prefix, text, real, right=real)
         unused = int((real.cumsum(1) == 0).all(0).sum())  # Columns on the left that are empty in every row.
         inputs["inputs_embeds"], real = embeds[:, unused:], real[:, unused:]
-        if isinstance(cache, StaticCache):
-            inputs["past_key_values"] = cache = _with_room(cache, prefix.embeds.shape[1], lm)
+        if name is not None and isinstance(cache, StaticCache):
+            inputs[name] = cache = _with_room(cache, prefix.embeds.shape[1], lm)
     if cache is not None:
         cache._hidden_prefix = (prefix, real)
 

@@ -10,13 +10,13 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import (
     LogitsProcessor,
-    MambaConfig,
-    MambaForCausalLM,
     MaxTimeCriteria,
     NoBadWordsLogitsProcessor,
     NoRepeatNGramLogitsProcessor,
     PreTrainedModel,
     RepetitionPenaltyLogitsProcessor,
+    RwkvConfig,
+    RwkvForCausalLM,
     StoppingCriteria,
     StoppingCriteriaList,
     T5Config,
@@ -341,13 +341,13 @@ def test_install_is_idempotent() -> None:
 
 
 def test_models_that_cannot_hold_a_prefix_are_refused() -> None:
-    mamba = MambaForCausalLM(MambaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, state_size=4))
-    with pytest.raises(ValueError, match=r"past_key_values, got MambaForCausalLM \(model type 'mamba'\)"):
-        install_prefix_hook(mamba)
+    rwkv = RwkvForCausalLM(RwkvConfig(vocab_size=32, hidden_size=16, num_hidden_layers=2))
+    with pytest.raises(ValueError, match=r"past_key_values\), got RwkvForCausalLM \(model type 'rwkv'\)"):
+        install_prefix_hook(rwkv)
     t5 = T5ForConditionalGeneration(T5Config(vocab_size=32, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2))
     with pytest.raises(ValueError, match="encoder-decoder 't5'"):
         install_prefix_hook(t5)
-    assert not mamba._forward_pre_hooks and not t5._forward_pre_hooks
+    assert not rwkv._forward_pre_hooks and not t5._forward_pre_hooks
 
 
 def test_bad_shapes() -> None:

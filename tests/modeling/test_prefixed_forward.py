@@ -47,7 +47,8 @@ def test_prefixed_forward_keeps_logits_of_chosen_columns(lm: PreTrainedModel) ->
     torch.testing.assert_close(too_many, every, **CLOSE)
     torch.testing.assert_close(chosen, every[:, [3, 0, -1]], **CLOSE)
     torch.testing.assert_close(per_row, every.take_along_dim((each % 6).unsqueeze(-1), 1), **CLOSE)
-    assert heads == [6, 2, 6, 3, 2]
+    assert heads[:4] == [6, 2, 6, 3]
+    assert heads[4] in (2, 5), "the two columns of each row, or before transformers 5.21 the five of all rows"
 
 
 def test_prefixed_forward_misses_match_the_base(lm: PreTrainedModel) -> None:
