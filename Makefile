@@ -8,13 +8,20 @@ MODELS := models
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test lint models train-release results clean
+.PHONY: demo test test-newest test-oldest lint models train-release results clean
 
 demo: .venv/.installed models
 	TQDM_DISABLE=1 $(BIN)/recipe-hf demo --base-model $(MODELS)/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
+# In parallel, with one thread each: WORKERS=0 runs them one after the other.
+WORKERS ?= auto
+
 test: .venv/.installed models
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS)
+
+# The wheel in an environment of its own, with the newest or the lowest of all that it needs.
+test-newest test-oldest: test-%: models
+	PYTHON=$(PYTHON) WORKERS=$(WORKERS) scripts/test_wheel.sh $*
 
 lint: .venv/.installed
 	$(BIN)/ruff check
