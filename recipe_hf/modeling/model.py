@@ -160,6 +160,9 @@ class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
         What is looked up, once, is the row's text, or a chat's last user message. If nothing fires, this is a call of
         the base's own `generate`.
 
+        A conversation is given whole at every turn. A cache kept from one turn to the next is refused, because it
+        holds the first turn under the facts that were used there, and not under those that the next turn asks for.
+
         Args:
             inputs: `[B, T]`, or `input_ids` by name.
             generation_config: As in `transformers`.
@@ -167,7 +170,8 @@ class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
             queries: What to look up for each row, where it is not the row's own text.
             where: Values that the metadata of a fact must have for it to be found, as in `retrieve`.
             namespace: Whose facts to look among; those of `knowledge` by default.
-            **kwargs: As in `transformers`.
+            **kwargs: As in `transformers`, but `past_key_values` must be empty. An `assistant_model` drafts without
+                facts, also if it is a RECIPE model.
 
         Returns:
             What the base's `generate` returns; with `return_dict_in_generate=True`, it carries `retrievals`, a list
@@ -175,9 +179,19 @@ class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
 
         Raises:
             RuntimeError: If no base is attached.
-            ValueError: If `queries` are not as many as the rows, or are missing beside `inputs_embeds`.
+            ValueError: If `queries` are not as many as the rows, or are missing beside `inputs_embeds`, or
+                `past_key_values` hold text already.
         """
         lm = self._attached()
+        if generation_config is not None and generation_config.is_assistant:
+            return lm.generate(inputs, generation_config, *args, **kwargs)  # A draft, for another model to check.
+        cache = kwargs.get("past_key_values")
+        if cache is not None and (cached := int(cache.get_seq_length())):
+            raise ValueError(
+                f"past_key_values must be empty, got a cache of {cached} tokens, which do not stand after the facts "
+                f"that are looked up now: give the whole conversation without past_key_values, or use "
+                f"model.lm.generate for the base without facts."
+            )
         ids = kwargs.get("input_ids") if inputs is None else inputs
         if ids is None and kwargs.get("inputs_embeds") is not None:
             if queries is None and len(self._knowledge_of(namespace)):
@@ -187,7 +201,7 @@ class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
         texts = self._queries(namespace, queries, ids, kwargs.get("attention_mask"))
         retrievals, keys, answers = self._look_up(texts, where=where, namespace=namespace)
         prefix = self._prefix(retrievals, keys, answers)
-        with nullcontext() if prefix is None else hidden_prefix(*prefix):
+        with nullcontext() if prefix is None else hidden_prefix(*prefix, lm=lm):
             outputs = lm.generate(inputs, generation_config, *args, **kwargs)
         if isinstance(outputs, ModelOutput):
             outputs["retrievals"] = retrievals

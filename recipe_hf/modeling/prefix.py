@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, StaticCache, modeling_utils
@@ -23,10 +23,11 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 @dataclass(frozen=True, eq=False)
 class _Prefix:
-    """Prefix embeddings `[B, L, d]`, and which of them are there, `[B, L]`."""
+    """Prefix embeddings `[B, L, d]`, which of them are there, `[B, L]`, and the only model to prefix, if not all."""
 
     embeds: Tensor
     mask: Tensor
+    lm: nn.Module | None = None
 
     def __post_init__(self) -> None:
         if self.embeds.dim() != 3 or self.mask.shape != self.embeds.shape[:2] or self.mask.dtype != torch.bool:
@@ -66,12 +67,16 @@ def install_prefix_hook(lm: PreTrainedModel) -> RemovableHandle | None:
             f"lm must be a causal LM whose forward takes a key-value cache ({' or '.join(CACHE_NAMES)}), got "
             f"{type(lm).__name__} (model type {model_type!r})."
         )
-    if _prefix_inputs in lm._forward_pre_hooks.values():
+    if _has_hook(lm):
         return None
     return lm.register_forward_pre_hook(_prefix_inputs, with_kwargs=True)
 
 
-def hidden_prefix(embeds: Tensor, mask: Tensor) -> AbstractContextManager[None]:
+def _has_hook(module: nn.Module) -> bool:
+    return _prefix_inputs in module._forward_pre_hooks.values()
+
+
+def hidden_prefix(embeds: Tensor, mask: Tensor, lm: PreTrainedModel | None = None) -> AbstractContextManager[None]:
     """Context in which `lm.generate` behaves as if each row's text were preceded by its prefix tokens.
 
     Rows of `generate` must be these `B`, in order; beams and `num_return_sequences` repeat them. Text may be padded on
@@ -82,12 +87,14 @@ def hidden_prefix(embeds: Tensor, mask: Tensor) -> AbstractContextManager[None]:
         embeds: Prefix embeddings, `[B, L, d]`, `d` being the width of the input embeddings.
         mask: Which of them are there, bool `[B, L]`; a row of `False` has no prefix. If no row has one, `generate`
             runs untouched.
+        lm: The only model to prefix, wrapped or not. By default all with the hook are, also an assistant model.
 
     Raises:
         ValueError: If the shapes do not fit; in `generate`, if the batch is not of `B` rows, or the cache
             holds text already. So does a later `generate` that is given a cache begun here.
     """
-    prefix = _Prefix(embeds, mask)
+    only = None if lm is None else next(filter(_has_hook, lm.modules()), None)
+    prefix = _Prefix(embeds, mask, only)
     return _activate(prefix if mask.any() else None)
 
 
@@ -240,10 +247,15 @@ def _with_room(cache: StaticCache, columns: int, lm: PreTrainedModel) -> StaticC
     return StaticCache(lm.config, max_cache_len=cache.get_max_length() + columns, offloading=cache.offloading)
 
 
+def _prefix_of(lm: PreTrainedModel) -> _Prefix | None:
+    prefix = _active.get()
+    return prefix if prefix is None or prefix.lm in (None, lm) else None
+
+
 def _prefix_inputs(lm: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The forward pre-hook: lets an input that no prefix concerns through at once."""
     begun = any(hasattr(kwargs.get(name), "_hidden_prefix") for name in CACHE_NAMES)
-    if not torch.compiler.is_compiling() and _active.get() is None and not begun:
+    if not torch.compiler.is_compiling() and _prefix_of(lm) is None and not begun:
         return None
     return _prefixed_inputs(lm, args, kwargs)
 
@@ -255,7 +267,7 @@ def _prefixed_inputs(lm: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[st
     `generate` gives every input by name. What gives ids by position is another call, such as the unconditional one of
     classifier-free guidance, and is let through.
     """
-    prefix = _active.get()
+    prefix = _prefix_of(lm)
     name = next((name for name in CACHE_NAMES if kwargs.get(name) is not None), None)
     cache: Any = None if name is None else kwargs[name]
     mark: Any = getattr(cache, "_hidden_prefix", (None, None))

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 import torch
-from transformers import TextStreamer
+from transformers import DynamicCache, TextStreamer
 
 from recipe_hf import RecipeConfig, RecipeForCausalLM
 from tests.tiny_recipe import (
@@ -21,6 +21,7 @@ from tests.tiny_recipe import (
     tiny_base,
     tiny_encoder,
     tiny_recipe,
+    untrained_recipe,
 )
 
 
@@ -242,6 +243,48 @@ def test_a_cache_is_refused(model):
     with pytest.raises(ValueError, match="past_key_values must not be given to forward"):
         model(**batch, past_key_values=cache)
     assert model(**batch).past_key_values is None
+
+
+@pytest.mark.parametrize("facts", [True, False])
+@pytest.mark.parametrize("text", [PROMPTS[0], UNRELATED[0]])
+def test_a_cache_kept_between_turns_is_refused_whether_or_not_a_fact_fires(model, facts, text):
+    batch = batch_of(model, [text])
+    if not facts:
+        model.knowledge.clear()
+    expected, cache = model.generate(**batch, **GREEDY), DynamicCache()
+    assert torch.equal(model.generate(**batch, **GREEDY, past_key_values=cache), expected)
+    for turn in (PROMPTS[0], UNRELATED[0]):
+        ids = torch.cat([expected, batch_of(model, [turn]).input_ids], 1)
+        with pytest.raises(
+            ValueError, match=rf"past_key_values must be empty, got a cache of {cache.get_seq_length()} "
+        ):
+            model.generate(ids, **GREEDY, past_key_values=cache)
+        assert model.generate(ids, **GREEDY).shape[1] == ids.shape[1] + GREEDY["max_new_tokens"]
+    if facts and text == PROMPTS[0]:
+        with pytest.raises(ValueError, match="past_key_values must .* not be used after it ended"):
+            model.lm.generate(expected, **GREEDY, past_key_values=cache)
+
+
+@pytest.mark.parametrize("texts", [[PROMPTS[0]], [UNRELATED[0]]])
+@pytest.mark.parametrize("form", ["plain", "recipe", "its base", "with facts", "itself", "its own base"])
+def test_an_assistant_drafts_without_facts(model, texts, form):
+    other = tiny_base("gpt2", n_embd=48)  # Prefixes of the main model do not fit its embeddings.
+    assistants = {
+        "plain": lambda: other,
+        "recipe": lambda: untrained_recipe(base=other),
+        "its base": lambda: untrained_recipe(base=other).lm,
+        "with facts": lambda: edited_recipe("gpt2"),
+        "itself": lambda: model,
+        "its own base": lambda: model.lm,
+    }
+    batch, assistant = batch_of(model, texts), assistants[form]()
+    expected = model.generate(**batch, **GREEDY)
+    assert torch.equal(model.generate(**batch, **GREEDY, assistant_model=assistant), expected)
+    if form in ("recipe", "with facts"):
+        plain = tiny_base()
+        assert torch.equal(
+            plain.generate(**batch, **GREEDY, assistant_model=assistant), plain.generate(**batch, **GREEDY)
+        )
 
 
 def test_a_chat_is_looked_up_by_its_last_user_message(model):
