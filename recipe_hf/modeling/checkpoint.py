@@ -15,10 +15,11 @@ import torch
 from huggingface_hub import CommitInfo
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from . import base, loading
 from .configuration import RecipeConfig
+from .delegation import DelegatingPreTrainedModel
 from .editing import KnowledgeMixin
 from .knowledge import KnowledgeBase
 from .prompt_encoder import AnswerPromptEncoder
@@ -36,15 +37,12 @@ _CONFIG_ARGUMENTS = set(inspect.signature(RecipeConfig.__init__).parameters) - {
 _AUTO_ARGUMENTS = ("_from_auto", "_from_pipeline", "adapter_kwargs", "trust_remote_code")
 
 
-class RecipePreTrainedModel(KnowledgeMixin, PreTrainedModel):
+class RecipePreTrainedModel(KnowledgeMixin, DelegatingPreTrainedModel):
     """The part of [`RecipeForCausalLM`] that makes, loads and saves it."""
 
     config_class = RecipeConfig
-    config: RecipeConfig
-    lm: Any
     answer_prompt_encoder: AnswerPromptEncoder | None
     tokenizer: PreTrainedTokenizerBase | None
-    generation_config: GenerationConfig
     # Whether the checkpoint brought a generation config of its own, which a base loaded for it takes on.
     _has_generation_config = False
 

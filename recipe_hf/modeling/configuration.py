@@ -45,6 +45,7 @@ class RecipeConfig(PretrainedConfig):
 
     model_type = "recipe"
     sub_configs = {"encoder_config": AutoConfig}
+    keys_to_ignore_at_inference = ["past_key_values", "retrievals"]
 
     def __init__(
         self,

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, GenerationMixin, PreTrainedTokenizerBase
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
-from .base import input_device
 from .checkpoint import RecipePreTrainedModel
 from .configuration import RecipeConfig
 from .editing import check_queries
@@ -21,6 +20,8 @@ from .prefix import hidden_prefix, prefixed_forward
 from .prompt_encoder import AnswerPromptEncoder, PromptEncoder, carried_tokens
 from .queries import read_queries
 from .retriever import Retriever
+
+logger = logging.get_logger(__name__)
 
 
 class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
@@ -86,7 +87,8 @@ class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
     ) -> RecipeCausalLMOutput | tuple[Any, ...]:
         """One pass of the base over the batch, each row preceded by the prompt of the fact it retrieves, if any.
 
-        Gradients reach the prompt encoder; the retrieval is a choice and has none.
+        Gradients reach the prompt encoder; the retrieval is a choice and has none. Those of a batch in which no fact
+        is used are zero.
 
         Args:
             input_ids: `[B, T]`.
@@ -94,7 +96,9 @@ class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
             labels: `[B, T]`, usually `input_ids` with -100 where there is nothing to predict. The loss is the mean
                 cross-entropy of each label given the tokens before it.
             query_mask: `[B, T]`, 1 for the tokens that the retriever reads. Without it, it reads those before the
-                first label, or all; of a chat, the last user message.
+                first label, or all without labels, be it that a trainer keeps them to itself, as it does for
+                `label_smoothing_factor`; of a chat, the last user message. A row whose labels begin with its text has
+                no query and so uses no fact, or its answer would be looked up by itself.
             logits_to_keep: Columns of `input_ids` to compute logits for: 0 for all, `n` for the last `n`, or a tensor
                 of column indices. The loss is that of these columns.
             queries: What to look up for each row, instead of reading it from the tokens.
@@ -115,16 +119,31 @@ class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
         if kwargs.get("past_key_values") is not None:
             raise ValueError("past_key_values must not be given to forward, which takes whole texts: use generate.")
         texts = self._queries(namespace, queries, input_ids, attention_mask, query_mask, labels)
+        unasked = queries is None and labels is not None and not any(texts)
+        if self.training and unasked and len(self._knowledge_of(namespace)):
+            logger.warning_once(  # type: ignore[attr-defined]
+                "No row of a batch has a query, so nothing is learned from it: the retriever reads what precedes the "
+                "first label. Set the labels of prompts to -100, or give query_mask or queries."
+            )
         retrievals, keys, answers = self._look_up(texts, where=where, namespace=namespace)
         prefix = self._prefix(retrievals, keys, answers)
         kwargs.setdefault("use_cache", False)
         outputs: Any
-        if prefix is not None:
-            outputs = prefixed_forward(lm, *prefix, input_ids, attention_mask, logits_to_keep, **kwargs)
-        else:
-            if not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
-                kwargs["logits_to_keep"] = logits_to_keep
-            outputs = lm(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
+        with self._recomputing():
+            if prefix is not None:
+                outputs = prefixed_forward(lm, *prefix, input_ids, attention_mask, logits_to_keep, **kwargs)
+            else:
+                if not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
+                    kwargs["logits_to_keep"] = logits_to_keep
+                outputs = lm(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
+        if torch.is_grad_enabled() and (self.training or labels is not None) and not outputs.logits.requires_grad:
+            # Nothing fired, so that the prompt encoders get a gradient of zero.
+            trained = [*self.prompt_encoder.parameters()]
+            if self.answer_prompt_encoder is not None:
+                trained += self.answer_prompt_encoder.parameters()
+            outputs.logits.add_(
+                0 * torch.stack([weights.sum() for weights in trained]).sum().to(outputs.logits.device)
+            )
         loss = None
         if labels is not None:
             targets = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
@@ -302,55 +321,6 @@ class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
         pieces[present] = torch.stack([part.mean(0) for part in embeds.split([len(t) for t in carried if t])])
         shape = (len(answers), encoder.num_tokens)
         return encoder(pieces.unflatten(0, shape)), present.unflatten(0, shape)
-
-    # ------------------------------------------------------------------ the base
-
-    def _attached(self) -> Any:
-        if self.lm is None:
-            raise RuntimeError("No base is attached, so there is nothing to run: use attach_base, or base_model=.")
-        return self.lm
-
-    def train(self, mode: bool = True) -> RecipeForCausalLM:
-        """Sets training mode; the base stays in evaluation mode."""
-        super().train(mode)
-        if self.lm is not None:
-            self.lm.eval()
-        return self
-
-    @property
-    def generation_config(self) -> GenerationConfig:
-        """The base's generation config, once there is a base."""
-        return self._generation_config if self.lm is None else self.lm.generation_config
-
-    @generation_config.setter
-    def generation_config(self, config: GenerationConfig) -> None:
-        if getattr(self, "lm", None) is None:
-            self._generation_config = config
-        else:
-            self.lm.generation_config = config
-
-    @property
-    def device(self) -> torch.device:
-        """The device that inputs belong on."""
-        return self.retriever.device if self.lm is None else input_device(self.lm)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the base; the recipe weights stay in float32."""
-        return self.retriever.sentinel_embeds.dtype if self.lm is None else self.lm.dtype
-
-    @property
-    def hf_device_map(self) -> dict[str, Any]:
-        """Where `device_map` put the parts of the base."""
-        return self.lm.hf_device_map
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The base's input embeddings."""
-        return self._attached().get_input_embeddings()
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The base's LM head."""
-        return self._attached().get_output_embeddings()
 
 
 def _drop_base_weights(model: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NoReturn
 
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -99,3 +100,16 @@ class RecipeCausalLMOutput(CausalLMOutputWithPast):
     """
 
     retrievals: list[Retrieval] | None = None
+
+    @property
+    def last_hidden_state(self) -> NoReturn:
+        """Not there: trainers that ask for it have kept the labels to themselves, and with them where a query ends.
+
+        Raises:
+            AttributeError: Always.
+        """
+        raise AttributeError(
+            "RecipeForCausalLM has no last_hidden_state: a trainer that makes the loss of it by itself, such as TRL's "
+            "SFTTrainer, hides the labels, and so where the query ends. Use transformers.Trainer, whose loss is the "
+            "model's own, or training/train.py."
+        )
