@@ -297,6 +297,12 @@ class RecipePreTrainedModel(KnowledgeMixin, DelegatingPreTrainedModel):
             weights = {n: t.to(dtype) if t.is_floating_point() else t for n, t in weights.items()}
             if beyond := [n for n, t in weights.items() if t.is_floating_point() and not t.isfinite().all()]:
                 raise ValueError(f"dtype must hold all weights, got {dtype}, beyond whose range {beyond[0]} is.")
+        if is_main_process and (adapters := getattr(self.lm, "peft_config", None)):
+            logger.warning(
+                f"The base's adapters ({', '.join(adapters)}) are not saved, and the checkpoint names "
+                f"{self.config.base_model_name_or_path or 'no model'} as its base, which is loaded without them. Save "
+                f"them too (model.lm.save_pretrained), and give the adapted base as base_model= to from_pretrained."
+            )
         hub = {name: kwargs.pop(name) for name in _PUSH_ARGUMENTS if name in kwargs}
         directory.mkdir(parents=True, exist_ok=True)
         (directory / loading.CHECKSUMS_FILE).unlink(missing_ok=True)

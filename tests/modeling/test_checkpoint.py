@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
-from transformers import BertForMaskedLM
+from transformers import AutoModelForCausalLM, BertForMaskedLM
 
 from recipe_hf import RecipeForCausalLM
 from tests.tiny import tiny_causal_lm
@@ -163,6 +163,34 @@ def test_an_adapted_base_is_the_base():
     assert torch.equal(generated, row_by_row(model, MIXED))
     assert not torch.equal(generated, tiny_recipe().generate(**batch, **GREEDY)[:, batch.input_ids.shape[1] :])
     assert model.config.base_model_name_or_path is None
+
+
+def test_the_adapters_of_a_base_are_said_not_to_be_saved(model, tmp_path, caplog):
+    tiny_base().save_pretrained(tmp_path / "base")
+    model.config.base_model_name_or_path = str(tmp_path / "base")
+    model.save_pretrained(tmp_path / "first")
+    assert "adapters" not in caplog.text
+    lora = LoraConfig(target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    base = get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), lora, adapter_name="law")
+    adapted = RecipeForCausalLM.from_pretrained(tmp_path / "first", base_model=base)
+    batch = batch_of(model, MIXED)
+    expected = adapted.generate(**batch, **GREEDY)
+    adapted.save_pretrained(tmp_path / "second")
+    assert f"The base's adapters (law) are not saved, and the checkpoint names {tmp_path / 'base'} as" in caplog.text
+    loaded = RecipeForCausalLM.from_pretrained(tmp_path / "second")
+    assert torch.equal(loaded.generate(**batch, **GREEDY), model.generate(**batch, **GREEDY))
+    assert not torch.equal(loaded.generate(**batch, **GREEDY), expected)
+    loaded = RecipeForCausalLM.from_pretrained(tmp_path / "second", base_model=base)
+    assert torch.equal(loaded.generate(**batch, **GREEDY), expected)
+
+
+def test_an_adapter_added_to_the_base_is_said_not_to_be_saved(model, tmp_path, caplog):
+    model.lm.add_adapter(LoraConfig(target_modules=["q_proj"]), "law")
+    model.save_pretrained(tmp_path)
+    assert "adapters (law) are not saved, and the checkpoint names no model as its base" in caplog.text
+    assert all(
+        name.startswith(("retriever.", "prompt_encoder.")) for name in load_file(tmp_path / "model.safetensors")
+    )
 
 
 @pytest.mark.parametrize(
