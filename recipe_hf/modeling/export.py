@@ -24,7 +24,8 @@ tags: [recipe, knowledge-editing, sentence-transformers]
 # Retriever of a RECIPE model
 
 Maps statements to keys (the route `document`) and prompts to query vectors (the route `query`), which are compared by
-dot product. It needs `pip install recipe-hf`, whose pooling module it uses.
+dot product: they are not of length one, so normalising them, or a vector store that compares by cosine or distance,
+gives another order. It needs `pip install recipe-hf`, whose modules it uses.
 
 ```python
 from sentence_transformers import SentenceTransformer
@@ -34,7 +35,57 @@ keys = model.encode_document(["The CEO of Acme is Ann Lee."])
 queries = model.encode_query(["Who is the CEO of Acme?"])
 scores = model.similarity(queries, keys)
 ```
+
+Plain `model.encode(texts)` is refused, as it does not say which of the two the texts are: `task="query"` or
+`task="document"` does.
+
+With LangChain (without `query_encode_kwargs`, it takes `encode_kwargs` for queries too):
+
+```python
+from langchain_huggingface import HuggingFaceEmbeddings
+
+embeddings = HuggingFaceEmbeddings(
+    model_name=path,
+    model_kwargs={"trust_remote_code": True},
+    encode_kwargs={"task": "document"},
+    query_encode_kwargs={"task": "query"},
+)
+```
+
+With LlamaIndex, which passes prompts rather than tasks (these two name the route, and are no part of the text):
+
+```python
+from llama_index.embeddings.huggingface import HuggingFaceEmbedding
+
+embeddings = HuggingFaceEmbedding(
+    model_name=path,
+    trust_remote_code=True,
+    normalize=False,
+    query_instruction="query: ",
+    text_instruction="document: ",
+)
+```
 """
+_TASK_OF_PROMPT = {"query: ": "query", "document: ": "document"}
+
+
+class QueryDocumentRouter(Router):
+    """A router with the routes `query` and `document`, of which none is the default.
+
+    The prompt `"query: "` or `"document: "` without a task names the route, for libraries that pass prompts alone.
+    """
+
+    def preprocess(
+        self, inputs: Sequence[Any], prompt: str | None = None, task: str | None = None, *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Tokenises as the route's first module does.
+
+        Raises:
+            ValueError: If neither a task nor a prompt names the route.
+        """
+        if task is None and (named := _TASK_OF_PROMPT.get(prompt or "")):
+            prompt, task = None, named
+        return super().preprocess(inputs, prompt, task, *args, **kwargs)
 
 
 class PooledTransformer(Transformer):
@@ -74,8 +125,9 @@ class PooledTransformer(Transformer):
 def export_sentence_transformer(model: Any, path: str | os.PathLike[str]) -> SentenceTransformer:
     """Writes the trained retriever to a directory as a sentence-transformers model.
 
-    `encode_query` gives `r_q` and `encode_document` gives `r_k` of `model.retriever`, to within 1e-5. Load it with
-    `SentenceTransformer(path, trust_remote_code=True)`, where recipe-hf is installed.
+    `encode_query` gives `r_q` and `encode_document` gives `r_k` of `model.retriever`, to within 1e-5, and `encode`
+    without a task is refused. Load it with `SentenceTransformer(path, trust_remote_code=True)`, where recipe-hf is
+    installed. Its README.md says how LangChain and LlamaIndex do.
 
     Args:
         model: A `RecipeForCausalLM`, or anything else with a [`Retriever`] as `retriever`. It is not changed.
@@ -98,9 +150,11 @@ def export_sentence_transformer(model: Any, path: str | os.PathLike[str]) -> Sen
             use_pooler_output=retriever.use_pooler_output,
             max_seq_length=retriever.max_length,
         )
-    router = Router.for_query_document(
+    router = QueryDocumentRouter.for_query_document(
         query_modules=[encoder, *_head(retriever.standardizer, retriever.mlp_q)],
         document_modules=[encoder, *_head(retriever.standardizer, retriever.mlp_k)],
+        default_route=None,
+        allow_empty_key=False,
     )
     exported = SentenceTransformer(modules=[router], similarity_fn_name="dot", device="cpu").eval()
     exported.save_pretrained(os.fspath(path), create_model_card=False)

@@ -11,6 +11,7 @@ from transformers import BertConfig, MPNetConfig, PreTrainedTokenizerFast
 
 from recipe_hf import RecipeConfig, RecipeForCausalLM
 from recipe_hf.modeling.export import export_sentence_transformer
+from tests.tiny_recipe import PROMPTS, UNRELATED, edited_recipe
 
 TEXTS = [
     "the capital of oz is emerald city .",
@@ -104,6 +105,74 @@ def test_a_prompt_precedes_every_text(tmp_path):
     exported = export_sentence_transformer(tiny_recipe(), tmp_path)
     together = exported.encode_query(["the ceo of acme ?"])
     assert exported.encode_query(["of acme ?"], prompt="the ceo ") == pytest.approx(together, abs=1e-5)
+
+
+def load(path) -> SentenceTransformer:
+    return SentenceTransformer(str(path), trust_remote_code=True, device="cpu")
+
+
+def test_texts_of_which_it_is_not_known_what_they_are_are_refused(tmp_path):
+    exported = export_sentence_transformer(tiny_recipe(), tmp_path / "a")
+    loaded = load(tmp_path / "a")
+    loaded.save_pretrained(str(tmp_path / "b"), create_model_card=False)
+    for model in (exported, loaded, load(tmp_path / "b")):
+        for options in ({}, {"prompt": "who is "}):
+            with pytest.raises(ValueError, match="Available routes: task='query' and task='document'"):
+                model.encode(TEXTS, **options)
+
+
+def test_a_task_or_a_prompt_of_its_name_says_what_texts_are(tmp_path):
+    export_sentence_transformer(tiny_recipe(), tmp_path)
+    loaded = load(tmp_path)
+    encoded = {"query": loaded.encode_query(TEXTS), "document": loaded.encode_document(TEXTS)}
+    for task, expected in encoded.items():
+        assert (loaded.encode(TEXTS, task=task) == expected).all()
+        assert (loaded.encode(TEXTS, prompt=f"{task}: ") == expected).all()
+        assert not (loaded.encode(TEXTS, task=task, prompt="query: ") == expected).all()
+
+
+def run_example(path, library: str) -> dict:
+    """What the example in the exported README.md that imports `library` defines."""
+    (example,) = [part for part in (path / "README.md").read_text().split("```") if f"from {library} import" in part]
+    scope = {"path": str(path)}
+    exec(example.removeprefix("python\n"), scope)
+    return scope
+
+
+def assert_ranked_alike(model: RecipeForCausalLM, queries: list[list[float]], documents: list[list[float]]) -> None:
+    """The dot products of vectors are the scores of `model.retrieve`."""
+    scores = torch.tensor(queries) @ torch.tensor(documents).T * model.config.scale
+    hits = model.retrieve([*PROMPTS, *UNRELATED])
+    assert scores.argmax(1).tolist() == [hit.id for hit in hits]
+    assert scores.amax(1).tolist() == pytest.approx([hit.score for hit in hits], rel=1e-4)
+
+
+def test_the_readme_tells_how_to_use_it(tmp_path):
+    export_sentence_transformer(tiny_recipe(), tmp_path)
+    assert run_example(tmp_path, "sentence_transformers")["scores"].shape == (1, 1)
+
+
+def test_langchain_ranks_as_the_model_does(tmp_path):
+    langchain = pytest.importorskip("langchain_huggingface")
+    model = edited_recipe()
+    export_sentence_transformer(model, tmp_path)
+    unsaid = langchain.HuggingFaceEmbeddings(model_name=str(tmp_path), model_kwargs={"trust_remote_code": True})
+    for embed, texts in ((unsaid.embed_query, PROMPTS[0]), (unsaid.embed_documents, PROMPTS)):
+        with pytest.raises(ValueError, match="Available routes: task='query' and task='document'"):
+            embed(texts)
+    embeddings = run_example(tmp_path, "langchain_huggingface")["embeddings"]
+    queries = [embeddings.embed_query(text) for text in [*PROMPTS, *UNRELATED]]
+    assert_ranked_alike(model, queries, embeddings.embed_documents([fact.statement for fact in model.knowledge]))
+
+
+def test_llama_index_ranks_as_the_model_does(tmp_path):
+    pytest.importorskip("llama_index.embeddings.huggingface")
+    model = edited_recipe()
+    export_sentence_transformer(model, tmp_path)
+    embeddings = run_example(tmp_path, "llama_index.embeddings.huggingface")["embeddings"]
+    queries = [embeddings.get_query_embedding(text) for text in [*PROMPTS, *UNRELATED]]
+    documents = embeddings.get_text_embedding_batch([fact.statement for fact in model.knowledge])
+    assert_ranked_alike(model, queries, documents)
 
 
 def test_the_encoder_is_stored_once_and_no_path_or_pickle_with_it(tmp_path):
