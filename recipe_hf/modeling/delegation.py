@@ -142,12 +142,9 @@ class DelegatingPreTrainedModel(PreTrainedModel):
         return (layer for layer in layers if isinstance(layer, GradientCheckpointingLayer))
 
     def _set_gradient_checkpointing(
-        self,
-        enable: bool = True,
-        gradient_checkpointing_func: Callable[..., Any] = checkpoint,
-        every_n_layers: int = 1,
+        self, enable: bool = True, gradient_checkpointing_func: Any = checkpoint, *args: Any, **kwargs: Any
     ) -> None:
-        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, every_n_layers)
+        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, *args, **kwargs)
         for layer in self._recomputable_layers():
             recompute: Any = partial(_without_dropout, layer, gradient_checkpointing_func)
             layer._gradient_checkpointing_func = recompute

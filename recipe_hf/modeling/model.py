@@ -16,7 +16,7 @@ from .configuration import RecipeConfig
 from .editing import check_queries
 from .knowledge import KnowledgeBase
 from .outputs import RecipeCausalLMOutput, Retrieval
-from .prefix import hidden_prefix, prefixed_forward
+from .prefix import CACHE_NAMES, hidden_prefix, prefixed_forward
 from .prompt_encoder import AnswerPromptEncoder, PromptEncoder, carried_tokens
 from .queries import read_queries
 from .retriever import Retriever
@@ -116,8 +116,8 @@ class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
             ValueError: If `queries` are not as many as the rows, or `past_key_values` are given.
         """
         lm = self._attached()
-        if kwargs.get("past_key_values") is not None:
-            raise ValueError("past_key_values must not be given to forward, which takes whole texts: use generate.")
+        if given := [name for name in CACHE_NAMES if kwargs.get(name) is not None]:
+            raise ValueError(f"{given[0]} must not be given to forward, which takes whole texts: use generate.")
         texts = self._queries(namespace, queries, input_ids, attention_mask, query_mask, labels)
         unasked = queries is None and labels is not None and not any(texts)
         if self.training and unasked and len(self._knowledge_of(namespace)):
@@ -204,13 +204,13 @@ class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
         lm = self._attached()
         if generation_config is not None and generation_config.is_assistant:
             return lm.generate(inputs, generation_config, *args, **kwargs)  # A draft, for another model to check.
-        cache = kwargs.get("past_key_values")
-        if cache is not None and (cached := int(cache.get_seq_length())):
-            raise ValueError(
-                f"past_key_values must be empty, got a cache of {cached} tokens, which do not stand after the facts "
-                f"that are looked up now: give the whole conversation without past_key_values, or use "
-                f"model.lm.generate for the base without facts."
-            )
+        for name in CACHE_NAMES:
+            if kwargs.get(name) is not None and (cached := int(kwargs[name].get_seq_length())):
+                raise ValueError(
+                    f"{name} must be empty, got a cache of {cached} tokens, which do not stand after the facts that "
+                    f"are looked up now: give the whole conversation without {name}, or use model.lm.generate for "
+                    f"the base without facts."
+                )
         ids = kwargs.get("input_ids") if inputs is None else inputs
         if ids is None and kwargs.get("inputs_embeds") is not None:
             if queries is None and len(self._knowledge_of(namespace)):

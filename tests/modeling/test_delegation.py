@@ -147,15 +147,18 @@ def step(model: RecipeForCausalLM) -> tuple[torch.Tensor, torch.Tensor, int]:
     return loss.detach(), model.prompt_encoder.output.weight.grad.clone(), len(calls)
 
 
+@pytest.mark.filterwarnings(
+    "ignore:.*gradient_checkpointing.*is deprecated:FutureWarning"
+)  # All releases have it by this name.
 @pytest.mark.parametrize("base", [tiny_base, dropping_base])
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_activations_of_the_base_are_recomputed(base, reentrant: bool):
     model = tiny_recipe(base=base()).train()
     model.add_knowledge(FACTS)
     loss, gradient, calls = step(model)
-    assert calls == 1 and model.supports_gradient_checkpointing and not model.is_activation_checkpointing
-    model.activation_checkpointing_enable({"use_reentrant": reentrant})
-    assert model.is_activation_checkpointing
+    assert calls == 1 and model.supports_gradient_checkpointing and not model.is_gradient_checkpointing
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    assert model.is_gradient_checkpointing
     found = step(model)
     assert torch.equal(found[0], loss) and found[2] == 2
     torch.testing.assert_close(found[1], gradient)
@@ -163,13 +166,13 @@ def test_activations_of_the_base_are_recomputed(base, reentrant: bool):
     expected = edited_recipe(base=base()).generate(**batch, **GREEDY)
     assert torch.equal(model.generate(**batch, **GREEDY), expected)
     assert step(model.eval())[2] == 1
-    model.train().activation_checkpointing_disable()
-    assert step(model)[2] == 1 and not model.is_activation_checkpointing
+    model.train().gradient_checkpointing_disable()
+    assert step(model)[2] == 1 and not model.is_gradient_checkpointing
 
 
 def test_without_a_base_nothing_is_recomputed(model, tmp_path: Path):
     model.save_pretrained(tmp_path)
     bare = RecipeForCausalLM.from_pretrained(tmp_path, base_model=False)
-    with pytest.raises(ValueError, match="RecipeForCausalLM does not support activation checkpointing"):
-        bare.activation_checkpointing_enable()
-    assert not bare.is_activation_checkpointing
+    with pytest.raises(ValueError, match="RecipeForCausalLM does not support .* checkpointing"):
+        bare.gradient_checkpointing_enable()
+    assert not bare.is_gradient_checkpointing

@@ -261,8 +261,15 @@ def test_a_cache_kept_between_turns_is_refused_whether_or_not_a_fact_fires(model
             model.generate(ids, **GREEDY, past_key_values=cache)
         assert model.generate(ids, **GREEDY).shape[1] == ids.shape[1] + GREEDY["max_new_tokens"]
     if facts and text == PROMPTS[0]:
-        with pytest.raises(ValueError, match="past_key_values must .* not be used after it ended"):
+        with pytest.raises(ValueError, match="cache.* must be empty .* not be used after it ended"):
             model.lm.generate(expected, **GREEDY, past_key_values=cache)
+
+
+def test_a_base_that_is_wrapped_is_prefixed_too(model):
+    batch = batch_of(model, MIXED)
+    expected = model.generate(**batch, **GREEDY)
+    model.lm = torch.compile(model.lm, backend="eager")
+    assert torch.equal(model.generate(**batch, **GREEDY), expected)
 
 
 @pytest.mark.parametrize("texts", [[PROMPTS[0]], [UNRELATED[0]]])
