@@ -16,7 +16,7 @@ from .configuration import RecipeConfig
 from .editing import check_queries
 from .knowledge import KnowledgeBase
 from .outputs import RecipeCausalLMOutput, Retrieval
-from .prefix import CACHE_NAMES, hidden_prefix, prefixed_forward
+from .prefix import CACHE_NAMES, forward_keeping, hidden_prefix, prefixed_forward
 from .prompt_encoder import AnswerPromptEncoder, PromptEncoder, carried_tokens
 from .queries import read_queries
 from .retriever import Retriever
@@ -133,9 +133,8 @@ class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
             if prefix is not None:
                 outputs = prefixed_forward(lm, *prefix, input_ids, attention_mask, logits_to_keep, **kwargs)
             else:
-                if not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
-                    kwargs["logits_to_keep"] = logits_to_keep
-                outputs = lm(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
+                kwargs |= {"input_ids": input_ids, "attention_mask": attention_mask}
+                outputs = forward_keeping(lm, logits_to_keep, **kwargs)
         if torch.is_grad_enabled() and (self.training or labels is not None) and not outputs.logits.requires_grad:
             # Nothing fired, so that the prompt encoders get a gradient of zero.
             trained = [*self.prompt_encoder.parameters()]
