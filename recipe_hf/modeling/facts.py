@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, Literal
 
 from .timestamps import to_timestamp
 
 _FIELDS = ("statement", "prompt", "answer", "metadata", "valid_from", "valid_until")
+# Soft hyphen, zero-width space, word joiner, byte order mark, signs of direction, and operators of mathematics that
+# are not shown. Joiners and non-joiners of letters, variation selectors and tags stay: with them it is another word.
+_INVISIBLE = re.compile("[\u00ad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,13 +39,14 @@ class NewFact:
     valid_until: str | None = None
 
     @property
-    def subject(self) -> tuple[str, str]:
-        """What a knowledge base holds one fact about: the prompt, or the whole statement where there is none.
+    def about(self) -> str:
+        """What a knowledge base holds one fact about: the prompt, or the whole statement where there is none."""
+        return self.statement if self.prompt is None else self.prompt
 
-        Runs of whitespace count as one space.
-        """
-        kind, text = ("statement", self.statement) if self.prompt is None else ("prompt", self.prompt)
-        return kind, normalize_whitespace(text)
+    @property
+    def subject(self) -> tuple[str, str]:
+        """The same, to be compared: which of the two it is, and its [`comparable`] form."""
+        return "statement" if self.prompt is None else "prompt", comparable(self.about)
 
     @property
     def begin(self) -> str:
@@ -109,8 +116,28 @@ def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
 
 
-def normalize_whitespace(text: str) -> str:
-    """`text` with every run of whitespace as one space and none at its ends."""
+def comparable(text: str) -> str:
+    r"""`text` as prompts are compared, so that two are one if a reader sees no difference.
+
+    Every run of whitespace is one space and none is at the ends, letters and their accents are composed (Unicode's
+    NFC), and what is invisible and says nothing is left out. Case counts, and so do the forms of a character that
+    look different, such as those of "x²" and "x2".
+
+    >>> comparable(" a\u0301\u200b  b") == comparable("\u00e1 b"), comparable("A") == comparable("a")
+    (True, False)
+    """
+    return _one_spaced(unicodedata.normalize("NFC", _INVISIBLE.sub("", text)))
+
+
+def spellings(text: str) -> tuple[str, str, str]:
+    """What a store may call `text`: first its `comparable` form; of older versions, it as it is, or decomposed (NFD).
+
+    These compared prompts by their whitespace only.
+    """
+    return comparable(text), _one_spaced(text), unicodedata.normalize("NFD", comparable(text))
+
+
+def _one_spaced(text: str) -> str:
     return " ".join(text.split())
 
 
@@ -129,7 +156,9 @@ def parse_facts(facts: Iterable[Any]) -> list[NewFact]:
     Args:
         facts: A list of statements, `(prompt, answer)` pairs, `NewFact`s, or dicts with `statement`, or `prompt` and
             `answer`, or all three, and optionally `metadata`, `valid_from` and `valid_until` (a `datetime`, or
-            ISO 8601; UTC where no time zone is given).
+            ISO 8601; UTC where no time zone is given). Or a table with columns of these names: of pandas, of
+            `datasets`, or of any library that speaks Arrow, where pyarrow is installed. A value that is None or NaN
+            is not there.
 
     Returns:
         One fact for each item, in their order.
@@ -140,7 +169,12 @@ def parse_facts(facts: Iterable[Any]) -> list[NewFact]:
     >>> parse_facts([("The CEO of Acme is", "Ann Lee.")])[0].statement
     'The CEO of Acme is Ann Lee.'
     """
-    if isinstance(facts, (str, bytes, tuple, Mapping, NewFact)) or not isinstance(facts, Iterable):
+    if isinstance(facts, Mapping):
+        raise ValueError(
+            f"facts must be a list, also for a single fact, got a {type(facts).__name__} with {show([*facts])}."
+        )
+    facts = _rows(facts)
+    if isinstance(facts, (str, bytes, tuple, NewFact)) or not isinstance(facts, Iterable):
         raise ValueError(f"facts must be a list, also for a single fact, got {show(facts)}.")
     parsed = [parse_fact(item, f"facts[{position}]") for position, item in enumerate(facts)]
     if not parsed:
@@ -165,18 +199,54 @@ def parse_fact(item: Any, where: str) -> NewFact:
     unknown = [name for name in item if name not in _FIELDS]
     if unknown:
         raise ValueError(f"{where} may have the keys {', '.join(_FIELDS)}, got {unknown[0]!r}.")
-    texts = {name: item[name] for name in _FIELDS[:3] if item.get(name) is not None}
+    item = {name: value for name, value in item.items() if not _is_missing(value)}
+    texts = {name: item[name] for name in _FIELDS[:3] if name in item}
     if ("prompt" in texts) != ("answer" in texts) or not texts:
-        raise ValueError(f"{where} must have a statement, or a prompt and an answer, got {show(dict(item))}.")
+        raise ValueError(f"{where} must have a statement, or a prompt and an answer, got {show(item)}.")
     for name, text in texts.items():
         _check_text(text, f"{where}.{name}")
+        texts[name] = str.__str__(text)  # NumPy's strings are kept as Python's.
     texts.setdefault("statement", compose_statement(texts.get("prompt", ""), texts.get("answer", "")))
-    times = {name: to_timestamp(item[name], f"{where}.{name}") for name in _FIELDS[4:] if item.get(name) is not None}
+    times = {name: to_timestamp(item[name], f"{where}.{name}") for name in _FIELDS[4:] if name in item}
     if len(times) == 2 and times["valid_from"] >= times["valid_until"]:
         raise ValueError(
             f"{where}.valid_until must be later than valid_from, {times['valid_from']}, got {times['valid_until']}."
         )
     return NewFact(**texts, **times, metadata=_copy_metadata(item.get("metadata"), f"{where}.metadata"))
+
+
+def _rows(facts: Any) -> Any:
+    """The rows of a table as dicts; what is no table as it is.
+
+    Raises:
+        ImportError: If they are to be read from Arrow, and pyarrow is not installed.
+        ValueError: If it has other columns than those of facts.
+    """
+    names = next((getattr(facts, name) for name in ("column_names", "columns") if hasattr(type(facts), name)), None)
+    if names is None or callable(names):
+        return facts
+    names = list(names)
+    has_texts = "statement" in names or ("prompt" in names and "answer" in names)
+    if not has_texts or any(name not in _FIELDS for name in names) or len(set(names)) < len(names):
+        raise ValueError(
+            f"facts must be a table with the columns prompt and answer, or statement, and if wanted "
+            f"{', '.join(_FIELDS[3:])}, got one with {show(names)}."
+        )
+    if hasattr(facts, "itertuples"):  # pandas, and what is like it. By way of Arrow, metadata would be altered.
+        return [dict(zip(names, row, strict=True)) for row in facts.itertuples(index=False, name=None)]
+    if hasattr(facts, "__arrow_c_stream__"):
+        try:
+            import pyarrow
+        except ImportError as error:
+            raise ImportError("Arrow tables need pyarrow: pip install 'recipe-hf[parquet]'.") from error
+        return pyarrow.table(facts).to_pylist()
+    return facts
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether a value says that there is none: None, NaN, or the NA or NaT of pandas, which need not be installed."""
+    is_nan = isinstance(value, Real) and value != value
+    return value is None or is_nan or type(value).__name__ in ("NAType", "NaTType")
 
 
 def _check_text(text: Any, where: str) -> None:

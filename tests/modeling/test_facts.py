@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from recipe_hf.modeling.facts import Fact, NewFact, compose_statement, parse_facts
+from recipe_hf.modeling.facts import Fact, NewFact, comparable, compose_statement, parse_facts
 from recipe_hf.modeling.timestamps import to_timestamp
 
 DEEP: list = []
@@ -58,6 +58,45 @@ def test_subject_is_the_prompt_or_else_the_statement():
     assert parse_facts([" who is  it"])[0].subject == bare.subject
 
 
+@pytest.mark.parametrize(
+    "same",
+    [
+        (
+            "Le caf\u00e9 de",
+            "Le cafe\u0301 de",
+            "Le caf\u200be\u0301 de\u200b",
+            "\ufeffLe ca\u00adf\u00e9 \u200b de\u200e",
+        ),
+        ("\uac00 is", "\u1100\u1161 is"),
+        ("\u212b is", "\u00c5 is", "A\u030a is"),
+        ("\u2067Ann\u2069 is", "Ann\u00a0is\u3000"),
+    ],
+)
+def test_prompts_that_look_the_same_are_one(same):
+    assert {comparable(text) for text in same} == {comparable(same[0])}
+    told = [fact for text in same for fact in parse_facts([(text, "x")])]
+    assert [fact.prompt for fact in told] == list(same)
+    assert len({fact.subject for fact in told}) == 1
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Polish", "polish"),
+        ("x\u00b2", "x2"),
+        (
+            "\u0646\u0627\u0645\u0647\u200c\u0627\u06cc",
+            "\u0646\u0627\u0645\u0647\u0627\u06cc",
+        ),  # Persian: the letter, a letter.
+        ("\U0001f468\u200d\U0001f4bb", "\U0001f468\U0001f4bb"),
+        ("resume", "r\u00e9sum\u00e9"),
+        ("a b", "ab"),
+    ],
+)
+def test_prompts_that_look_different_are_two(one, other):
+    assert comparable(one) != comparable(other)
+
+
 def test_a_fact_that_ended_before_another_was_added_is_no_conflict():
     def fact(created_at: str, **times: str) -> Fact:
         (new,) = parse_facts([{"prompt": "p", "answer": "a", **times}])
@@ -90,7 +129,8 @@ def test_metadata_is_copied():
         (7, "facts must be a list.*got 7"),
         ("one statement", "facts must be a list, also for a single fact, got 'one statement'"),
         (("prompt", "answer"), "facts must be a list"),
-        ({"statement": "a"}, "facts must be a list"),
+        ({"statement": "a"}, r"facts must be a list, also for a single fact, got a dict with \['statement'\]"),
+        ({"prompt": ["a"] * 99, "answer": ["b"] * 99}, r"got a dict with \['prompt', 'answer'\]"),
         (["fine", ""], r"facts\[1\].statement must be a non-empty string, got ''"),
         (["fine", " \n"], r"facts\[1\].statement must be a non-empty string, got ' \\n'"),
         ([None], r"facts\[0\] must be a statement, a \(prompt, answer\) pair or a dict, got None"),
@@ -98,6 +138,7 @@ def test_metadata_is_copied():
         ([("a", "b", "c")], r"facts\[0\] must be a statement.*got \('a', 'b', 'c'\)"),
         ([("a", 5)], r"facts\[0\].answer must be a non-empty string, got 5"),
         ([("", "b")], r"facts\[0\].prompt must be a non-empty string, got ''"),
+        ([("a", float("nan"))], r"facts\[0\] must have a statement, or a prompt and an answer"),
         ([("a", None)], r"facts\[0\] must have a statement, or a prompt and an answer"),
         ([{"prompt": "a"}], r"facts\[0\] must have a statement, or a prompt and an answer"),
         ([{"statement": "a", "answer": "b"}], r"facts\[0\] must have a statement, or a prompt and an answer"),

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import timestamps
-from ..facts import Fact, NewFact, PastFact, normalize_whitespace, parse_facts
+from ..facts import Fact, NewFact, PastFact, parse_facts
 from .checks import as_id, check_namespace, check_positive, checked_ids, checked_where, is_unicode
 from .hits import Hits
 from .key_index import nothing
@@ -334,7 +334,8 @@ class KnowledgeBase(Persistence):
     def history(self, prompt: str | None = None) -> list[PastFact]:
         """The facts that were replaced or removed, in the order they left; with `prompt`, those about it only.
 
-        `prompt` may also be the statement of a fact without a prompt.
+        `prompt` may also be the statement of a fact without a prompt. Prompts are compared as
+        [`~recipe_hf.modeling.facts.comparable`] says.
 
         Raises:
             ValueError: If `prompt` is not a string.
@@ -342,7 +343,7 @@ class KnowledgeBase(Persistence):
         if prompt is not None and not is_unicode(prompt):
             raise ValueError(f"prompt must be a string, got {prompt!r}.")
         with self._store.view():
-            return self._space.past(None if prompt is None else normalize_whitespace(prompt))
+            return self._space.past(prompt)
 
     def keys(self, ids: Iterable[int]) -> Tensor:
         """Keys `[len(ids), dim]` of facts.

@@ -108,8 +108,9 @@ class Contents:
         facts = [Fact(**record) for record in records if "reason" not in record]
         past = [PastFact(**record) for record in records if "reason" in record]
         ids, taken, next_id = [fact.id for fact in facts], {record["id"] for record in records}, manifest["next_id"]
-        by_subject = groupby(sorted(facts, key=lambda fact: fact.subject), key=lambda fact: fact.subject)
-        pairs = (pair for _, same in by_subject for pair in combinations(same, 2))
+        # Older versions held two facts about one prompt where it was spelled in two ways.
+        by_prompt = groupby(sorted(facts, key=lambda fact: fact.about), key=lambda fact: fact.about)
+        pairs = (pair for _, same in by_prompt for pair in combinations(same, 2))
         if len(taken) < len(records) or any(fact.conflicts_with(other) for fact, other in pairs):
             raise ValueError("a fact is there twice.")
         if taken and not 0 <= min(taken) <= max(taken) < next_id:

@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..facts import Fact, NewFact, PastFact, canonical
+from ..facts import Fact, NewFact, PastFact, canonical, spellings
 from .store import FACT_COLUMNS, Store, damage
 
 CONTENT = ("id", "statement", "prompt", "answer", "metadata", "valid_from", "valid_until", "created_at")
 ENDING = ("ended_at", "reason", "replaced_by")
 _COLUMNS = (*CONTENT, "content_sum", *ENDING, "departure", "ending_sum")
 _SELECT = f"SELECT {', '.join(_COLUMNS)} FROM facts WHERE namespace = ?"
-_CONFLICTING = """AND about = ? AND departure IS NULL AND (valid_until IS NULL OR valid_until > ?)
+_CONFLICTING = """AND about IN (?, ?, ?) AND departure IS NULL AND (valid_until IS NULL OR valid_until > ?)
 AND (valid_from IS NULL OR ? IS NULL OR valid_from < ?) ORDER BY id"""
 _INSERT = f"INSERT INTO facts VALUES ({', '.join('?' * len(FACT_COLUMNS))})"
 
@@ -112,12 +112,13 @@ class Space:
         if about is None:
             found = self._facts("AND departure IS NOT NULL ORDER BY departure")
         else:  # The plus keeps SQLite from going through all past facts in their order.
-            found = self._facts("AND departure IS NOT NULL AND about = ? ORDER BY +departure", (about,))
+            sql = "AND departure IS NOT NULL AND about IN (?, ?, ?) ORDER BY +departure"
+            found = self._facts(sql, spellings(about))
         return [fact for fact in found if isinstance(fact, PastFact)]
 
     def conflicts(self, new: NewFact) -> list[Fact]:
         """The present facts that cannot stay beside `new`."""
-        found = self._facts(_CONFLICTING, (new.subject[1], new.begin, new.valid_until, new.valid_until))
+        found = self._facts(_CONFLICTING, (*spellings(new.about), new.begin, new.valid_until, new.valid_until))
         return [fact for fact in found if fact.conflicts_with(new)]
 
     def insert(self, fact: Fact, key: NDArray[np.float32] | None, departure: int | None = None) -> None:

@@ -168,7 +168,7 @@ class QdrantKnowledgeBase(KnowledgeBase):
         """As [`KnowledgeBase.add`]."""
         new = parse_facts(facts)
         with self._store.change():
-            self._space.load_subjects(fact.subject[1] for fact in new)
+            self._space.load_subjects(fact.about for fact in new)
             return super().add(new, keys, on_conflict, encoder_fingerprint)
 
     def remove(self, ids: int | Iterable[int]) -> None:

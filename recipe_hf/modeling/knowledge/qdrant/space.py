@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from qdrant_client import models
 
-from ...facts import Fact, NewFact, PastFact, canonical
+from ...facts import Fact, NewFact, PastFact, canonical, spellings
 from ..space import CONTENT, ENDING, State, checksum, to_fact
 from .store import KEY, QdrantStore, Row
 
@@ -62,11 +62,11 @@ class QdrantSpace:
     def load_subjects(self, subjects: Iterable[str]) -> None:
         """Reads the points of all present facts about prompts or statements."""
         moment = self.store.now
-        new = [subject for subject in dict.fromkeys(subjects) if subject not in moment.subjects]
-        moment.subjects.update({subject: [] for subject in new})
+        names = dict.fromkeys(name for subject in subjects for name in spellings(subject))
+        new = [name for name in names if name not in moment.subjects]
+        moment.subjects.update({name: [] for name in new})
         for start in range(0, len(new), 256):
-            about = models.FieldCondition(key="about", match=models.MatchAny(any=new[start : start + 256]))
-            self.load_all(about)
+            self.load_all(_about(new[start : start + 256]))
         for id, row in moment.rows.items() if new else ():
             if row.columns["about"] in new and row.columns["departure"] is None:
                 moment.subjects[row.columns["about"]].append(id)
@@ -135,18 +135,19 @@ class QdrantSpace:
 
     def past(self, about: str | None = None) -> list[PastFact]:
         """The facts that left, in order; with `about`, those about this prompt or statement."""
-        self.load_all(*([] if about is None else [_about(about)]), past=True)
+        names = None if about is None else spellings(about)
+        self.load_all(*([] if names is None else [_about(names)]), past=True)
         left = [row for row in self.store.now.rows.values() if row.columns["departure"] is not None]
         left.sort(key=lambda row: row.columns["departure"])
-        facts = [self._fact(row) for row in left if about in (None, row.columns["about"])]
+        facts = [self._fact(row) for row in left if names is None or row.columns["about"] in names]
         return [fact for fact in facts if isinstance(fact, PastFact)]
 
     def conflicts(self, new: NewFact) -> list[Fact]:
         """The present facts that cannot stay beside `new`."""
-        about = new.subject[1]
-        self.load_subjects([about])
+        self.load_subjects([new.about])
         moment = self.store.now
-        rows = [moment.rows[id] for id in sorted(moment.subjects[about])]
+        ids = {id for name in spellings(new.about) for id in moment.subjects[name]}
+        rows = [moment.rows[id] for id in sorted(ids)]
         facts = [self._fact(row) for row in rows if row.columns["departure"] is None]
         return [fact for fact in facts if fact.conflicts_with(new)]
 
@@ -228,8 +229,8 @@ class QdrantSpace:
 _SUMMED = (*ENDING, "departure")
 
 
-def _about(subject: str) -> models.FieldCondition:
-    return models.FieldCondition(key="about", match=models.MatchValue(value=subject))
+def _about(names: Sequence[str]) -> models.FieldCondition:
+    return models.FieldCondition(key="about", match=models.MatchAny(any=list(names)))
 
 
 def _label(name: str, value: Any) -> str:
