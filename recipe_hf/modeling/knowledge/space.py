@@ -23,8 +23,10 @@ CONTENT = ("id", "statement", "prompt", "answer", "metadata", "valid_from", "val
 ENDING = ("ended_at", "reason", "replaced_by")
 _COLUMNS = (*CONTENT, "content_sum", *ENDING, "departure", "ending_sum")
 _SELECT = f"SELECT {', '.join(_COLUMNS)} FROM facts WHERE namespace = ?"
+# A plus keeps SQLite from going through all facts in their order, rather than to those about something.
 _CONFLICTING = """AND about IN (?, ?, ?) AND departure IS NULL AND (valid_until IS NULL OR valid_until > ?)
-AND (valid_from IS NULL OR ? IS NULL OR valid_from < ?) ORDER BY id"""
+AND (valid_from IS NULL OR ? IS NULL OR valid_from < ?) ORDER BY +id"""
+_PAST_ABOUT = "AND +departure IS NOT NULL AND about IN (?, ?, ?) ORDER BY +departure"
 _INSERT = f"INSERT INTO facts VALUES ({', '.join('?' * len(FACT_COLUMNS))})"
 
 
@@ -111,9 +113,8 @@ class Space:
         """The facts that left, in order; with `about`, those about this prompt or statement."""
         if about is None:
             found = self._facts("AND departure IS NOT NULL ORDER BY departure")
-        else:  # The plus keeps SQLite from going through all past facts in their order.
-            sql = "AND departure IS NOT NULL AND about IN (?, ?, ?) ORDER BY +departure"
-            found = self._facts(sql, spellings(about))
+        else:
+            found = self._facts(_PAST_ABOUT, spellings(about))
         return [fact for fact in found if isinstance(fact, PastFact)]
 
     def conflicts(self, new: NewFact) -> list[Fact]:
