@@ -8,9 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from .. import timestamps
 from ..facts import Fact, NewFact, PastFact, parse_facts
@@ -23,11 +21,12 @@ from .space import Space, namespaces
 from .store import Store
 from .vectors import check_vectors
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # torch takes seconds to import: it is, where a tensor is made.
+    from torch import Tensor
     from typing_extensions import Self
 
 OnConflict = Literal["replace", "keep", "error"]
-Encode = Callable[[list[str]], Tensor]
+Encode = Callable[[list[str]], "Tensor"]
 
 
 class KnowledgeBase(Persistence):
@@ -352,6 +351,8 @@ class KnowledgeBase(Persistence):
             KeyError: If an id is not that of a fact in the knowledge base.
             ValueError: If `ids` are not several ids.
         """
+        import torch
+
         chosen = checked_ids(ids)
         with self._store.view():
             return torch.from_numpy(self._space.keys(self[i].id for i in chosen))
@@ -382,6 +383,8 @@ class KnowledgeBase(Persistence):
 
         With `valid_only=False`, facts whose time has not come, or is over, are found too.
         """
+        import torch
+
         check_positive("k", k)
         with self._store.view():
             vectors = check_vectors("queries", queries, self.dim)

@@ -7,9 +7,6 @@ from collections.abc import Iterable, Mapping
 from numbers import Integral
 from typing import Any
 
-import numpy as np
-from torch import Tensor
-
 from ..facts import show
 
 
@@ -39,7 +36,7 @@ def checked_where(where: Any) -> dict[str, Any]:
 
 def as_id(id: Any) -> int | None:
     """`id` as an integer of Python, where it is one, also as NumPy or torch have them; otherwise None."""
-    if isinstance(id, (Tensor, np.ndarray)) and id.ndim == 0:
+    if _is_array(id) and id.ndim == 0:
         id = id.item()
     return int(id) if isinstance(id, Integral) and not isinstance(id, bool) else None
 
@@ -51,12 +48,17 @@ def checked_ids(ids: Any, or_one: bool = False) -> list[Any]:
     """
     if or_one and as_id(ids) is not None:
         ids = [ids]
-    is_scalar = isinstance(ids, (Tensor, np.ndarray)) and ids.ndim == 0
+    is_scalar = _is_array(ids) and ids.ndim == 0
     if isinstance(ids, (str, bytes, bytearray, memoryview, Mapping)) or not isinstance(ids, Iterable) or is_scalar:
         raise ValueError(f"ids must be the ids of facts, got {show(ids)}.")
-    if isinstance(ids, (Tensor, np.ndarray)):
+    if _is_array(ids):
         ids = ids.tolist()
     return [id if as_id(id) is None else as_id(id) for id in ids]
+
+
+def _is_array(value: Any) -> bool:
+    """Whether it is a tensor or an array, of torch, of NumPy, or of what is like them."""
+    return all(hasattr(value, name) for name in ("ndim", "item", "tolist"))
 
 
 def is_unicode(text: Any) -> bool:

@@ -9,7 +9,6 @@ from itertools import combinations, groupby
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
@@ -18,7 +17,7 @@ from safetensors.numpy import save as save_arrays
 from ..facts import Fact, PastFact
 from .files import read_file, read_manifest, write_files
 from .space import Space
-from .vectors import check_vectors
+from .vectors import check_array
 
 FACTS_FILE = "knowledge.jsonl"
 KEYS_FILE = "keys.safetensors"
@@ -123,9 +122,9 @@ class Contents:
         dim = manifest["dim"]
         keys = np.empty((0, 0), np.float32)
         if ids or dim is not None:  # Nobody said yet how wide the keys are to be.
-            keys = check_vectors("keys", torch.from_numpy(arrays["keys"]), dim, len(ids))
+            keys = check_array("keys", arrays["keys"], dim, len(ids))
         past_keys: Any = []
         if past_ids:
-            past_keys = check_vectors("past_keys", torch.from_numpy(arrays["past_keys"]), dim, len(past_ids))
+            past_keys = check_array("past_keys", arrays["past_keys"], dim, len(past_ids))
         fingerprint = manifest["encoder_fingerprint"]
         return cls(dim, next_id, fingerprint, facts, keys, past, dict(zip(past_ids, past_keys, strict=True)))

@@ -6,8 +6,6 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from usearch.index import MetricKind
-from usearch.index import search as usearch_search
 
 # No product, nor a sum of some of its terms, exceeds two to this power: it is finite in float32.
 _LARGEST_EXPONENT = 126
@@ -96,6 +94,9 @@ class KeyIndex:
         k = min(k, len(ids))
         if not k:
             return nothing(len(queries), 0, keys.shape[1])
+        from usearch.index import MetricKind
+        from usearch.index import search as usearch_search
+
         found = usearch_search(keys, self._scaled(queries), k, MetricKind.IP, exact=True, threads=threads)
         rows = np.sort(found.keys.astype(np.int64).reshape(len(queries), k), axis=1)
         scores = (keys[rows] * queries[:, None]).sum(-1)

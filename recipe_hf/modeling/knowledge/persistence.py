@@ -6,11 +6,9 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from huggingface_hub import CommitInfo
 from numpy.typing import NDArray
 
 from .. import timestamps
-from ..download import download
 from ..facts import Fact, PastFact
 from .contents import Contents
 from .exchange import write_facts
@@ -20,6 +18,7 @@ from .store import Store
 from .vectors import check_vectors
 
 if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
     from typing_extensions import Self
 
     from .base import Encode
@@ -172,6 +171,8 @@ class Persistence:
             OSError: If it cannot be found or read, or the connection breaks.
             ValueError: If a file is truncated, altered or of another format version.
         """
+        from ..download import download
+
         return cls.load(download(repo_id, ["knowledge/*"], repo_type=repo_type, **hub_kwargs) / "knowledge")
 
     # ------------------------------------------------------------------ copies

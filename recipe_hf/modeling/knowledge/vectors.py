@@ -1,11 +1,14 @@
-"""Keys and queries as they arrive: tensors to be checked, and kept as float32 arrays on the CPU."""
+"""Keys and queries as they arrive, to be checked, and kept as float32 arrays on the CPU."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: No number of a key or query is larger, so that dot products, and sums of them, are finite in float32.
 MAX_MAGNITUDE = 1e15
@@ -23,17 +26,29 @@ def check_vectors(name: str, vectors: Tensor, dim: int | None, count: int | None
     Raises:
         ValueError: If they are of another type or shape, or hold NaN or numbers beyond `MAX_MAGNITUDE`.
     """
-    shape = f"[{'b' if count is None else count}, {'dim' if dim is None else dim}]"
-    if not isinstance(vectors, Tensor) or not vectors.is_floating_point():
-        got = vectors.dtype if isinstance(vectors, Tensor) else type(vectors).__name__
-        raise ValueError(f"{name} must be a floating point tensor of shape {shape}, got {got}.")
-    fits = vectors.ndim == 2 and dim in (None, vectors.shape[1]) and count in (None, len(vectors)) and vectors.shape[1]
+    import torch
+
+    if not isinstance(vectors, torch.Tensor) or not vectors.is_floating_point():
+        got = vectors.dtype if isinstance(vectors, torch.Tensor) else type(vectors).__name__
+        raise ValueError(f"{name} must be a floating point tensor of shape {_shape(dim, count)}, got {got}.")
+    return check_array(name, vectors.detach().to("cpu", torch.float32).contiguous().numpy(), dim, count)
+
+
+def check_array(name: str, array: NDArray[Any], dim: int | None, count: int | None = None) -> NDArray[np.float32]:
+    """The same of what is an array already."""
+    if array.dtype.kind != "f":
+        raise ValueError(f"{name} must be a floating point tensor of shape {_shape(dim, count)}, got {array.dtype}.")
+    fits = array.ndim == 2 and dim in (None, array.shape[1]) and count in (None, len(array)) and array.shape[1]
     if not fits:
-        raise ValueError(f"{name} must have the shape {shape}, got {list(vectors.shape)}.")
-    array = vectors.detach().to("cpu", torch.float32).contiguous().numpy()
+        raise ValueError(f"{name} must have the shape {_shape(dim, count)}, got {list(array.shape)}.")
+    array = array.astype(np.float32, copy=False)
     if not np.abs(array).max(initial=0) <= MAX_MAGNITUDE:
         row, column = np.argwhere(~(np.abs(array) <= MAX_MAGNITUDE))[0]
         raise ValueError(
             f"{name} must be finite, and at most {MAX_MAGNITUDE:g} in size, got {array[row, column]} in row {row}."
         )
     return array
+
+
+def _shape(dim: int | None, count: int | None) -> str:
+    return f"[{'b' if count is None else count}, {'dim' if dim is None else dim}]"

@@ -7,8 +7,6 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from ...facts import parse_facts
 from ..base import KnowledgeBase, OnConflict
 from ..checks import check_namespace, checked_ids
@@ -19,6 +17,7 @@ from .space import QdrantSpace
 from .store import QdrantStore
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from typing_extensions import Self
 
 
