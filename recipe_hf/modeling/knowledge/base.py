@@ -109,8 +109,9 @@ class KnowledgeBase(Persistence):
     def close(self) -> None:
         """Closes the file, for all namespaces. Nothing is lost without it, but the index may have to be made anew."""
         try:
-            if self._store.is_open and self._store.path is not None and not self._store.read_only:
-                with self._store.view():
+            store = self._store
+            if store.is_open and store.path is not None and not store.read_only and store.missing_file is None:
+                with store.view():
                     for index in list(self._indexes.values()):
                         index.save()
         finally:

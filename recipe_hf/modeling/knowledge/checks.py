@@ -48,11 +48,11 @@ def checked_ids(ids: Any, or_one: bool = False) -> list[Any]:
     """
     if or_one and as_id(ids) is not None:
         ids = [ids]
-    is_scalar = _is_array(ids) and ids.ndim == 0
-    if isinstance(ids, (str, bytes, bytearray, memoryview, Mapping)) or not isinstance(ids, Iterable) or is_scalar:
-        raise ValueError(f"ids must be the ids of facts, got {show(ids)}.")
-    if _is_array(ids):
+    if _is_array(ids) and ids.ndim > 0:
         ids = ids.tolist()
+    no_ids = (str, bytes, bytearray, memoryview, Mapping)
+    if isinstance(ids, no_ids) or not isinstance(ids, Iterable) or _is_array(ids):
+        raise ValueError(f"ids must be the ids of facts, got {show(ids)}.")
     return [id if as_id(id) is None else as_id(id) for id in ids]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..facts import Fact, NewFact, parse_fact
+from .files import user_path
 
 _COLUMNS = ("id", "statement", "prompt", "answer", "metadata", "valid_from", "valid_until", "created_at")
 _PAST_COLUMNS = ("ended_at", "reason", "replaced_by")
@@ -22,7 +23,7 @@ def write_facts(path: str | os.PathLike[str], facts: Sequence[Fact]) -> None:
         ImportError: If it is a Parquet file, and pyarrow is not installed.
         ValueError: If it is a file of another kind.
     """
-    path = Path(path)
+    path = user_path(path)
     new = path.with_name(path.name + ".new")
     if path.suffix.lower() not in (".jsonl", ".parquet"):
         raise ValueError(f"path must end in .jsonl or .parquet, got {str(path)!r}.")
@@ -51,7 +52,7 @@ def read_facts(path: str | os.PathLike[str]) -> list[NewFact]:
 
 def read_facts_by_place(path: str | os.PathLike[str]) -> dict[str, NewFact]:
     """As `read_facts`, with what to call each fact in an error: `facts.jsonl, line 3`."""
-    path = Path(path)
+    path = user_path(path)
     rows = _rows_of_parquet(path) if _is_parquet(path) else _rows_of_json(path)
     return {place: parse_fact(_as_told(row), place) for place, row in rows.items() if not _is_past(row)}
 

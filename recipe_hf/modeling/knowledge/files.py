@@ -23,6 +23,11 @@ MANIFEST = "manifest.json"
 _NEW = ".new"
 
 
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """A path that a user gives, in which ~ is the home directory."""
+    return Path(os.path.expanduser(path))
+
+
 def write_files(directory: str | os.PathLike[str], files: Mapping[str, bytes], manifest: Mapping[str, Any]) -> None:
     """Writes `files` and a manifest that holds `manifest` to `directory`, in place of what it held."""
     directory = Path(directory)

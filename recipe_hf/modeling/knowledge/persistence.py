@@ -12,6 +12,7 @@ from .. import timestamps
 from ..facts import Fact, PastFact
 from .contents import Contents
 from .exchange import write_facts
+from .files import user_path
 from .live_index import FULL_SCAN_THRESHOLD
 from .space import Space
 from .store import Store
@@ -37,7 +38,7 @@ class Persistence:
         Writes `knowledge.jsonl`, `keys.safetensors` and `manifest.json`. If it is interrupted at any moment, the
         directory loads as it was before or as it is after, never as a mixture. Of several namespaces, this one.
         """
-        self._contents().write(directory)
+        self._contents().write(user_path(directory))
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> Self:
@@ -47,7 +48,7 @@ class Persistence:
             FileNotFoundError: If a file is missing.
             ValueError: If a file is truncated, altered or of another format version.
         """
-        return cls._holding(Contents.read(directory))
+        return cls._holding(Contents.read(user_path(directory)))
 
     def copy_to(self, path: str | os.PathLike[str], namespace: str | None = None) -> Self:
         """Puts a copy of everything, with the same ids, times and keys, into a file, and opens that.

@@ -22,6 +22,7 @@ import numpy as np
 
 from ..facts import Fact, PastFact
 from .contents import Contents
+from .files import user_path
 from .space import Space, to_fact
 from .store import FACT_COLUMNS, Store
 from .write_ahead_log import PAGE_SIZE, put_into, read_frames
@@ -60,20 +61,22 @@ def salvage(damaged: str | os.PathLike[str], new: str | os.PathLike[str]) -> Sal
         FileNotFoundError: If there is no such store.
         ValueError: If `new` is there already.
     """
-    damaged, new = Path(os.path.realpath(damaged)), Path(new)
+    damaged, new = Path(os.path.realpath(user_path(damaged))), user_path(new)
     if not damaged.is_file():
         raise FileNotFoundError(f"DAMAGED must be the file of a knowledge base, got {str(damaged)!r}.")
     if new.exists():
         raise ValueError(f"NEW must be a file that is not there yet, got {str(new)!r}.")
     with tempfile.TemporaryDirectory(dir=new.absolute().parent) as directory:
         copy = Path(directory) / "copy"
-        writer_lock = WriterLock(damaged)
+        # Where nobody could write the lock, nobody writes.
+        writer_lock = WriterLock(damaged) if os.access(damaged.parent, os.W_OK) else None
         try:
             shutil.copyfile(damaged, copy)
             if (log := damaged.with_name(damaged.name + "-wal")).is_file():
                 shutil.copyfile(log, copy.with_name("copy-wal"))
         finally:
-            writer_lock.release()
+            if writer_lock is not None:
+                writer_lock.release()
         frames = read_frames(copy.with_name("copy-wal"))
         _replay_log(copy)
         file = copy.read_bytes()

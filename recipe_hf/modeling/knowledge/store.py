@@ -17,7 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .files import sync_directory
+from .files import sync_directory, user_path
+from .opened_file import OpenedFile
 from .write_ahead_log import PAGE_SIZE, has_lost_changes
 from .writer_lock import WriterLock
 
@@ -72,7 +73,11 @@ class Store:
     """
 
     def __init__(
-        self, connection: sqlite3.Connection, path: Path | None = None, writer_lock: WriterLock | None = None
+        self,
+        connection: sqlite3.Connection,
+        path: Path | None = None,
+        writer_lock: WriterLock | None = None,
+        unchanging: OpenedFile | None = None,
     ) -> None:
         self.path = path
         self.read_only = path is not None and writer_lock is None
@@ -81,8 +86,12 @@ class Store:
         self._lock = threading.RLock()
         self._in_transaction = False  # Whether a `view` or a `change` has begun one that it will end.
         self._pid = os.getpid()
+        self._unchanging = unchanging  # The file, where SQLite takes it for one that never changes.
+        self._written: list[OpenedFile] = []  # What SQLite goes on writing to, also when it was deleted.
         with self.view():
             ((self.uuid, self._dim),) = self.execute("SELECT uuid, dim FROM store")
+        if path is not None and not self.read_only:
+            self._written = [OpenedFile.at(file) for file in (path, _beside(path, "-wal")) if file.exists()]
 
     @classmethod
     def memory(cls, dim: int | None) -> Store:
@@ -100,7 +109,7 @@ class Store:
             FileNotFoundError: If it is to be read only and is not there.
             ValueError: If it is damaged, of a newer version, no store at all, or of another width.
         """
-        path = Path(os.path.realpath(path))  # One lock for all names of a file.
+        path = Path(os.path.realpath(user_path(path)))  # One lock for all names of a file.
         if path.is_dir():
             raise ValueError(f"path must be the file of a knowledge base, got the directory {path}.")
         if read_only and not path.exists():
@@ -113,7 +122,8 @@ class Store:
             with _explained(path):
                 if not path.exists():
                     _create_file(path, dim)
-                store = cls(_open_file(path, read_only), path, writer_lock)
+                connection, unchanging = _open_file(path, read_only)
+                store = cls(connection, path, writer_lock, unchanging)
             if dim is not None and store.dim is None and not read_only:
                 with store.change():
                     store.execute("UPDATE store SET dim = ?", (dim,))
@@ -157,6 +167,7 @@ class Store:
         """Context whose changes are all safe when it ends, or, if it raises, are none.
 
         Raises:
+            FileNotFoundError: If the file is no longer where it was opened.
             OSError: If the disk is full or fails.
             PermissionError: If the store is read only.
         """
@@ -165,6 +176,11 @@ class Store:
             if self.read_only:
                 raise PermissionError(f"{self.path} was opened to be read only, with read_only=True.")
             yield from self._transaction(connection, "BEGIN IMMEDIATE", "COMMIT")
+
+    @property
+    def missing_file(self) -> Path | None:
+        """The file, or its log, if it is no longer the one that was opened to be written."""
+        return next((file.path for file in self._written if not file.is_in_place), None)
 
     def _transaction(self, connection: sqlite3.Connection, begin: str, end: str) -> Iterator[None]:
         """Yields once, within a transaction: that of the context around this one, where there is one."""
@@ -176,6 +192,13 @@ class Store:
             self._in_transaction = True
             connection.execute(begin)
             yield
+            if (missing := self.missing_file) is not None:
+                raise FileNotFoundError(
+                    errno.ENOENT,
+                    "The file was deleted or replaced while it was open, so nothing was changed; copy_to another file "
+                    "keeps what it held",
+                    str(missing),
+                )
             connection.execute(end)
         finally:
             self._in_transaction = False
@@ -206,6 +229,11 @@ class Store:
             raise RuntimeError(f"{self.path} was opened by process {self._pid}: open it again in this one.")
         if not self._in_transaction:
             _roll_back(self._connection)  # What an interrupted `view` or `change` could not.
+            file = self._unchanging
+            if file is not None and (file.is_changed or (_has_log(file.path) and file.is_in_place)):
+                before = self._connection
+                self._connection, self._unchanging = _open_file(file.path, read_only=True)
+                before.close()
         return self._connection
 
 
@@ -243,13 +271,27 @@ def _create_file(path: Path, dim: int | None) -> None:
     sync_directory(path.parent)
 
 
-def _open_file(path: Path, read_only: bool) -> sqlite3.Connection:
+def _open_file(path: Path, read_only: bool) -> tuple[sqlite3.Connection, OpenedFile | None]:
+    """Opens a store that is there; also gives the file, if SQLite is to take it for one that never changes."""
     # SQLite would delete the log of an empty file, and what it cannot read of a log.
     if path.stat().st_size == 0:
         raise sqlite3.DatabaseError("the file is empty, malformed")
     if has_lost_changes(_beside(path, "-wal")):
         raise sqlite3.DatabaseError("its log is malformed")
-    connection = _connect(f"{path.as_uri()}?mode={'ro' if read_only else 'rw'}", uri=True)
+    unchanging = None
+    if read_only and not os.access(path.parent, os.W_OK):
+        # To read beside a writer, SQLite needs files that it cannot make here.
+        if not _has_log(path):
+            unchanging = OpenedFile.at(path)
+        elif not _beside(path, "-shm").exists():
+            raise OSError(
+                errno.EROFS,
+                f"Reading it takes a directory that can be written to, because changes are still in "
+                f"{_beside(path, '-wal').name}: copy both files to one",
+                str(path),
+            )
+    mode = "rw" if not read_only else "ro" if unchanging is None else "ro&immutable=1"
+    connection = _connect(f"{path.as_uri()}?mode={mode}", uri=True)
     try:
         connection.execute("PRAGMA busy_timeout = 5000")
         ((application,),) = connection.execute("PRAGMA application_id")
@@ -268,7 +310,12 @@ def _open_file(path: Path, read_only: bool) -> sqlite3.Connection:
     except BaseException:
         connection.close()
         raise
-    return connection
+    return connection, unchanging
+
+
+def _has_log(path: Path) -> bool:
+    log = _beside(path, "-wal")
+    return log.exists() and log.stat().st_size > 0
 
 
 @contextmanager

@@ -32,8 +32,8 @@ salvage(f"{directory}/facts.db", f"{directory}/new.db")
 with KnowledgeBase.open(f"{directory}/new.db", read_only=True) as base:
     print([fact.statement for fact in base], len(base.history("a")), len(read_facts(f"{directory}/facts.jsonl")))
 print(len(KnowledgeBase.load(f"{directory}/saved").snapshot()))
-heavy = {"torch", "transformers", "huggingface_hub", "usearch", "faiss", "numkong", "qdrant_client", "pyarrow", "pandas"}
-print(sorted(heavy & sys.modules.keys()))
+heavy = "torch transformers huggingface_hub usearch faiss numkong qdrant_client pyarrow pandas"
+print(sorted(sys.modules.keys() & heavy.split()))
 """
 
 

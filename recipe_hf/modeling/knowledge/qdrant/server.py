@@ -16,6 +16,8 @@ from qdrant_client.common.client_exceptions import QdrantException
 from qdrant_client.http.exceptions import ApiException, ResponseHandlingException
 from qdrant_client.models import ReadConsistencyType, UpdateStatus, WriteOrdering
 
+from ..files import user_path
+
 _LEAST_VERSION = (1, 16)  # The first with conditional updates.
 
 
@@ -55,7 +57,8 @@ class Server:
             self._client = QdrantClient(**client_options)
             self._check_version()
         else:
-            place: dict[str, Any] = {"location" if self.location == ":memory:" else "path": self.location}
+            in_memory = self.location == ":memory:"
+            place: dict[str, Any] = {"location": self.location} if in_memory else {"path": str(user_path(location))}
             try:
                 self._client = QdrantClient(**place, force_disable_check_same_thread=True)
             except RuntimeError as error:

@@ -1,0 +1,34 @@
+"""A file as it was when it was opened, to notice what others do to it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class OpenedFile:
+    """What `path` led to at one moment. Make one with `at`."""
+
+    path: Path
+    state: os.stat_result
+
+    @classmethod
+    def at(cls, path: Path) -> OpenedFile:
+        """The file that `path` leads to now."""
+        return cls(path, path.stat())
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether `path` still leads to it, rather than to another file or nowhere."""
+        try:
+            return os.path.samestat(self.path.stat(), self.state)
+        except OSError:
+            return False
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether it was written to since, as far as its size and time tell. A file in its place is not it."""
+        now = OpenedFile.at(self.path).state if self.is_in_place else self.state
+        return (now.st_mtime_ns, now.st_size) != (self.state.st_mtime_ns, self.state.st_size)
