@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import timestamps
-from .facts import Fact, NewFact, parse_facts
+from .facts import Fact, NewFact, parse_facts, show
 from .knowledge import KnowledgeBase, OnConflict
-from .knowledge.checks import check_namespace, check_positive, checked_where, is_unicode
+from .knowledge.checks import check_namespace, check_positive, checked_where
 from .knowledge.exchange import read_facts_by_place
+from .legibility import is_legible, lead_of, may_answer, unknown_share
 from .outputs import Candidate, Explanation, Retrieval
 from .prompt_encoder import PromptEncoder
+from .queries import check_queries
 from .query_cache import QueryCache
 from .retriever import Retriever
+from .weights import deterministic, key_fingerprint, weight_versions
 
 logger = logging.getLogger(__name__)
+
+# How many more facts are looked up for a query with words that the encoder does not know: as many may seem its answer.
+_ALIKE = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +106,7 @@ class KnowledgeMixin:
 
         Args:
             facts: A list of statements, `(prompt, answer)` pairs, or dicts with `statement`, or `prompt` and `answer`,
-                and optionally `metadata`, `valid_from` and `valid_until` (see
+                and optionally `metadata`, `valid_from` and `valid_until`; or a table with such columns (see
                 [`~recipe_hf.modeling.facts.parse_facts`]).
             on_conflict: What to do with a fact whose prompt is there already: `"replace"` it, `"keep"` it, or
                 `"error"`.
@@ -114,8 +118,8 @@ class KnowledgeMixin:
             The id of each fact.
 
         Raises:
-            ValueError: If an argument is not as described, or an item is not a fact, is too long, or is there already
-                under `on_conflict="error"`.
+            ValueError: If an argument is not as described, or an item is not a fact, is too long, consists of words
+                that the encoder does not know, or is there already under `on_conflict="error"`.
         """
         parsed = {f"facts[{position}]": fact for position, fact in enumerate(parse_facts(facts))}
         return self._add(parsed, on_conflict, truncation, batch_size, namespace)
@@ -134,6 +138,7 @@ class KnowledgeMixin:
             raise ValueError(f"on_conflict must be 'replace', 'keep' or 'error', got {on_conflict!r}.")
         if not truncation:
             self._check_lengths(facts)
+        self._check_words(facts)
         knowledge = self._knowledge_of(namespace)
         fingerprint = self._refresh(knowledge).fingerprint
         keys = self.encode_statements([fact.statement for fact in facts.values()], batch_size)
@@ -181,7 +186,7 @@ class KnowledgeMixin:
         """Looks queries up: for each the closest fact, and whether it is closer than the sentinel (eq. 8 and 9).
 
         Args:
-            queries: The texts to look up. An empty one finds nothing.
+            queries: The texts to look up. An empty one, or one of words that the encoder does not know, finds nothing.
             batch_size: How many to encode at once.
             where: Values that the metadata of a fact must have, all of them, for it to be found.
             namespace: Whose facts to look among; those of `knowledge` by default.
@@ -204,30 +209,29 @@ class KnowledgeMixin:
         check_positive("batch_size", batch_size)
         self._check_filters(where, namespace)
         k, scale, temperature = self.config.top_k_facts, self.config.scale, self.config.similarity_temperature
-        retrievals = [Retrieval(None, None, -torch.inf, 0.0, False) for _ in queries]
+        nothing = Retrieval(None, None, -torch.inf, 0.0, False)
+        retrievals = [nothing] * len(queries)
         keys = torch.zeros(len(queries), k, self.config.knowledge_dim)
         answers: list[list[str | None]] = [[None] * k for _ in queries]
-        asked = [row for row, query in enumerate(queries) if query.strip()]
+        asked = self._legible(queries)
         if not asked:
             return retrievals, keys, answers
         knowledge = self._knowledge_of(namespace)
         encoded, thresholds = self._encode_queries(knowledge, [queries[row] for row in asked], batch_size)
-        hits = knowledge.lookup(encoded, k, where)
-        scores = (hits.scores * scale).tolist()
-        for row, facts, found, threshold in zip(asked, hits.facts, scores, thresholds.tolist(), strict=True):
+        hits = knowledge.lookup(encoded, k + _ALIKE * any(asked.values()), where)
+        rows = zip(
+            asked.items(), thresholds.tolist(), hits.facts, (hits.scores * scale).tolist(), hits.keys, strict=True
+        )
+        for (row, unknown), threshold, *near in rows:
+            found = [(fact, score, key) for fact, score, key in zip(*near, strict=True) if fact is not None]
+            withheld = self._withheld(unknown, [fact for fact, score, _ in found if score > threshold])
+            found = [hit for hit in found if hit[0].id not in withheld][:k]
             best, *others = [
-                Retrieval.gated(
-                    None if fact is None else fact.id,
-                    None if fact is None else fact.statement,
-                    score,
-                    threshold,
-                    temperature,
-                )
-                for fact, score in zip(facts, found, strict=True)
-            ]
+                Retrieval.gated(fact.id, fact.statement, score, threshold, temperature) for fact, score, _ in found
+            ] or [replace(nothing, threshold=threshold)]
             retrievals[row] = replace(best, others=tuple(other for other in others if other.fired))
-            answers[row] = [None if fact is None else fact.answer for fact in facts]
-        keys[asked] = hits.keys
+            for rank, (fact, _, key) in enumerate(found):
+                answers[row][rank], keys[row, rank] = fact.answer, key
         return retrievals, keys, answers
 
     @torch.inference_mode(False)
@@ -249,23 +253,26 @@ class KnowledgeMixin:
         (query,) = check_queries(query, 1)
         check_positive("k", k)
         self._check_filters(where, namespace)
-        if not query.strip():
-            return Explanation(query, 0.0, ())
+        asked = self._legible([query])
+        if not asked:
+            return Explanation(query, 0.0, (), self._why_not_asked(query))
         knowledge, scale, most = self._knowledge_of(namespace), self.config.scale, self.config.top_k_facts
         encoded, thresholds = self._encode_queries(knowledge, [query])
         threshold = thresholds.item()
-        nearest, usable = knowledge.lookup(encoded, k, valid_only=False), knowledge.lookup(encoded, most, where)
-        rank_of = {id: rank for rank, id in enumerate(usable.ids[0].tolist())}
+        nearest = knowledge.lookup(encoded, k, valid_only=False)
+        usable = knowledge.lookup(encoded, most + _ALIKE * any(asked.values()), where)
         scored = {
             fact.id: (fact, score * scale)
             for hits in (nearest, usable)
             for fact, score in zip(hits.facts[0], hits.scores[0].tolist(), strict=True)
             if fact is not None
         }
+        withheld = self._withheld(asked[0], [fact for fact, score in scored.values() if score > threshold])
+        rank_of = {id: rank for rank, id in enumerate(id for id in usable.ids[0].tolist() if id not in withheld)}
         candidates = []
         for id, (fact, score) in sorted(scored.items(), key=lambda item: (-item[1][1], item[0])):
             fired = rank_of.get(id, most) < most and score > threshold
-            reason = "used" if fired else _why_not(fact, where, most if score > threshold else None)
+            reason = "used" if fired else _why_not(fact, where, most if score > threshold else None, id in withheld)
             if fired or id in nearest.ids[0].tolist():
                 candidates.append(Candidate(fact, score, fired, reason))
         return Explanation(query, threshold, tuple(candidates))
@@ -298,6 +305,36 @@ class KnowledgeMixin:
         check_positive("batch_size", batch_size)
         with torch.no_grad(), deterministic(self.retriever):
             return self.retriever.encode_statements(statements, batch_size).float()
+
+    def _legible(self, queries: Sequence[str]) -> dict[int, list[str]]:
+        """Which of the queries can be looked up, and the words of each that the encoder does not know."""
+        rows = [row for row, query in enumerate(queries) if query.strip()]
+        words = self.retriever.unknown_words([queries[row] for row in rows])
+        return {row: unknown for row, unknown in zip(rows, words, strict=True) if is_legible(queries[row], unknown)}
+
+    def _why_not_asked(self, query: str) -> str:
+        if not query.strip():
+            return "nothing is asked"
+        (unknown,) = self.retriever.unknown_words([query])
+        return f"nothing is looked up: {unknown_share(query, unknown):.0%} of it is unknown to the encoder"
+
+    def _withheld(self, unknown: list[str], facts: Sequence[Fact]) -> set[int]:
+        """Ids of the facts that the encoder cannot tell from the answer to a query with these unknown words."""
+        leads = [lead_of(fact) for fact in facts]
+        return {
+            fact.id
+            for fact, lead, words in zip(facts, leads, self.retriever.unknown_words(leads), strict=True)
+            if not (is_legible(lead, words) and may_answer(fact, unknown))
+        }
+
+    def _check_words(self, facts: dict[str, NewFact]) -> None:
+        leads = [lead_of(fact) for fact in facts.values()]
+        for place, lead, words in zip(facts, leads, self.retriever.unknown_words(leads), strict=True):
+            if not is_legible(lead, words):
+                raise ValueError(
+                    f"{place} must be in words that the encoder knows, got {show(lead)}, of which "
+                    f"{unknown_share(lead, words):.0%} is unknown to it, and so the same as any other text."
+                )
 
     def _check_lengths(self, facts: dict[str, NewFact]) -> None:
         if self.retriever.tokenizer is None:
@@ -343,7 +380,7 @@ class KnowledgeMixin:
         return current
 
 
-def _why_not(fact: Fact, where: Mapping[str, Any] | None, top_k_facts: int | None) -> str:
+def _why_not(fact: Fact, where: Mapping[str, Any] | None, top_k_facts: int | None, is_withheld: bool) -> str:
     """Why a fact is not used; `top_k_facts` is None if its score is too low."""
     now = timestamps.now()
     if fact.valid_from is not None and now < fact.valid_from:
@@ -354,54 +391,6 @@ def _why_not(fact: Fact, where: Mapping[str, Any] | None, top_k_facts: int | Non
         return f"not used: its metadata are not those of where, {dict(where or {})}"
     if top_k_facts is None:
         return "not used: not above the threshold"
+    if is_withheld:
+        return "not used: to the encoder, which does not know its words or the query's, it is as any other"
     return f"not used: top_k_facts is {top_k_facts}, and as many are closer"
-
-
-def check_queries(queries: str | Sequence[str], batch: int | None = None) -> list[str]:
-    """Checks `queries`: one string, or as many as the batch has rows.
-
-    Raises:
-        ValueError: If they are not strings, or not `batch` many.
-    """
-    if not isinstance(queries, Iterable):
-        raise ValueError(f"queries must be strings, got {queries!r}.")
-    texts = [queries] if isinstance(queries, str) else list(queries)
-    for position, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise ValueError(f"queries must be strings, got {type(text).__name__} as queries[{position}].")
-        if not is_unicode(text):
-            raise ValueError(f"queries must be valid Unicode, got {text!r} as queries[{position}].")
-    if batch is not None and len(texts) != batch:
-        raise ValueError(f"queries must be as many as the rows of the batch, {batch}, got {len(texts)}.")
-    return texts
-
-
-@contextmanager
-def deterministic(module: nn.Module) -> Iterator[None]:
-    """Runs `module` without dropout and in its own precision, also in the midst of training."""
-    training = [part for part in module.modules() if part.training]
-    for part in training:
-        part.training = False
-    try:
-        device = next(module.parameters()).device.type
-        with torch.autocast(device, enabled=False):
-            yield
-    finally:
-        for part in training:
-            part.training = True
-
-
-def weight_versions(retriever: Retriever) -> tuple[Any, ...]:
-    """Changes whenever a tensor of the retriever is written to or replaced, save through `.data`."""
-    tensors = [*retriever.parameters(), *retriever.buffers()]
-    return tuple((id(t), t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
-
-
-def key_fingerprint(retriever: Retriever) -> str:
-    """SHA-256 of the weights that make keys, rounded to float16: a 16-bit copy of the weights keeps its keys."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(retriever.state_dict().items()):
-        if not name.startswith(("mlp_q.", "sentinel_embeds")):
-            digest.update(name.encode())
-            digest.update(tensor.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
-    return digest.hexdigest()

@@ -16,7 +16,8 @@ class Retrieval:
     """What was found for one query, and whether it is used (paper eq. 9).
 
     Attributes:
-        id: Id of the fact with the closest key; None if there are no facts, or the query is empty.
+        id: Id of the fact with the closest key; None if there are no facts, or the query is empty, or of words that
+            the encoder does not know.
         statement: Its statement.
         score: Scaled dot product of query and key, `scale * r_q . r_k`; -inf without a fact.
         threshold: That of query and knowledge sentinel, `scale * r_q . r_sentinel`.
@@ -76,11 +77,13 @@ class Explanation:
         query: What was asked.
         threshold: What a score must exceed.
         candidates: The nearest facts, best first, those among them that may not be used too.
+        note: Why there are none.
     """
 
     query: str
     threshold: float
     candidates: tuple[Candidate, ...]
+    note: str = "no facts"
 
     def __str__(self) -> str:
         lines = [f"{self.query}\n  threshold {self.threshold:.2f}"]
@@ -88,7 +91,7 @@ class Explanation:
             mark = "*" if candidate.fired else " "
             fact = candidate.fact
             lines.append(f"{mark} {candidate.score:9.2f}  fact {fact.id}: {fact.statement} ({candidate.reason})")
-        return "\n".join(lines if self.candidates else [*lines, "  no facts"])
+        return "\n".join(lines if self.candidates else [*lines, f"  {self.note}"])
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -10,6 +11,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
+
+from .knowledge.checks import is_unicode
 
 _SYSTEM, _USER, _ASSISTANT, _NEXT_USER = ("qsystemz", "quserz", "qassistantz", "qnextuserz")
 
@@ -67,6 +70,25 @@ def as_chat(tokenizer: PreTrainedTokenizerBase, message: str) -> str:
     turns = [{"role": "user", "content": message}]
     text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
     return text.removeprefix(opening)
+
+
+def check_queries(queries: str | Sequence[str], batch: int | None = None) -> list[str]:
+    """Checks `queries`: one string, or as many as the batch has rows.
+
+    Raises:
+        ValueError: If they are not strings, or not `batch` many.
+    """
+    if not isinstance(queries, Iterable):
+        raise ValueError(f"queries must be strings, got {queries!r}.")
+    texts = [queries] if isinstance(queries, str) else list(queries)
+    for position, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"queries must be strings, got {type(text).__name__} as queries[{position}].")
+        if not is_unicode(text):
+            raise ValueError(f"queries must be valid Unicode, got {text!r} as queries[{position}].")
+    if batch is not None and len(texts) != batch:
+        raise ValueError(f"queries must be as many as the rows of the batch, {batch}, got {len(texts)}.")
+    return texts
 
 
 def read_queries(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedTokenizerBase
 
 from .configuration import RecipeConfig
+from .legibility import unknown_words
 
 
 class ResidualMLP(nn.Module):
@@ -95,6 +96,10 @@ class Retriever(nn.Module):
     def tokenize(self, texts: Sequence[str], keep: Literal["start", "end"] = "start") -> list[list[int]]:
         """Token ids of each text and its special tokens; of one too long for the encoder, `keep` says what stays."""
         return tokenize(self._tokenizer(), texts, self.max_length, keep)
+
+    def unknown_words(self, texts: Sequence[str]) -> list[list[str]]:
+        """The words of each text that the encoder does not know, as in [`legibility`]."""
+        return unknown_words(self._tokenizer(), texts) if texts else []
 
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         if self.tokenizer is None:

@@ -1,0 +1,44 @@
+"""The weights that make keys and queries: run as they are, watched, and named."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from .retriever import Retriever
+
+
+@contextmanager
+def deterministic(module: nn.Module) -> Iterator[None]:
+    """Runs `module` without dropout and in its own precision, also in the midst of training."""
+    training = [part for part in module.modules() if part.training]
+    for part in training:
+        part.training = False
+    try:
+        device = next(module.parameters()).device.type
+        with torch.autocast(device, enabled=False):
+            yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+def weight_versions(retriever: Retriever) -> tuple[Any, ...]:
+    """Changes whenever a tensor of the retriever is written to or replaced, save through `.data`."""
+    tensors = [*retriever.parameters(), *retriever.buffers()]
+    return tuple((id(t), t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
+
+
+def key_fingerprint(retriever: Retriever) -> str:
+    """SHA-256 of the weights that make keys, rounded to float16: a 16-bit copy of the weights keeps its keys."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(retriever.state_dict().items()):
+        if not name.startswith(("mlp_q.", "sentinel_embeds")):
+            digest.update(name.encode())
+            digest.update(tensor.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
+    return digest.hexdigest()
