@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -78,7 +78,7 @@ def check_queries(queries: str | Sequence[str], batch: int | None = None) -> lis
     Raises:
         ValueError: If they are not strings, or not `batch` many.
     """
-    if not isinstance(queries, Iterable):
+    if isinstance(queries, (bytes, Mapping)) or not isinstance(queries, Iterable):
         raise ValueError(f"queries must be strings, got {queries!r}.")
     texts = [queries] if isinstance(queries, str) else list(queries)
     for position, text in enumerate(texts):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta, timezone
+from datetime import date, datetime, time, timedelta, timezone
 from typing import Any
 
 
@@ -16,17 +16,19 @@ def to_timestamp(value: Any, name: str) -> str:
     """A date, or a date and time, as the text that facts carry. Without a time zone it is taken as UTC.
 
     Args:
-        value: A `datetime`, or a string in ISO 8601.
+        value: A `datetime`, a `date`, or a string in ISO 8601.
         name: What to call it in the error.
 
     Raises:
-        ValueError: If it is neither.
+        ValueError: If it is none of these.
 
     >>> to_timestamp("2026-05-01T12:00+02:00", "valid_from")
     '2026-05-01T10:00:00.000000+00:00'
     """
     try:
         moment = datetime.fromisoformat(value.replace("Z", "+00:00")) if isinstance(value, str) else value
+        if type(moment) is date:
+            moment = datetime.combine(moment, time())
         return _format(moment.replace(tzinfo=moment.tzinfo or timezone.utc).astimezone(timezone.utc))
     except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(

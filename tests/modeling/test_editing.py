@@ -95,6 +95,8 @@ def test_bad_facts_change_nothing(model, items, error, message):
         (lambda model: model.add_knowledge(["new"], batch_size=0), "batch_size must be a positive integer, got 0"),
         (lambda model: model.add_knowledge(["new"], batch_size=-1), "batch_size must be a positive integer, got -1"),
         (lambda model: model.retrieve(["a", "\ud800"]), r"queries must be valid Unicode, got .* as queries\[1\]"),
+        (lambda model: model.retrieve(b"a"), "queries must be strings, got b'a'"),
+        (lambda model: model.retrieve({"a": "b"}), "queries must be strings, got {'a': 'b'}"),
         (lambda model: model.retrieve([""], where=5), "where must be a dict of names and JSON values, .* got 5"),
         (lambda model: model.retrieve([""], namespace=7), "namespace must be a string, got 7"),
         (lambda model: model.explain(" ", k="x"), "k must be a positive integer, got 'x'"),

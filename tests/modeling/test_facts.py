@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from datetime import date, datetime
+
 import pytest
 
 from recipe_hf.modeling.facts import Fact, NewFact, comparable, compose_statement, parse_facts
@@ -112,6 +114,12 @@ def test_a_fact_that_ended_before_another_was_added_is_no_conflict():
         (fact("2019-06-01", valid_from="2020-01-01"), False),
     ]:
         assert ended.conflicts_with(other) == other.conflicts_with(ended) == expected
+
+
+def test_a_time_may_be_a_date():
+    for day in (date(2026, 5, 1), datetime(2026, 5, 1), "2026-05-01", "2026-05-01T02:00+02:00"):
+        (fact,) = parse_facts([{"statement": "a", "valid_from": day}])
+        assert fact.valid_from == "2026-05-01T00:00:00.000000+00:00"
 
 
 def test_metadata_is_copied():
