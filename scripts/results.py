@@ -23,7 +23,7 @@ import typer
 
 from recipe_hf.datasets import load_examples
 from recipe_hf.evaluation.editing import Trial
-from recipe_hf.evaluation.efficiency import machine
+from recipe_hf.evaluation.inputs import machine
 from recipe_hf.evaluation.records import write_record
 from recipe_hf.evaluation.summary import failures, summarize_record
 from recipe_hf.modeling.facts import compose_statement

@@ -14,10 +14,10 @@ from ..teacher_forcing import tokenize_rows
 from .comparison_report import comparison_record, result_line
 from .editing import Trial, accuracy_of
 from .editors import EDITORS, Editor, EditorOptions
+from .inputs import describe_rows, machine, model_settings, run_settings
 from .protocols import PROTOCOLS, Protocol, find_protocol
 from .questions import KINDS, Question
-from .records import read_record, write_record
-from .run import digest, model_settings
+from .records import check_same, read_record, write_record
 from .saying import EXTRA_TOKENS
 
 if TYPE_CHECKING:
@@ -109,15 +109,16 @@ class Comparison:
         return rows[-max(num_edits, self.num_validation) :], rows[-self.num_validation :]
 
     def settings(self, model: RecipeForCausalLM) -> dict[str, Any]:
-        """What the results depend on, as plain values, but for the editors, numbers of edits and seeds."""
+        """What all results depend on, as plain values. Those of an editor also do on its own `EditorKind.inputs`."""
         return {
             "dataset": self.dataset,
-            "facts": f"{len(self.examples)}, SHA-256 {digest([repr(example) for example in self.examples])}",
-            "validation": f"{len(self.validation)}, SHA-256 {digest([repr(row) for row in self.validation])}",
+            "facts": describe_rows(self.examples),
+            "validation": describe_rows(self.validation),
             "num_validation": self.num_validation,
             "protocols": list(self.protocols),
             "num_questions": self.num_questions,
             "options": asdict(self.options),
+            "machine": machine(),
             **model_settings(model),
         }
 
@@ -151,9 +152,13 @@ def run_comparison(
     """
     if model.tokenizer is None:
         raise RuntimeError("The model has no tokenizer of its base: set model.tokenizer.")
-    settings = {"command": command} | comparison.settings(model) | {"batch_size": batch_size}
+    settings = run_settings(command, **comparison.settings(model), batch_size=batch_size)
     record = None if output is None else read_record(output, settings)
     results = [] if record is None else list(record["results"])
+    inputs = {name: EDITORS[name].inputs(comparison.options) for _, name, _ in comparison.cells}
+    if output is not None:
+        held = {result["editor"]: result["inputs"] for result in results if result["editor"] in inputs}
+        check_same(output, held, {name: inputs[name] for name in held})
     done = {(r["facts"], r["editor"], r["seed"]) for r in results}
     for number in comparison.num_edits:
         left_out = [name for name in comparison.editors if not comparison.takes_part(name, number)]
@@ -166,7 +171,8 @@ def run_comparison(
             kind = EDITORS[name]
             editor = kind.make(model, comparison.options)
             found = _measure(editor, trial, comparison, unedited, batch_size, tuned=kind.is_tuned)
-            results += [{"facts": number, "editor": name, "seed": seed} | result for result in found]
+            head = {"facts": number, "editor": name, "seed": seed, "inputs": inputs[name]}
+            results += [head | result for result in found]
             if output is not None:
                 write_record(output, comparison_record(settings, results))
             report(result_line(results[-len(found) :]))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,9 +17,9 @@ import torch
 from ..datasets import EditExample
 from ..modeling.knowledge import KnowledgeBase
 from .held import hold_together
+from .inputs import describe_rows, machine, model_settings, run_settings
 from .records import read_record, write_record
 from .report import markdown_rows
-from .run import digest, model_settings
 
 if TYPE_CHECKING:
     from ..modeling.model import RecipeForCausalLM
@@ -65,13 +63,16 @@ def measure_efficiency(
     wrong = [number for number in num_edits if not 1 <= number <= len(examples)]
     if wrong or not num_edits:
         raise ValueError(f"num_edits must be between 1 and the {len(examples)} facts at hand, got {wrong}.")
-    settings = {
+    settings = run_settings(
+        "efficiency",
         **model_settings(model),
-        "facts": f"{len(examples)}, SHA-256 {digest([repr(example) for example in examples])}",
-        "new_tokens": new_tokens,
-        "repeats": repeats,
-    }
-    record = (output and read_record(output, settings)) or {"settings": settings, "machine": machine(), "rows": {}}
+        facts=describe_rows(examples),
+        new_tokens=new_tokens,
+        repeats=repeats,
+        machine=machine(),
+    )
+    new = {"settings": settings, "machine": settings["machine"], "rows": {}}
+    record: dict[str, Any] = (output and read_record(output, settings)) or new
     remembered, model.query_cache_size = model.query_cache_size, 0  # What is timed includes encoding the query.
     try:
         with hold_together(model, examples[: min(10, len(examples))]):  # Nothing is timed the first time it runs.
@@ -84,19 +85,6 @@ def measure_efficiency(
     finally:
         model.query_cache_size = remembered
     return record
-
-
-def machine() -> str:
-    """The machine, in words: threads of PyTorch, processor and memory."""
-    name = platform.processor() or platform.machine()
-    cpu_info = Path("/proc/cpuinfo")
-    if cpu_info.exists():
-        lines = cpu_info.read_text().splitlines()
-        models = [line.partition(":")[2] for line in lines if line.startswith("model name")]
-        name = models[0].strip() if models else name
-    gigabytes = psutil.virtual_memory().total / 2**30
-    device = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{torch.get_num_threads()} threads on {os.cpu_count()} cores of {name}{device}, {gigabytes:.0f} GiB"
 
 
 def _measure(

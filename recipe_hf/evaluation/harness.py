@@ -5,7 +5,9 @@ The tasks named `local_...` read files on disk and word their prompts as lm-eval
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +19,9 @@ from ..datasets import EditExample
 from ..modeling.outputs import Retrieval
 from ..modeling.queries import read_queries
 from .held import hold_together
-from .records import read_record, write_record
+from .inputs import describe_file, describe_rows, digest, model_settings, run_settings
+from .records import check_same, read_record, write_record
 from .report import markdown_rows
-from .run import digest, model_settings
 
 try:
     import lm_eval
@@ -141,6 +143,17 @@ def load_task(name: str, data: Path) -> str | dict[str, Any]:
     }
 
 
+def _task_inputs(task: str | dict[str, Any]) -> dict[str, str]:
+    """What the figures of a task depend on beside the settings of the run: how a local one is worded, and its rows."""
+    if isinstance(task, str):
+        return {}
+    wording = {name: value for name, value in task.items() if name != "dataset_kwargs"}
+    return {
+        "wording": digest([json.dumps(wording, sort_keys=True)]),
+        "data": describe_file(Path(task["dataset_kwargs"]["data_files"]["test"])),
+    }
+
+
 def run_harness(
     model: RecipeForCausalLM,
     tasks: Sequence[str],
@@ -153,7 +166,8 @@ def run_harness(
 ) -> dict[str, Any]:
     """Puts tasks to the base, and to the model that holds facts.
 
-    The base is the same model without a fact. What is finished is read from `output` rather than done again.
+    The base is the same model without a fact. What is finished is read from `output` rather than done again, where
+    all that its figures depend on is as it was: the files of the local tasks in it too.
 
     Args:
         model: The model. Its knowledge is the same afterwards.
@@ -166,23 +180,31 @@ def run_harness(
         output: JSON file.
 
     Returns:
-        `settings`, and for each task its metrics (percent, with standard errors) without and with facts, how many
-        rows were scored otherwise, and how many queries were looked up and used a fact.
+        `settings`, and for each task its inputs, its metrics (percent, with standard errors) without and with facts,
+        how many rows were scored otherwise, and how many queries were looked up and used a fact.
 
     Raises:
         ValueError: If no task or fact is given, a task is unknown, its file is missing, or `output` holds another run.
     """
     if not tasks or not facts:
         raise ValueError(f"tasks and facts must not be empty, got {len(tasks)} tasks and {len(facts)} facts.")
-    settings = {
+    settings = run_settings(
+        "harness",
         **model_settings(model),
-        "facts": f"{len(facts)}, SHA-256 {digest([repr(fact) for fact in facts])}",
-        "limit": limit,
-        "num_fewshot": num_fewshot,
-        "batch_size": batch_size,
-    }
-    record = (output and read_record(output, settings)) or {"settings": settings, "tasks": {}}
-    missing = {name: load_task(name, data) for name in tasks if name not in record["tasks"]}
+        facts=describe_rows(facts),
+        limit=limit,
+        num_fewshot=num_fewshot,
+        batch_size=batch_size,
+        lm_eval=version("lm_eval"),
+    )
+    record: dict[str, Any] = (output and read_record(output, settings)) or {"settings": settings, "tasks": {}}
+    done = record["tasks"]
+    given = {name: load_task(name, data) for name in (*done, *tasks)}
+    inputs = {name: _task_inputs(task) for name, task in given.items()}
+    if output is not None:
+        held_inputs = {name: found["inputs"] for name, found in done.items()}
+        check_same(output, held_inputs, {name: inputs[name] for name in done})
+    missing = {name: task for name, task in given.items() if name not in done}
     manager = TaskManager(include_defaults=not set(missing) <= set(LOCAL_TASKS))
     unknown = [name for name in missing if name not in LOCAL_TASKS and name not in manager.all_tasks]
     if unknown:
@@ -196,7 +218,7 @@ def run_harness(
                 runs[side] = lm_eval.simple_evaluate(
                     lm, tasks=[task], limit=limit, num_fewshot=num_fewshot, task_manager=manager, bootstrap_iters=1000
                 )
-        record["tasks"][name] = _compare(name, runs, lm.lookups)
+        done[name] = {"inputs": inputs[name]} | _compare(name, runs, lm.lookups)
         if output is not None:
             write_record(output, record)
     return record

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,15 +13,13 @@ from ..datasets import EditExample
 from .answers import Answers
 from .editing import EditingReport, Probe, Trial, run_trial
 from .general import GeneralPrompts
+from .inputs import describe_rows, model_settings, run_settings
 from .protocols import find_protocol
 from .records import read_record, write_record
 from .report import report_from_dict, report_to_dict
 
 if TYPE_CHECKING:
     from ..modeling.model import RecipeForCausalLM
-
-
-_SAMPLED_VALUES = 64
 
 
 @dataclass(frozen=True)
@@ -89,51 +85,19 @@ class Evaluation:
 
     def settings(self, model: RecipeForCausalLM) -> dict[str, Any]:
         """What the results depend on, as plain values: two runs with the same settings are the same run."""
-        return {
-            "dataset": self.dataset,
-            "facts": f"{len(self.examples)}, SHA-256 {digest([repr(example) for example in self.examples])}",
-            "num_edits": list(self.num_edits),
-            "seeds": list(self.seeds),
-            "protocols": list(self.protocols),
-            "num_questions": self.num_questions,
-            "as_statements": self.as_statements,
-            "probes": list(self.probes),
-            "general": {n: f"{len(p.texts)}, SHA-256 {digest(p.texts)}" for n, p in self.general.items()},
-            "similarity_temperature": model.config.similarity_temperature,
-        } | model_settings(model)
-
-
-def model_settings(model: RecipeForCausalLM) -> dict[str, Any]:
-    """What the results of a model depend on, as plain values."""
-    return {
-        "base_model": model.config.base_model_name_or_path,
-        "weights": weights_digest(model),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "base_weights": _base_digest(model),
-    }
-
-
-def digest(texts: Sequence[str]) -> str:
-    """SHA-256 of texts, in short."""
-    return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()[:16]
-
-
-def _base_digest(model: RecipeForCausalLM) -> str:
-    """SHA-256 of some values of each weight of the base, which tells quantisations and fine-tunes of it apart."""
-    digest = hashlib.sha256()
-    for name, tensor in model.lm.named_parameters():
-        if not tensor.is_meta:
-            values = tensor.detach().flatten()[:: 1 + tensor.numel() // _SAMPLED_VALUES]
-            digest.update(name.encode() + values.float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def weights_digest(model: RecipeForCausalLM) -> str:
-    """SHA-256 of the trained weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+        return run_settings(
+            "evaluate",
+            dataset=self.dataset,
+            facts=describe_rows(self.examples),
+            num_edits=list(self.num_edits),
+            seeds=list(self.seeds),
+            protocols=list(self.protocols),
+            num_questions=self.num_questions,
+            as_statements=self.as_statements,
+            probes=list(self.probes),
+            general={name: describe_rows(prompts.texts) for name, prompts in self.general.items()},
+            **model_settings(model),
+        )
 
 
 def run_evaluation(

@@ -9,11 +9,11 @@ from typing import Any
 
 from ..datasets import EditExample
 from ..evaluation.editing import KINDS, evaluate_editing
+from ..evaluation.inputs import digest
 from ..evaluation.plots import check_matplotlib
 from ..evaluation.protocols import find_protocol
 from ..evaluation.records import read_record, write_record
 from ..evaluation.report import markdown_rows
-from ..evaluation.run import digest
 from ..modeling.model import RecipeForCausalLM
 from .config import TrainingConfig
 from .trainer import Trainer

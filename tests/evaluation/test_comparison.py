@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from sentence_transformers import SentenceTransformer
 
 from recipe_hf.evaluation import comparison as module
 from recipe_hf.evaluation.comparison import Comparison, run_comparison
@@ -15,6 +18,7 @@ from recipe_hf.evaluation.editing import EditingReport, evaluate_editing
 from recipe_hf.evaluation.editors import EDITORS, EditorOptions
 from recipe_hf.evaluation.editors.finetuning import Budget
 from tests.evaluation.test_editing import EXAMPLES, model
+from tests.tiny_recipe import encoder_tokenizer, tiny_encoder
 
 COMPARISON = Comparison(
     "tiny", EXAMPLES, ["base", "recipe-statements", "no-sentinel"], [2, 4], protocols=["strict"], validation=EXAMPLES
@@ -104,7 +108,7 @@ def test_an_interrupted_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.M
     [
         ({"num_questions": 2}, "num_questions was 200, now 2"),
         ({"dataset": "other"}, "dataset was 'tiny', now 'other'"),
-        ({"options": EditorOptions(Budget(epochs=3))}, "options was"),
+        ({"options": EditorOptions(Budget(epochs=3))}, "epochs of budget of options was 10, now 3"),
     ],
 )
 def test_another_comparison_is_not_overwritten(tmp_path: Path, changes: dict, message: str):
@@ -115,6 +119,42 @@ def test_another_comparison_is_not_overwritten(tmp_path: Path, changes: dict, me
         run_comparison(model(), replace(COMPARISON, editors=["base"], num_edits=[2], **changes), output)
     with pytest.raises(ValueError, match="command was 'compare', now 'ablate'"):
         run_comparison(model(), replace(COMPARISON, editors=["base"], num_edits=[2]), output, command="ablate")
+    assert output.read_bytes() == before
+
+
+def test_another_number_of_threads_is_another_comparison(tmp_path: Path):
+    output, threads = tmp_path / "run.json", torch.get_num_threads()
+    run_comparison(model(), replace(COMPARISON, editors=["base"], num_edits=[2]), output)
+    torch.set_num_threads(threads + 1)
+    try:
+        with pytest.raises(ValueError, match=f"machine was '{threads} threads on .*', now '{threads + 1} threads on"):
+            run_comparison(model(), COMPARISON, output)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def write_sentence_model(directory: Path, seed: int) -> Path:
+    """A sentence-transformers model in a directory."""
+    tiny_encoder(seed).save_pretrained(directory / "encoder")
+    encoder_tokenizer().save_pretrained(directory / "encoder")
+    SentenceTransformer(str(directory / "encoder")).save(str(directory / "sentences"))
+    return directory / "sentences"
+
+
+def test_another_sentence_model_of_the_same_name_is_another_comparison(tmp_path: Path):
+    path = write_sentence_model(tmp_path / "one", 0)
+    options = EditorOptions(sentence_model=str(path))
+    comparison = replace(COMPARISON, editors=["base"], num_edits=[2], options=options)
+    output = tmp_path / "run.json"
+    run_comparison(model(), comparison, output)
+    both = replace(comparison, editors=["base", "context-minilm"])
+    assert len(run_comparison(model(), both, output)["rows"]) == 2
+    before = output.read_bytes()
+    shutil.rmtree(path)
+    write_sentence_model(tmp_path / "two", 1).rename(path)
+    with pytest.raises(ValueError, match="sentence_model_weights of context-minilm was '[0-9a-f]+', now '[0-9a-f]+'"):
+        run_comparison(model(), both, output)
+    run_comparison(model(), comparison, output)  # The base has nothing to do with it.
     assert output.read_bytes() == before
 
 

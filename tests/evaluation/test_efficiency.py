@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from recipe_hf.datasets import EditExample
 from recipe_hf.evaluation.efficiency import efficiency_page, measure_efficiency
@@ -34,6 +35,13 @@ def test_numbers_that_were_measured_stand(tmp_path: Path):
     assert both["rows"]["1"] == first["rows"]["1"] and set(both["rows"]) == {"1", "2"}
     with pytest.raises(ValueError, match="repeats was 2, now 3"):
         measure_efficiency(tiny_recipe(), EXAMPLES, [1], 2, 3, output)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        with pytest.raises(ValueError, match=f"machine was '{threads} threads on .*', now '{threads + 1} threads on"):
+            measure_efficiency(tiny_recipe(), EXAMPLES, [1], 2, 2, output)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_more_edits_than_facts_are_refused():

@@ -140,6 +140,41 @@ def test_finished_tasks_are_not_run_again(data: Path, tmp_path: Path, monkeypatc
         run_harness(tiny_recipe(), ["local_rte"], EXAMPLES, data, limit=2, output=output)
 
 
+def test_other_rows_words_and_versions_are_other_runs(data: Path, tmp_path: Path):
+    output = tmp_path / "harness.json"
+
+    def run(*tasks: str, directory: Path = data) -> None:
+        run_harness(tiny_recipe(), tasks, EXAMPLES, directory, output=output)
+
+    run("local_rte", "local_piqa")
+    before, file = output.read_text(), data / "general-rte.jsonl"
+    rows = file.read_text()
+    file.write_text(rows.replace("entailment", "not_entailment", 1))
+    for task in ("local_rte", "local_piqa"):  # All that stands in the file is shown, asked for or not.
+        with pytest.raises(
+            ValueError, match=r"another run: data of local_rte was '\d+ bytes, SHA-256 .*', now '\d+ b"
+        ):
+            run(task)
+    assert output.read_text() == before
+    file.write_text(rows)
+    held = json.loads(before)
+    wording = held["tasks"]["local_rte"]["inputs"]["wording"]
+    for recorded, other, message in (
+        (f'"lm_eval": "{held["settings"]["lm_eval"]}"', '"lm_eval": "0.1"', "lm_eval was '0.1', now"),
+        (f'"format": {held["settings"]["format"]}', '"format": 1', "format was 1, now"),
+        (wording, "another", "wording of local_rte was 'another', now"),
+    ):
+        output.write_text(before.replace(recorded, other))
+        with pytest.raises(ValueError, match=f"another run: {message}"):
+            run("local_rte")
+    output.write_text(before)
+    (tmp_path / "elsewhere").mkdir()
+    for path in data.glob("general-*.jsonl"):
+        path.rename(tmp_path / "elsewhere" / path.name)
+    run("local_rte", directory=tmp_path / "elsewhere")
+    assert output.read_text() == before
+
+
 def test_what_makes_no_sense_is_refused(data: Path, tmp_path: Path):
     with pytest.raises(ValueError, match="local_mmlu, local_piqa, local_rte or tasks of lm-eval, got nosuch"):
         run_harness(tiny_recipe(), ["nosuch"], EXAMPLES, data)

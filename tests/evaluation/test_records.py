@@ -18,6 +18,15 @@ def test_a_record_is_read_for_the_same_run_only(tmp_path: Path):
     assert [path.name for path in output.parent.iterdir()] == ["record.json"]
 
 
+def test_records_that_say_more_or_less_are_of_other_runs(tmp_path: Path):
+    output = tmp_path / "record.json"
+    write_record(output, {"settings": {"seed": 0, "old": 1}})
+    with pytest.raises(ValueError, match="data was not recorded, as by an older version of recipe-hf, now 5. Choose"):
+        read_record(output, {"seed": 0, "old": 1, "data": 5})
+    with pytest.raises(ValueError, match="old was 1, now nothing. Choose another file, or delete this one"):
+        read_record(output, {"seed": 0})
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"rows": []}', "{"])
 def test_other_files_are_refused(tmp_path: Path, text: str):
     output = tmp_path / "record.json"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ..inputs import versions
 from .base import Editor, Unedited
 from .finetuning import Budget, FineTuning, LoRA
 from .grace import Grace
@@ -17,6 +18,7 @@ from .retrieval import (
     by_answer_prompts,
     by_statement_prompts,
     by_word_embeddings,
+    describe_sentence_transformer,
     in_context,
     sentence_transformer,
     without_sentinel,
@@ -52,18 +54,24 @@ class EditorKind:
         make: Makes it.
         trains: Whether it trains something for each fact, so that it takes minutes.
         is_tuned: Whether it has something to choose on rows kept for that.
+        inputs: What its figures depend on that no other editor's do, beside the options, as plain values.
     """
 
     description: str
     make: Callable[[RecipeForCausalLM, EditorOptions], Editor]
     trains: bool = False
     is_tuned: bool = False
+    inputs: Callable[[EditorOptions], dict[str, Any]] = lambda options: {}
 
 
 def _retrieval(
-    description: str, finder: Callable[[RecipeForCausalLM, EditorOptions], Finder], teller: Teller, is_tuned: bool
+    description: str,
+    finder: Callable[[RecipeForCausalLM, EditorOptions], Finder],
+    teller: Teller,
+    is_tuned: bool,
+    **kwargs: Any,
 ) -> EditorKind:
-    return EditorKind(description, lambda m, o: RetrievalEditor(m, finder(m, o), teller), is_tuned=is_tuned)
+    return EditorKind(description, lambda m, o: RetrievalEditor(m, finder(m, o), teller), is_tuned=is_tuned, **kwargs)
 
 
 def _sentinel(model: RecipeForCausalLM, options: EditorOptions) -> Finder:
@@ -88,11 +96,13 @@ EDITORS: Mapping[str, EditorKind] = {
         lambda m, o: sentence_transformer(o.sentence_model),
         in_context,
         True,
+        inputs=lambda o: describe_sentence_transformer(o.sentence_model),
     ),
     "lora": EditorKind(
         "LoRA on all linear layers, through PEFT",
         lambda m, o: LoRA(m, o.budget, learning_rate=o.lora_learning_rate),
         trains=True,
+        inputs=lambda o: versions("peft"),
     ),
     "ft": EditorKind("fine-tuning of all weights", lambda m, o: FineTuning(m, o.budget, o.learning_rate), trains=True),
     "grace": EditorKind(

@@ -14,6 +14,7 @@ from ...datasets import EditExample
 from ...modeling.facts import compose_statement
 from ...modeling.knowledge import KnowledgeBase
 from ..held import encode_queries
+from ..inputs import digest, versions, weights_digest
 from ..saying import Prefix
 from .base import Editor, Inputs
 from .thresholds import choose_threshold, questions_to_tune
@@ -137,6 +138,18 @@ def sentence_transformer(name_or_path: str) -> ThresholdFinder:
         return encoder.encode(texts, convert_to_tensor=True, normalize_embeddings=True, show_progress_bar=False)
 
     return ThresholdFinder(encode, encode)
+
+
+def describe_sentence_transformer(name_or_path: str) -> dict[str, Any]:
+    """What the vectors of a sentence-transformers model depend on, whatever it is called."""
+    from sentence_transformers import SentenceTransformer
+
+    encoder = SentenceTransformer(name_or_path)
+    return {
+        "sentence_model_weights": weights_digest(encoder),
+        "sentence_model_modules": digest([repr(encoder)]),
+        "versions": versions("sentence-transformers"),
+    }
 
 
 #: Tells found facts: from the editor, prompts, and the position found for each, to what the model reads.
