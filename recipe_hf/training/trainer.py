@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import broadcast_object_list, set_seed
+from torch.autograd.graph import increment_version
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
@@ -220,10 +221,17 @@ class Trainer:
                 if self.accelerator.sync_gradients:
                     self._clip_gradients()
                 self.optimizer.step()
+                self._tell_of_step()
                 self.optimizer.zero_grad()
             parts.append({name: loss.detach() for name, loss in losses.items()})
         means = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
         return self.accelerator.reduce(means, "mean")
+
+    def _tell_of_step(self) -> None:
+        """Marks the weights as written to, as fused Adam does not: the model would keep what it encoded before."""
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                increment_version(parameter)
 
     def _clip_gradients(self) -> None:
         """Clips each part of the model by its own norm: the encoder's is a thousand times that of the others."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -12,6 +13,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from recipe_hf import RecipeForCausalLM
+from recipe_hf.evaluation.editing import evaluate_editing
 from recipe_hf.training.config import LOSSES, StageConfig, TrainingConfig
 from recipe_hf.training.trainer import Trainer, learning_rate_factor
 from tests.tiny_training import EXAMPLES, STAGES, tiny_config, write_counterfact, write_parts
@@ -145,6 +147,17 @@ def test_all_trained_parts_moved_and_the_base_did_not(finished: RecordingTrainer
     assert "prompt_encoder.output.weight" in moved
     for name, weight in fresh.lm.state_dict().items():
         assert torch.equal(weight, finished.model.lm.state_dict()[name])
+
+
+def test_an_evaluation_is_of_the_weights_of_its_step(parts: Path, tmp_path: Path):
+    trainer = Trainer(tiny_config(parts, tmp_path))
+    trainer.objective.start_stage(STAGES[2], None)
+    for step in range(3):
+        trainer._train_step(STAGES[2], step)
+        found = evaluate_editing(trainer.model, trainer.held_out)
+        fresh = evaluate_editing(copy.deepcopy(trainer.model), trainer.held_out)
+        for one, other in zip(found.outcomes, fresh.outcomes, strict=True):
+            assert (one.score, one.threshold) == pytest.approx((other.score, other.threshold), rel=1e-5)
 
 
 def test_worse_model_does_not_replace_the_best(finished: RecordingTrainer):
