@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..datasets import EditExample
 from ..evaluation.editing import KINDS, evaluate_editing
-from ..evaluation.inputs import digest
+from ..evaluation.inputs import describe_rows, machine, run_settings, versions
 from ..evaluation.plots import check_matplotlib
 from ..evaluation.protocols import find_protocol
 from ..evaluation.records import read_record, write_record
 from ..evaluation.report import markdown_rows
 from ..modeling.model import RecipeForCausalLM
 from .config import TrainingConfig
+from .saving import is_there
+from .start import COMPUTING, load_data, load_start, training_inputs
 from .trainer import Trainer
 
 _COLUMNS = ["protocol", "prompt tokens", "facts", *KINDS, "right fact, edits", "training, minutes"]
@@ -43,7 +45,8 @@ def run_sweep(
         num_edits: How many of them to hold at once.
         num_questions: How many to ask about; all that are held by default.
         protocols: Names of protocols.
-        output: JSON file, written after each number; what is in it is not run again.
+        output: JSON file, written after each number; what is in it is not run again, where all that it depends on is
+            as it was.
         report: Told a line when a number is done.
 
     Returns:
@@ -58,15 +61,20 @@ def run_sweep(
         raise ValueError(f"num_edits must be between 1 and the {len(examples)} facts of {dataset}, got {num_edits}.")
     for name in protocols:
         find_protocol(name)
-    settings = {
-        "command": "sweep",
-        "dataset": dataset,
-        "facts": f"{len(examples)}, SHA-256 {digest([repr(example) for example in examples])}",
-        "num_edits": num_edits,
-        "num_questions": num_questions,
-        "protocols": list(protocols),
-        "training": {k: v for k, v in asdict(config).items() if k != "num_continuous_prompt_tokens"},
-    }
+    training = training_inputs(config, load_data(config), load_start(config))
+    del training["num_continuous_prompt_tokens"]
+    settings = run_settings(
+        "sweep",
+        dataset=dataset,
+        facts=describe_rows(examples),
+        num_edits=num_edits,
+        num_questions=num_questions,
+        protocols=list(protocols),
+        training={"train_file": config.train_file} | training,
+        computing={name: getattr(config, name) for name in COMPUTING},
+        machine=machine(),
+        versions=versions("torch", "transformers"),
+    )
     record = None if output is None else read_record(output, settings)
     results = [] if record is None else list(record["results"])
     done = {result["prompt_tokens"] for result in results}
@@ -75,7 +83,9 @@ def run_sweep(
             continue
         directory = Path(config.output_dir) / f"{length}-prompt-tokens"
         trainer = Trainer(replace(config, num_continuous_prompt_tokens=length, output_dir=str(directory)))
-        best = trainer.train(resume=(directory / "checkpoint").is_dir())
+        if output is not None and not output.exists():
+            write_record(output, _record(settings, results))  # So that no other run goes on with this training.
+        best = trainer.train(resume=is_there(directory / "checkpoint"))
         minutes = round(trainer.seconds / 60, 1)
         del trainer
         model = RecipeForCausalLM.from_pretrained(best, base_model=config.base_model)

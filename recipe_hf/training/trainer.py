@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean
@@ -16,24 +15,23 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import broadcast_object_list, set_seed
+from accelerate.utils import broadcast_object_list
 from torch.autograd.graph import increment_version
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ..cards.model_card import write_model_card
-from ..datasets import load_mixture
 from ..evaluation.editing import KINDS, evaluate_editing
-from ..evaluation.general import load_prompts
+from ..evaluation.records import difference
 from ..hub import create_repository, push_checkpoint
 from ..modeling.base import base_revision
-from ..modeling.knowledge import KnowledgeBase
-from ..modeling.model import RecipeForCausalLM
 from .config import StageConfig, TrainingConfig
 from .objective import RecipeObjective, parameter_groups
 from .publishing import METRICS_LOG, RUN_RECORD, describe_run, earlier_runs
 from .sampling import FactSampler
+from .saving import beside, cut_log, find_best, find_whole, is_there, replace, seal, settle
 from .sharding import check_launch, shard
+from .start import load_data, load_start, training_inputs
 from .tracking import require_tracker, start_tracker
 
 logger = logging.get_logger(__name__)
@@ -52,7 +50,6 @@ class Trainer:
     def __init__(self, config: TrainingConfig) -> None:
         self.config = config
         self.output_dir = Path(config.output_dir)
-        set_seed(config.seed)
         self.accelerator = Accelerator(
             mixed_precision=config.mixed_precision,
             gradient_accumulation_steps=config.gradient_accumulation_steps,
@@ -62,7 +59,8 @@ class Trainer:
         )
         require_tracker(self.accelerator, config.log_with)
         check_launch(self.accelerator.distributed_type, self.accelerator.num_processes, config.shard_base)
-        examples, shares = load_mixture(config.train_file)
+        data = load_data(config)
+        examples, probabilities = data.examples, data.probabilities
         if len(examples) <= config.num_eval_examples:
             raise ValueError(
                 f"num_eval_examples must be below the {len(examples)} rows of {config.train_file}, "
@@ -75,7 +73,7 @@ class Trainer:
             config.answer_resampling,
             config.subject_share,
             config.same_template_share,
-            None if isinstance(config.train_file, str) else shares[: -config.num_eval_examples],
+            None if probabilities is None else probabilities[: -config.num_eval_examples],
             config.hard_negative_share,
             config.distractor_share,
             config.chat_share,
@@ -83,7 +81,7 @@ class Trainer:
             config.prompt_rewording_share,
             config.other_property_share,
             config.unrelated_text_share,
-            load_prompts(config.unrelated_texts_file) if config.unrelated_texts_file else (),
+            data.unrelated_texts,
         )
         largest = max(stage.batch_size for stage in config.stages) * self.accelerator.num_processes
         if largest > len(self.sampler.examples):
@@ -91,7 +89,8 @@ class Trainer:
                 f"The batch sizes of stages, times the number of processes, must be at most the "
                 f"{len(self.sampler.examples)} facts to train on, got {largest}."
             )
-        self.model = _new_model(config) if config.checkpoint is None else _trained_model(config.checkpoint, config)
+        self.model = load_start(config)
+        self.inputs = training_inputs(config, data, self.model, self.accelerator.num_processes)
         if config.shard_base:
             shard(self.model.lm, self.accelerator.device)
         else:
@@ -111,6 +110,7 @@ class Trainer:
         self.best_score = -math.inf
         self.evaluations_since_best = 0
         self.seconds = 0.0
+        self.is_saved = False
         self.accelerator.register_for_checkpointing(self)
 
     # -------------------------------------------------------------- progress, as Accelerate saves it
@@ -130,19 +130,23 @@ class Trainer:
         """Runs all stages and gives the directory of the best checkpoint.
 
         Args:
-            resume: Whether to go on from `output_dir/checkpoint`.
+            resume: Whether to go on from `output_dir/checkpoint`, or from the copy that a killed run left beside it.
 
         Raises:
-            FileNotFoundError: If there is no checkpoint to resume from.
-            FileExistsError: If there is one and it is not to be resumed.
+            FileNotFoundError: If there is no checkpoint to resume from, or a file of it is missing.
+            FileExistsError: If an earlier run left one, or its best one, and it is not to be resumed.
+            ValueError: If the run to be resumed was another, by its data, its start or a field of its configuration
+                that decides what is learned, or a file of it is damaged; the message names it.
             OSError: With `push_to_hub`, before the first step if the repository cannot be written to, or at the end if
                 the upload fails. One in between that fails is a warning.
         """
-        checkpoint = self.output_dir / "checkpoint"
-        if resume and not checkpoint.is_dir():
-            raise FileNotFoundError(f"{checkpoint} does not exist, so there is nothing to resume.")
-        if checkpoint.is_dir() and not resume:
-            raise FileExistsError(f"{checkpoint} holds an earlier run: resume it, or choose another output_dir.")
+        checkpoint, best = self.output_dir / "checkpoint", self.output_dir / "best"
+        found = self._find_copies(checkpoint, best) if resume else {}
+        for directory in (checkpoint, best):
+            if not resume and is_there(directory):
+                raise FileExistsError(
+                    f"{directory} holds an earlier run: resume it (--resume), choose another output_dir, or delete it."
+                )
         if self.config.push_to_hub:
             error = self._try_on_main(self._create_repository)
             if error is not None:
@@ -150,13 +154,14 @@ class Trainer:
         self.output_dir.mkdir(parents=True, exist_ok=True)
         start_tracker(self.accelerator, self.config)
         if resume:
+            self._settle(found)
             self.accelerator.load_state(str(checkpoint))
         elif self.config.checkpoint is None:
             self.objective.fit_standardizer(self.sampler.draw(0, min(_CALIBRATION_FACTS, len(self.sampler.examples))))
 
         main = self.accelerator.is_main_process
         if main:
-            self._cut_log()
+            cut_log(self.output_dir / METRICS_LOG, self.step)
         started = time.monotonic() - self.seconds
         with tqdm(total=self.config.num_steps, initial=self.step, desc="training", disable=not main) as bar:
             first = 0
@@ -177,10 +182,12 @@ class Trainer:
                         bar.set_postfix(values)
                         self._log({"stage": stage.name, **values})
                     last = self.step == self.config.num_steps
-                    if last or (self.step % self.config.eval_steps == 0 and stage.prompts != "answer"):
+                    evaluates = last or (self.step % self.config.eval_steps == 0 and stage.prompts != "answer")
+                    if evaluates:
                         self._evaluate()
                     pushes = self._is_push_step() and not last
-                    if last or pushes or self.step % self.config.save_steps == 0 or self._is_stopped():
+                    saves = last or pushes or self.step % self.config.save_steps == 0 or self._is_stopped()
+                    if saves or (evaluates and not self.is_saved):  # Where there is a best, the run can be resumed.
                         self._save(checkpoint)
                     if pushes and (error := self._try_on_main(self._push)) is not None:
                         logger.warning(f"The upload at step {self.step} failed, and training goes on: {error}")
@@ -191,7 +198,7 @@ class Trainer:
         self.accelerator.end_training()
         if error is not None:
             raise OSError(f"The training is done, but its upload failed; resume it to upload again: {error}")
-        return self.output_dir / "best"
+        return best
 
     def _is_stopped(self) -> bool:
         patience = self.config.early_stopping_patience
@@ -263,14 +270,15 @@ class Trainer:
         self.best_score = max(score[0], self.best_score)
 
     def _save_best(self, metrics: dict[str, float]) -> None:
-        new = self.output_dir / "best.new"
+        best = self.output_dir / "best"
+        new, _ = beside(best)
         shutil.rmtree(new, ignore_errors=True)
         self.model.save_pretrained(new)
         summary = json.dumps(self._summary(metrics), indent=2)
         (new / RUN_RECORD).write_text(f"{summary}\n", encoding="utf-8")
         shutil.copy(self.output_dir / METRICS_LOG, new)
         write_model_card(new, describe_run(new))
-        _replace(new, self.output_dir / "best")
+        replace(best)
 
     # -------------------------------------------------------------- the Hub
 
@@ -317,20 +325,34 @@ class Trainer:
         }
 
     def _save(self, checkpoint: Path) -> None:
-        """Writes the checkpoint beside the last one, then takes its place."""
-        new = checkpoint.with_name("checkpoint.new")
+        """Writes the checkpoint beside the last one, whose place it then takes."""
+        new, _ = beside(checkpoint)
+        if self.accelerator.is_main_process:
+            shutil.rmtree(new, ignore_errors=True)  # What a killed run did not finish.
+        self.accelerator.wait_for_everyone()
         self.accelerator.save_state(str(new))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            _replace(new, checkpoint)
+            has_best = (self.output_dir / "best").is_dir()
+            seal(new, {"step": self.step, "has_best": has_best, "inputs": self.inputs})
+            replace(checkpoint)
+        self.is_saved = True
 
-    def _cut_log(self) -> None:
-        """Drops what an interrupted run logged after its last checkpoint, for these steps come again."""
-        path = self.output_dir / METRICS_LOG
-        if path.is_file():
-            lines = path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= self.step]
-            path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    def _find_copies(self, checkpoint: Path, best: Path) -> dict[Path, Path]:
+        """Where what is to be resumed lies, by where it belongs. Nothing is changed."""
+        copy, record = find_whole(checkpoint)
+        other = difference(record["inputs"], self.inputs)
+        if other is not None:
+            raise ValueError(f"{copy} is of another run: {other}: set it back, or choose another output_dir.")
+        return {checkpoint: copy} | ({best: find_best(best)} if record["has_best"] else {})
+
+    def _settle(self, found: Mapping[Path, Path]) -> None:
+        self.accelerator.wait_for_everyone()  # All have found it.
+        if self.accelerator.is_main_process:
+            for directory, copy in found.items():
+                settle(copy, directory)
+        self.accelerator.wait_for_everyone()
+        self.is_saved = True
 
     def _log(self, values: dict[str, Any]) -> None:
         self.accelerator.log(
@@ -340,51 +362,6 @@ class Trainer:
             line = {"step": self.step, "seconds": round(self.seconds, 1), **values}
             with open(self.output_dir / METRICS_LOG, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-
-
-def _new_model(config: TrainingConfig) -> RecipeForCausalLM:
-    return RecipeForCausalLM.from_base_pretrained(
-        config.base_model,
-        encoder=config.encoder,
-        encoder_revision=config.encoder_revision,
-        base_model_name_or_path=config.base_model_name_or_path,
-        revision=config.base_model_revision or "main",
-        dtype=_base_dtype(config),
-        knowledge_dim=config.knowledge_dim,
-        num_continuous_prompt_tokens=config.num_continuous_prompt_tokens,
-        num_answer_prompt_tokens=config.num_answer_prompt_tokens,
-        num_sentinel_tokens=config.num_sentinel_tokens,
-        similarity_temperature=config.temperature,
-    )
-
-
-def _trained_model(checkpoint: str, config: TrainingConfig) -> RecipeForCausalLM:
-    """The checkpoint to go on from, without its facts."""
-    fields: dict[str, Any] = {}
-    if config.num_answer_prompt_tokens:
-        fields["num_answer_prompt_tokens"] = config.num_answer_prompt_tokens
-    if any(stage.contrastive_batch_size for stage in config.stages):
-        fields["similarity_temperature"] = config.temperature
-    model = RecipeForCausalLM.from_pretrained(
-        checkpoint, base_model=config.base_model, dtype=_base_dtype(config), **fields
-    )
-    model.knowledge = KnowledgeBase(model.config.knowledge_dim)
-    return model
-
-
-def _base_dtype(config: TrainingConfig) -> Any:
-    name = config.base_dtype or ("float32" if config.mixed_precision == "no" else "auto")
-    return name if name == "auto" else getattr(torch, name)
-
-
-def _replace(new: Path, directory: Path) -> None:
-    """Puts `new` in the place of `directory`."""
-    old = directory.with_name(f"{directory.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if directory.is_dir():
-        os.replace(directory, old)
-    os.replace(new, directory)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def learning_rate_factor(step: int, stage: StageConfig) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ def template(prompt: str, subject: str) -> str:
     return prompt.replace(subject, "{}") if subject else prompt
 
 
+@functools.cache
 def load_properties() -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
     """The table of properties (properties/README.md): its groups of wordings, and the names of each kind."""
     groups = [group for path in sorted(PROPERTIES.glob("*.yaml")) for group in _load(path)]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from recipe_hf import RecipeForCausalLM
 from recipe_hf.evaluation.editing import evaluate_editing
 from recipe_hf.training import sweep as module
 from recipe_hf.training.sweep import plot_sweep, run_sweep, sweep_page
-from tests.tiny_training import EXAMPLES, tiny_config, write_parts
+from tests.tiny_recipe import tiny_base
+from tests.tiny_training import EXAMPLES, tiny_config, write_counterfact, write_parts
 
 
 @pytest.fixture(scope="module")
@@ -19,6 +21,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_each_number_is_trained_and_evaluated_once(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    parts = shutil.copytree(parts, tmp_path / "parts")
     config, output = tiny_config(parts, tmp_path / "runs", num_eval_questions=2), tmp_path / "sweep.json"
     trained: list[int] = []
     trainer = module.Trainer
@@ -50,6 +53,15 @@ def test_each_number_is_trained_and_evaluated_once(parts: Path, tmp_path: Path, 
         assert result["metrics"] == evaluate_editing(model, EXAMPLES, 4, num_questions=3).metrics
     with pytest.raises(ValueError, match="num_edits was 4, now 5"):
         run(num_edits=5)
+    before = output.read_bytes()
+    write_counterfact(parts / "train.json", [*EXAMPLES[1:], EXAMPLES[0]])
+    with pytest.raises(ValueError, match="another run: train_file of data of training was '25, SHA-256"):
+        run()
+    write_counterfact(parts / "train.json")
+    tiny_base(seed=1).save_pretrained(parts / "base")
+    with pytest.raises(ValueError, match="another run: base_weights of start of training was"):
+        run()
+    assert output.read_bytes() == before
     page = sweep_page(record)
     assert "| protocol | prompt tokens | facts | reliability |" in page and "warm start 2, heads 3" in page
     plot_sweep(tmp_path / "sweep.png", record)
