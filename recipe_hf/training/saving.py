@@ -60,16 +60,16 @@ def read_seal(directory: Path) -> dict[str, Any]:
         )
     record = _read_json(path)
     try:
-        files = {directory / name: description for name, description in record["files"].items()}
-        record["step"], record["inputs"]
+        files, _, _ = (record[name] for name in ("files", "step", "inputs"))
+        sealed = {directory / name: description for name, description in files.items()}
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged: it does not say what {directory} holds.") from error
-    for file, sealed in files.items():
+    for file, description in sealed.items():
         if not file.is_file():
             raise FileNotFoundError(f"{file} is missing.")
         found = describe_file(file)
-        if found != sealed:
-            raise ValueError(f"{file} is damaged: it had {sealed}, and has {found}.")
+        if found != description:
+            raise ValueError(f"{file} is damaged: it had {description}, and has {found}.")
     return record
 
 

@@ -17,6 +17,7 @@ from recipe_hf.datasets import EditExample
 from recipe_hf.evaluation.harness import LOCAL_TASKS, RecipeLM, harness_table, load_task, run_harness
 from tests.tiny_recipe import FACTS, PROMPTS, UNRELATED, edited_recipe, tiny_recipe
 
+ROOT = Path(__file__).parent.parent.parent
 EXAMPLES = [EditExample(prompt, answer) for prompt, answer in FACTS]
 PAIRS = [
     *[(prompt, f" {answer}") for prompt, answer in FACTS],
@@ -173,6 +174,15 @@ def test_other_rows_words_and_versions_are_other_runs(data: Path, tmp_path: Path
         path.rename(tmp_path / "elsewhere" / path.name)
     run("local_rte", directory=tmp_path / "elsewhere")
     assert output.read_text() == before
+
+
+def test_a_record_of_an_older_version_is_refused(data: Path, tmp_path: Path):
+    output = tmp_path / "harness.json"
+    record = json.loads((ROOT / "docs/results.json").read_text())["harness"]
+    output.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="another run: command was not recorded, as by an older version of recipe-hf"):
+        run_harness(tiny_recipe(), ["local_rte"], EXAMPLES, data, output=output)
+    assert harness_table(record).count("\n") == 5  # Such a record is still read for a page.
 
 
 def test_what_makes_no_sense_is_refused(data: Path, tmp_path: Path):

@@ -14,6 +14,7 @@ from torch import nn
 
 from ...datasets import EditExample
 from ...teacher_forcing import IGNORE_INDEX, answer_logits, tokenize_rows
+from ..inputs import versions
 from .base import Editor
 
 if TYPE_CHECKING:
@@ -137,3 +138,13 @@ def check_peft() -> None:
         import peft  # noqa: F401
     except ImportError as error:
         raise ImportError("LoRA needs peft: install it with pip install 'recipe-hf[compare]'.") from error
+
+
+def peft_version() -> dict[str, str]:
+    """The version of PEFT, on which the figures of LoRA depend.
+
+    Raises:
+        ImportError: If it is not installed.
+    """
+    check_peft()
+    return versions("peft")

@@ -6,9 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..inputs import versions
 from .base import Editor, Unedited
-from .finetuning import Budget, FineTuning, LoRA
+from .finetuning import Budget, FineTuning, LoRA, peft_version
 from .grace import Grace
 from .retrieval import (
     Finder,
@@ -102,7 +101,7 @@ EDITORS: Mapping[str, EditorKind] = {
         "LoRA on all linear layers, through PEFT",
         lambda m, o: LoRA(m, o.budget, learning_rate=o.lora_learning_rate),
         trains=True,
-        inputs=lambda o: versions("peft"),
+        inputs=lambda o: peft_version(),
     ),
     "ft": EditorKind("fine-tuning of all weights", lambda m, o: FineTuning(m, o.budget, o.learning_rate), trains=True),
     "grace": EditorKind(
