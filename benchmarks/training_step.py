@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -38,7 +38,7 @@ LEARNING_RATE = 1e-5
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05}
 
 
-class Clock(str, Enum):
+class Clock(StrEnum):
     """What time is taken."""
 
     wall = "wall"

@@ -11,7 +11,6 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import torch
 
 from ..datasets import EditExample
@@ -20,6 +19,11 @@ from .held import hold_together
 from .inputs import describe_rows, machine, model_settings, run_settings
 from .records import read_record, write_record
 from .report import markdown_rows
+
+try:
+    import psutil
+except ImportError as error:
+    raise ImportError("Memory is measured by psutil: install it with pip install 'recipe-hf[evaluate]'.") from error
 
 if TYPE_CHECKING:
     from ..modeling.model import RecipeForCausalLM

@@ -25,7 +25,7 @@ from .knowledge import KnowledgeBase
 from .prompt_encoder import AnswerPromptEncoder
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from .configuration import RecipeConfig
 from .retriever import Retriever
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 logger = logging.getLogger(__name__)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import date, datetime, time, timedelta, timezone
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
 
 def now(after: str = "") -> str:
     """The present moment, or the one that follows `after` where the clock was set back behind it."""
-    present = _format(datetime.now(timezone.utc))
+    present = _format(datetime.now(UTC))
     return present if present > after else _format(datetime.fromisoformat(after) + timedelta(microseconds=1))
 
 
@@ -29,7 +29,7 @@ def to_timestamp(value: Any, name: str) -> str:
         moment = datetime.fromisoformat(value.replace("Z", "+00:00")) if isinstance(value, str) else value
         if type(moment) is date:
             moment = datetime.combine(moment, time())
-        return _format(moment.replace(tzinfo=moment.tzinfo or timezone.utc).astimezone(timezone.utc))
+        return _format(moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC))
     except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(
             f"{name} must be a datetime or a string such as '2026-05-01' or '2026-05-01T12:00+02:00', got {value!r}."

@@ -14,11 +14,15 @@ from statistics import mean
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import broadcast_object_list
 from torch.autograd.graph import increment_version
 from tqdm.auto import tqdm
 from transformers.utils import logging
+
+try:
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate.utils import broadcast_object_list
+except ImportError as error:
+    raise ImportError("Training needs accelerate: install it with pip install 'recipe-hf[train]'.") from error
 
 from ..cards.model_card import write_model_card
 from ..evaluation.editing import KINDS, evaluate_editing

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from recipe_hf.modeling.knowledge.exchange import read_facts
 from tests.engines import ENGINES, open_base
 from tests.tiny_recipe import FACTS, GREEDY, MIXED, PROMPTS, UNRELATED, batch_of, edited_recipe, tiny_recipe
 
-TOMORROW = datetime.now(timezone.utc) + timedelta(days=1)
+TOMORROW = datetime.now(UTC) + timedelta(days=1)
 
 
 def told(source: str, **more: object) -> list[dict]:

@@ -22,8 +22,9 @@ from .store import Store
 from .vectors import check_vectors
 
 if TYPE_CHECKING:  # torch takes seconds to import: it is, where a tensor is made.
+    from typing import Self
+
     from torch import Tensor
-    from typing_extensions import Self
 
 OnConflict = Literal["replace", "keep", "error"]
 Encode = Callable[[list[str]], "Tensor"]

@@ -19,8 +19,9 @@ from .store import Store
 from .vectors import check_vectors
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from huggingface_hub import CommitInfo
-    from typing_extensions import Self
 
     from .base import Encode
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -113,7 +113,7 @@ def test_snapshots_of_every_moment(base: KnowledgeBase):
         for at in (time, datetime.fromisoformat(time)):
             assert content(base.snapshot(at=at)) == expected
     assert len(base.snapshot(at="2020-01-01")) == 0 and content(base.snapshot(at="2020-01-01"))[4] == 0
-    assert content(base.snapshot(at=datetime(2200, 1, 1, tzinfo=timezone.utc))) == moments[-1][1]
+    assert content(base.snapshot(at=datetime(2200, 1, 1, tzinfo=UTC))) == moments[-1][1]
 
 
 def test_a_snapshot_with_keys_of_other_weights(base: KnowledgeBase):

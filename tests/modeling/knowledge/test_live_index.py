@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import time
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -122,7 +122,7 @@ def test_an_index_that_cannot_be_written_costs_nothing_else(path: Path, caplog: 
 @pytest.mark.parametrize("where", ["memory", "file"])
 def test_facts_are_found_within_their_time_only(where: str, tmp_path: Path):
     base = KnowledgeBase(DIM) if where == "memory" else KnowledgeBase.open(tmp_path / "facts.db", DIM)
-    start = datetime.now(timezone.utc)
+    start = datetime.now(UTC)
     soon, past, far = start + timedelta(seconds=1.5), start - timedelta(days=1), start + timedelta(days=1)
     keys = torch.eye(DIM)[:6] + 0.1
     base.add(
@@ -141,11 +141,11 @@ def test_facts_are_found_within_their_time_only(where: str, tmp_path: Path):
         return {fact.statement for fact in base.lookup(torch.ones(1, DIM), 6).facts[0] if fact}
 
     early = found()
-    assert datetime.now(timezone.utc) < soon, "too slow for the test"
+    assert datetime.now(UTC) < soon, "too slow for the test"
     assert early == {"always", "until soon", "around now"}
     assert len(base) == 6 and [fact.id for fact in base] == [0, 1, 2, 3, 4, 5]
     base.remove(0)
-    time.sleep(max(0, (soon - datetime.now(timezone.utc)).total_seconds()))
+    time.sleep(max(0, (soon - datetime.now(UTC)).total_seconds()))
     assert found() == {"from soon", "around now"}
     assert base.lookup(keys[2:3]).facts[0][0].statement == "from soon"
     assert torch.equal(base.lookup(keys[2:3]).keys[0], keys[2:3])

@@ -17,8 +17,9 @@ from .space import QdrantSpace
 from .store import QdrantStore
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from torch import Tensor
-    from typing_extensions import Self
 
 
 class QdrantKnowledgeBase(KnowledgeBase):
