@@ -16,14 +16,9 @@ import torch
 from ..datasets import EditExample
 from ..modeling.knowledge import KnowledgeBase
 from .held import hold_together
-from .inputs import describe_rows, machine, model_settings, run_settings
+from .inputs import describe_rows, machine, memory_of_this_process, model_settings, run_settings
 from .records import read_record, write_record
 from .report import markdown_rows
-
-try:
-    import psutil
-except ImportError as error:
-    raise ImportError("Memory is measured by psutil: install it with pip install 'recipe-hf[evaluate]'.") from error
 
 if TYPE_CHECKING:
     from ..modeling.model import RecipeForCausalLM
@@ -140,9 +135,9 @@ def _growth(saved: Path) -> int:
     with tempfile.TemporaryDirectory() as directory:  # What is loaded at the first use is not a fact's.
         small.save(directory)
         _loaded(Path(directory))
-    before = psutil.Process().memory_full_info().uss
+    before = memory_of_this_process()
     knowledge = _loaded(saved)
-    grown = psutil.Process().memory_full_info().uss - before
+    grown = memory_of_this_process() - before
     del knowledge  # Until here it is held.
     return grown
 

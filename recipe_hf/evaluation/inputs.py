@@ -17,11 +17,17 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import torch
-from accelerate.utils import align_module_device
 from torch import nn
 from transformers import PreTrainedTokenizerBase
+
+try:
+    from accelerate.utils import align_module_device
+    from psutil import Process, virtual_memory
+except ImportError as error:
+    raise ImportError(
+        "Evaluation needs accelerate and psutil: install them with pip install 'recipe-hf[evaluate]'."
+    ) from error
 
 if TYPE_CHECKING:
     from ..modeling.model import RecipeForCausalLM
@@ -76,9 +82,14 @@ def machine() -> str:
         lines = cpu_info.read_text().splitlines()
         models = [line.partition(":")[2] for line in lines if line.startswith("model name")]
         name = models[0].strip() if models else name
-    gigabytes = psutil.virtual_memory().total / 2**30
+    gigabytes = virtual_memory().total / 2**30
     device = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return f"{torch.get_num_threads()} threads on {os.cpu_count()} cores of {name}{device}, {gigabytes:.0f} GiB"
+
+
+def memory_of_this_process() -> int:
+    """Bytes that belong to this process alone."""
+    return int(Process().memory_full_info().uss)
 
 
 # ---------------------------------------------------------------------- digests
