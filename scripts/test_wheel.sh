@@ -27,7 +27,7 @@ wheel = zipfile.ZipFile(sys.argv[1])
 name = next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
 for line in email.message_from_bytes(wheel.read(name)).get_all("Requires-Dist"):
     needed = Requirement(line)
-    asked_for = needed.marker is None or any(needed.marker.evaluate({"extra": e}) for e in ("gguf", "parquet", "train"))
+    asked_for = needed.marker is None or any(needed.marker.evaluate({"extra": e}) for e in ("gguf", "parquet", "evaluate"))
     if asked_for and needed.name != "torch":
         print(needed.name, "==", next(bound.version for bound in needed.specifier if bound.operator == ">="), sep="")
 PY
@@ -48,7 +48,7 @@ cp -r checkpoints/recipe-smollm2-135m "$env/checkpoint"
 "$env/bin/recipe-hf" ask "$env/checkpoint" "The capital of Norland is" --base-model "$root/models/smollm2-135m-instruct" |
   tee /dev/stderr | grep --quiet "fact 0: The capital of Norland is Vessa"
 
-pip install --constraint "$env/constraints.txt" "$wheel[gguf,parquet,train]" "${tools[@]}"
+pip install --constraint "$env/constraints.txt" "$wheel[gguf,parquet,evaluate]" "${tools[@]}"
 "$env/bin/python" -m pytest --numprocesses "${WORKERS:-auto}" -m "not slow" \
   tests/modeling/test_{auto,base,checkpoint,control,editing,model,prefix,prefix_caches,prefix_check,prefixed_forward}.py \
   tests/modeling/knowledge/test_{exchange,files,load,persistence}.py tests/test_cli.py tests/test_cli_arguments.py
