@@ -33,6 +33,7 @@ def test_wheel_holds_every_module_and_data_file(wheel: zipfile.ZipFile):
         for pattern in ("*.py", "cards/*.md", "training/configs/*.yaml", "evaluation/tasks/*.yaml")
         for path in (ROOT / "recipe_hf").rglob(pattern)
     }
+    files.add("recipe_hf/py.typed")
     assert "recipe_hf/cards/model_card_template.md" in files
     assert files <= set(wheel.namelist())
 

@@ -106,6 +106,8 @@ class RecipeConfig(PretrainedConfig):
         self.top_k_facts = _positive("top_k_facts", top_k_facts)
         kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(**kwargs)
+        # The Auto classes may be handed this config: by then, they must know its model.
+        from . import model  # noqa: F401
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
@@ -135,3 +137,6 @@ def _positive(name: str, value: int, multiple_of: int = 1) -> int:
         kind = "a positive integer" if multiple_of == 1 else f"a positive multiple of {multiple_of}"
         raise ValueError(f"{name} must be {kind}, got {value!r}.")
     return value
+
+
+AutoConfig.register(RecipeConfig.model_type, RecipeConfig, exist_ok=True)

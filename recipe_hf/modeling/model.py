@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, GenerationMixin, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput, logging
 
 from .checkpoint import RecipePreTrainedModel
@@ -330,3 +330,6 @@ def _drop_base_weights(model: nn.Module, state_dict: dict[str, Any], prefix: str
 def _expect_no_base_weights(model: nn.Module, incompatible_keys: Any) -> None:
     keys = incompatible_keys.missing_keys
     keys[:] = [name for name in keys if "lm" not in name.split(".")[:2]]
+
+
+AutoModelForCausalLM.register(RecipeConfig, RecipeForCausalLM, exist_ok=True)
