@@ -10,10 +10,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from recipe_hf import RecipeConfig, RecipeForCausalLM
+from tests.real_models import MINILM, SMOLLM2, needs_real_models
 from tests.tiny_recipe import FACTS, PROMPTS, UNRELATED, tiny_base, tiny_recipe
 
 ROOT = Path(__file__).parents[2]
-MODELS = Path(os.environ.get("RECIPE_TEST_MODELS", ROOT / "models"))
 GREEDY = {"max_new_tokens": 5, "do_sample": False}
 
 
@@ -123,18 +123,17 @@ def test_importing_the_library_leaves_heavy_libraries_out():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not MODELS.is_dir(), reason="needs the real models, in models/ or RECIPE_TEST_MODELS")
+@needs_real_models
 def test_real_models_from_start_to_finish(tmp_path):
-    gguf = next(MODELS.rglob("SmolLM2*.gguf"))
     model = RecipeForCausalLM.from_base_pretrained(
-        gguf, encoder=MODELS / "minilm", base_model_name_or_path="HuggingFaceTB/SmolLM2-135M-Instruct"
+        SMOLLM2, encoder=MINILM, base_model_name_or_path="HuggingFaceTB/SmolLM2-135M-Instruct"
     )
     assert (model.config.hidden_size, model.config.encoder_config.hidden_size) == (576, 384)
     model.add_knowledge(["The CEO of Acme is Ann Lee.", ("The mother tongue of Danielle Darrieux is", "English")])
     model.save_pretrained(tmp_path, dtype=torch.float16)
     assert "HuggingFaceTB/SmolLM2-135M-Instruct" in (tmp_path / "config.json").read_text()
 
-    loaded = RecipeForCausalLM.from_pretrained(tmp_path, base_model=gguf)
+    loaded = RecipeForCausalLM.from_pretrained(tmp_path, base_model=SMOLLM2)
     assert [fact.id for fact in loaded.knowledge] == [0, 1]
     (hit,) = loaded.retrieve(["The mother tongue of Danielle Darrieux is"])
     assert hit.score == pytest.approx(model.retrieve(["The mother tongue of Danielle Darrieux is"])[0].score, rel=0.01)
