@@ -48,6 +48,11 @@ UNRELATED = [
 ]
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise  # The BrokenPipeError at hand, rather than an exit of rich's own.
+
+
 def run(checkpoint: str | Path, base_model: str) -> None:
     """Prints the demo. Everything happens in memory: the checkpoint stays as it is.
 
@@ -55,17 +60,17 @@ def run(checkpoint: str | Path, base_model: str) -> None:
         checkpoint: Directory of a trained checkpoint.
         base_model: The frozen base: Hub id, directory or GGUF file.
     """
+    console = _Console(highlight=False)
+    if not console.is_terminal:
+        console = _Console(highlight=False, width=PLAIN_WIDTH)
+
+    console.print("[bold]recipe-hf demo[/]: new facts for a language model whose weights never change\n")
+    started = time.perf_counter()
     from transformers.utils.logging import disable_progress_bar
 
     from .modeling.model import RecipeForCausalLM
 
     disable_progress_bar()
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=PLAIN_WIDTH)
-
-    console.print("[bold]recipe-hf demo[/]: new facts for a language model whose weights never change\n")
-    started = time.perf_counter()
     model = RecipeForCausalLM.from_pretrained(checkpoint, base_model=base_model)
     console.print(
         f"Base model:  {base_model}\nRECIPE part: {checkpoint}\nLoaded in {_seconds_since(started):.1f} s.\n"

@@ -156,6 +156,13 @@ def test_added_facts_are_answered_until_removed(checkpoint, saved):
     assert asked[2] == "no fact applies: the base model's own answer"
 
 
+def test_a_fact_is_added_that_the_terminal_cannot_show(checkpoint):
+    party = "\N{PARTY POPPER} is for parties."
+    result = CliRunner(charset="cp1252").invoke(app, ["add", str(checkpoint), party])
+    assert result.exit_code == 0 and lines(result)[0] == "added 0 ? is for parties."
+    assert [fact.statement for fact in KnowledgeBase.load(checkpoint / "knowledge")] == [party]
+
+
 def test_add_reads_json_lines_in_every_form(checkpoint, tmp_path):
     (tmp_path / "facts.jsonl").write_text(
         '"Grass is green."\n\n["The sky is", "blue"]\n'
@@ -310,11 +317,11 @@ def test_evaluate_probes_general_prompts_and_plots(checkpoint, saved, dataset, t
     [
         (("--plots",), "--plots needs --output"),
         (("--general", "no.jsonl"), "--general must be a file that exists, got 'no.jsonl'."),
-        (("--general", "a/x.jsonl", "--general", "b/x.jsonl"), "general must name files of different names"),
-        (("--protocol", "strict", "lenient"), "protocol must be one of strict, paper, generation, got 'lenient'"),
-        (("--num-edits", 1, 1), "num_edits must name one or more, none of them twice, got [1, 1]"),
-        (("--num-questions", 0), "num_questions must be at least 1, got 0"),
-        (("--output", "results.txt"), "output must end in .json, got 'results.txt'"),
+        (("--general", "a/x.jsonl", "--general", "b/x.jsonl"), "--general must name files of different names"),
+        (("--protocol", "strict", "lenient"), "--protocol must be one of strict, paper, generation, got 'lenient'"),
+        (("--num-edits", 1, 1), "--num-edits must name one or more, none of them twice, got [1, 1]"),
+        (("--num-questions", 0), "--num-questions must be at least 1, got 0"),
+        (("--output", "results.txt"), "--output must end in .json, got 'results.txt'"),
     ],
 )
 def test_evaluate_refuses_what_makes_no_sense(checkpoint, saved, dataset, options, message):
@@ -336,7 +343,7 @@ def test_evaluate_takes_halves_of_several_data_sets(checkpoint, saved, dataset, 
 
 def test_evaluate_refuses_more_edits_than_facts(checkpoint, dataset):
     result = invoke("evaluate", checkpoint, "--dataset", dataset, "--num-edits", 7)
-    assert_refused(result, "num_edits must be between 1 and the 6 facts of facts.jsonl, got [7]")
+    assert_refused(result, "--num-edits must be between 1 and the 6 facts of facts.jsonl, got [7]")
 
 
 def test_efficiency_writes_times_and_a_table(checkpoint, saved, dataset, tmp_path):
@@ -348,7 +355,7 @@ def test_efficiency_writes_times_and_a_table(checkpoint, saved, dataset, tmp_pat
     assert output.with_suffix(".md").read_text() in result.output
     assert_refused(
         invoke("efficiency", checkpoint, "--dataset", dataset, *options[:2], "--num-edits", 7),
-        "num_edits must be between 1 and the 6 facts at hand, got [7]",
+        "--num-edits must be between 1 and the 6 facts at hand, got [7]",
     )
 
 
@@ -363,7 +370,7 @@ def test_harness_compares_base_and_facts(checkpoint, saved, dataset, tmp_path):
     record = json.loads(output.read_text())
     assert record["tasks"]["local_rte"]["rows"] == 2 and record["settings"]["facts"].startswith("5, SHA-256")
     assert "| rte | 2 | acc | " in output.with_suffix(".md").read_text()
-    assert_refused(invoke("harness", checkpoint, *options), "num_facts must be at most the 6 of")
+    assert_refused(invoke("harness", checkpoint, *options), "--num-facts must be at most the 6 of")
 
 
 def test_evaluate_takes_the_precision_of_the_base(checkpoint, saved, dataset, tmp_path):

@@ -2,28 +2,85 @@
 
 from __future__ import annotations
 
+import gc
+import io
 import json
 import os
+import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from ..errors import EXPECTED, one_line
+from ..errors import EXPECTED, data_source, model_source, one_line
+
+_BROKEN_PIPE = 141  # What a shell reports of a program that SIGPIPE ended.
+
+
+class UnwrittenOutput(Exception):
+    """Standard output cannot be written, to a full disk for instance. The command itself did what it says."""
+
+
+def _write(writing: Callable[[], object]) -> None:
+    """Tells an output that cannot be written from a command that failed."""
+    try:
+        writing()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UnwrittenOutput(f"done, but the output cannot be written: {error}") from error
+
+
+def _discard(*streams: Any) -> None:
+    """Leads what streams have still to write, at exit too, to nowhere."""
+    for stream in streams:
+        if stream is not None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class _Commands(TyperGroup):
-    """Prints an error as one line, with exit code 2; RECIPE_HF_TRACEBACK=1 in the environment shows where it arose."""
+    """Says an error in one line, with exit code 2; RECIPE_HF_TRACEBACK=1 in the environment shows where it arose.
+
+    What becomes of the output never decides what a command does: characters that the terminal's encoding lacks are
+    replaced, and a reader that has gone away ends the command in silence.
+    """
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
+        return super().main(*args, **kwargs)
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            try:
+                return super().invoke(ctx)
+            finally:
+                if sys.stdout is not None:
+                    _write(sys.stdout.flush)
+        except BrokenPipeError as error:
+            _discard(sys.stdout, sys.stderr)
+            raise typer.Exit(_BROKEN_PIPE) from error
+        except UnwrittenOutput as error:
+            _discard(sys.stdout)
+            typer.echo(f"recipe-hf: {error}", err=True)
+            raise typer.Exit(1) from error
         except EXPECTED as error:
             if os.environ.get("RECIPE_HF_TRACEBACK"):
                 raise
-            typer.echo(f"recipe-hf: {one_line(error)}", err=True)
+            typer.echo(f"recipe-hf: {self._as_typed(one_line(error), ctx)}", err=True)
             raise typer.Exit(2) from error
+
+    def _as_typed(self, message: str, ctx: Any) -> str:
+        """An error of the library, which begins with an argument's name, with what the command calls that instead."""
+        names = {}
+        for parameter in getattr(self.commands.get(ctx.invoked_subcommand), "params", ()):
+            name = parameter.opts[0]
+            names[parameter.name] = name if name.startswith("--") else parameter.metavar or name.upper()
+        return re.sub(r"^\w+(?= must |=)", lambda name: names.get(name[0], name[0]), message)
 
 
 class TakesLists(TyperCommand):
@@ -53,32 +110,99 @@ class TakesLists(TyperCommand):
 app = typer.Typer(
     cls=_Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Keep a language model's facts current without touching its weights (RECIPE, EMNLP 2024).",
 )
 
-Checkpoint = Annotated[Path, typer.Argument(help="Directory of a trained checkpoint.", show_default=False)]
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from .. import __version__
+
+        say(f"recipe-hf {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _application(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Takes the options that are not a command's."""
+
+
+def _is_checkpoint(checkpoint: Path) -> Path:
+    path = checkpoint / "config.json"
+    if not path.is_file():
+        raise ValueError(f"CHECKPOINT must be a directory with a config.json, got {str(checkpoint)!r}.")
+    config = _read_config(checkpoint)
+    model_type = config.get("model_type") if isinstance(config, dict) else None
+    if model_type != "recipe":
+        raise ValueError(
+            f"CHECKPOINT must be a RECIPE checkpoint, got {str(checkpoint)!r}, of model type {model_type!r}."
+        )
+    return checkpoint
+
+
+def _read_config(checkpoint: Path) -> Any:
+    path = checkpoint / "config.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}.") from error
+
+
+def _is_base_model(source: str | None) -> str | None:
+    return None if source is None else model_source("--base-model", source)
+
+
+def are_data(parameter: typer.CallbackParam, sources: Any) -> Any:
+    """Checks what an option names data by, as soon as it is read."""
+    for source in [sources] if isinstance(sources, str) else sources:
+        data_source(parameter.opts[0], source)
+    return sources
+
+
+Checkpoint = Annotated[
+    Path, typer.Argument(help="Directory of a trained checkpoint.", show_default=False, callback=_is_checkpoint)
+]
+CheckpointOption = Annotated[Path, typer.Option("--checkpoint", help="Trained checkpoint.", callback=_is_checkpoint)]
 BaseModel = Annotated[
     str | None,
     typer.Option(
         help="The frozen base: a Hub id, a directory or a GGUF file. By default the one the checkpoint names.",
         show_default=False,
+        callback=_is_base_model,
     ),
 ]
-
-
+Dataset = Annotated[
+    list[str],
+    typer.Option(
+        help="Facts to edit in: files, or org/name:file.json on the Hub.", show_default=False, callback=are_data
+    ),
+]
 Dtype = Annotated[
     Literal["float32", "bfloat16", "float16"] | None,
     typer.Option(help="Precision of the base; by default that of its files.", show_default=False),
 ]
 
 
-def checkpoint_directory(checkpoint: Path) -> Path:
-    """The checkpoint, if it is one."""
-    if not (checkpoint / "config.json").is_file():
-        raise ValueError(f"CHECKPOINT must be a directory with a config.json, got {str(checkpoint)!r}.")
-    return checkpoint
+def say(text: str, err: bool = False) -> None:
+    """Prints a line, on standard error if `err`.
+
+    Raises:
+        BrokenPipeError: If nobody reads on.
+        UnwrittenOutput: If it cannot be written.
+    """
+    _write(lambda: typer.echo(text, err=err))
+
+
+def report(page: str, output: Path | None) -> None:
+    """Writes a table beside the record in `output`, if there is one, and prints it."""
+    if output is not None:
+        output.with_suffix(".md").write_text(page if page.endswith("\n") else f"{page}\n", encoding="utf-8")
+    say(page)
 
 
 def load_model(
@@ -89,14 +213,26 @@ def load_model(
     read_only: bool = True,
     dtype: str | None = None,
 ) -> Any:
-    """The model of a checkpoint, with its own facts or those of a file."""
-    checkpoint_directory(checkpoint)
-    from transformers.utils.logging import disable_progress_bar
+    """The model of a checkpoint, with its own facts or those of a file.
 
-    from ..modeling.model import RecipeForCausalLM
+    Raises:
+        OSError: If a part cannot be found.
+        ValueError: If a part is damaged, or lacks what a model needs to answer.
+    """
+    if base_model is None and not _read_config(checkpoint).get("base_model_name_or_path"):
+        raise ValueError(f"--base-model must be given: {checkpoint} names no base.")
+    gc.disable()  # What is loaded stays: to look through it for garbage, over and over, takes a second.
+    try:
+        from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()
-    model = RecipeForCausalLM.from_pretrained(checkpoint, base_model=base_model, dtype=dtype)
+        from ..modeling.model import RecipeForCausalLM
+
+        disable_progress_bar()
+        model = RecipeForCausalLM.from_pretrained(checkpoint, base_model=base_model, dtype=dtype)
+    finally:
+        gc.enable()
+    if base_model is not False and model.tokenizer is None:
+        raise ValueError(f"--base-model must have a tokenizer beside it, as {checkpoint} has none.")
     if file is not None or namespace:
         model.knowledge = load_knowledge(checkpoint, file, namespace, read_only)
     return model
@@ -106,12 +242,12 @@ def load_knowledge(checkpoint: Path, file: Path | None = None, namespace: str = 
     """The facts of a checkpoint, or of a file; no model is loaded."""
     from ..modeling.knowledge import KnowledgeBase
 
-    directory = checkpoint_directory(checkpoint) / "knowledge"
+    directory = checkpoint / "knowledge"
     if namespace and file is None:
         raise ValueError(f"--namespace must come with --knowledge FILE, got --namespace {namespace!r} alone.")
     if file is None and directory.is_dir():
         return KnowledgeBase.load(directory)
-    dim = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))["knowledge_dim"]
+    dim = _read_config(checkpoint).get("knowledge_dim")
     if file is None:
         return KnowledgeBase(dim)
     return KnowledgeBase.open(file, dim, read_only=read_only, namespace=namespace)

@@ -7,11 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from .app import BaseModel, Checkpoint, Dtype, TakesLists, app, load_model
+from ..errors import existing_file
+from .app import BaseModel, Checkpoint, Dataset, Dtype, TakesLists, app, are_data, load_model, report, say
 
-Dataset = Annotated[
-    list[str], typer.Option(help="Facts to edit in: files, or org/name:file.json on the Hub.", show_default=False)
-]
 NumEdits = Annotated[list[int], typer.Option(help="How many facts to hold at once, such as 100 1000.")]
 Seeds = Annotated[list[int], typer.Option(help="Seeds that choose the facts, such as 0 1 2.")]
 Protocols = Annotated[list[str], typer.Option(help="strict or generation, or both.")]
@@ -21,6 +19,7 @@ Validation = Annotated[
     typer.Option(
         help="Other facts, on whose last rows thresholds are chosen: training data, whose last rows are held out.",
         show_default=False,
+        callback=are_data,
     ),
 ]
 NumValidation = Annotated[int, typer.Option(min=1, help="How many of those rows to ask about.")]
@@ -110,10 +109,10 @@ def ablate(
     output: Output = None,
 ) -> None:
     """Measures RECIPE without continuous prompts, without the sentinel, and without both (Table 4 of the paper)."""
+    _check_picture(picture, output)
     from ..evaluation.editors import ABLATIONS
     from ..evaluation.prompt_plot import collect_embeddings, plot_prompts
 
-    _check_picture(picture, output)
     comparison = _comparison(
         dataset,
         validation,
@@ -129,14 +128,14 @@ def ablate(
     if output is not None and picture:
         shown = collect_embeddings(model, comparison.examples[:picture_facts])
         norms = plot_prompts(output.with_suffix(".png"), *shown, title=f"Prompt tokens of facts, {comparison.dataset}")
-        typer.echo("Median norms in the picture: " + ", ".join(f"{name} {norm}" for name, norm in norms.items()))
+        say("Median norms in the picture: " + ", ".join(f"{name} {norm}" for name, norm in norms.items()))
 
 
 @app.command(cls=TakesLists)
 def sweep(
     dataset: Dataset,
     config: Annotated[
-        Path, typer.Option(help="YAML file of a training run; smollm2-135m-sweep.yaml is a short one.", exists=True)
+        Path, typer.Option(help="YAML file of a training run; smollm2-135m-sweep.yaml is a short one.")
     ] = Path("training/configs/smollm2-135m-sweep.yaml"),
     tokens: Annotated[list[int], typer.Option(help="Numbers of continuous prompt tokens.")] = [1, 2, 3, 4, 5],  # noqa: B006
     num_edits: Annotated[int, typer.Option(min=1, help="How many facts to hold at once.")] = 500,
@@ -151,11 +150,11 @@ def sweep(
     output: Output = None,
 ) -> None:
     """Trains a checkpoint for each number of prompt tokens, and evaluates each (Figure 3 of the paper)."""
+    existing_file("--config", config)
+    _check_picture(picture, output)
     from ..datasets import load_examples
     from ..training.config import TrainingConfig
     from ..training.sweep import plot_sweep, run_sweep, sweep_page
-
-    _check_picture(picture, output)
 
     overrides = {"base_model": base_model, "encoder": encoder, "train_file": train_file, "output_dir": output_dir}
     record = run_sweep(
@@ -167,23 +166,20 @@ def sweep(
         num_questions or None,
         protocol,
         output,
-        lambda line: typer.echo(line, err=True),
+        lambda line: say(line, err=True),
     )
-    page = sweep_page(record)
-    typer.echo(page)
-    if output is not None:
-        output.with_suffix(".md").write_text(page, encoding="utf-8")
-        if picture:
-            plot_sweep(output.with_suffix(".png"), record)
+    if output is not None and picture:
+        plot_sweep(output.with_suffix(".png"), record)
+    report(sweep_page(record), output)
 
 
 def _check_picture(picture: bool, output: Path | None) -> None:
+    if picture and output is None:
+        raise ValueError("--picture needs --output, beside which it is written.")
     if picture:
         from ..evaluation.plots import check_matplotlib
 
         check_matplotlib()
-    if picture and output is None:
-        raise ValueError("--picture needs --output, beside which it is written.")
 
 
 def _comparison(dataset: list[str], validation: list[str], **arguments: Any) -> Any:
@@ -202,11 +198,5 @@ def _run(model: Any, comparison: Any, output: Path | None, command: str, batch_s
     from ..evaluation.comparison import run_comparison
     from ..evaluation.comparison_report import comparison_page
 
-    def report(line: str) -> None:
-        typer.echo(line, err=True)
-
-    record = run_comparison(model, comparison, output, command, batch_size, report)
-    page = comparison_page(record)
-    typer.echo(page)
-    if output is not None:
-        output.with_suffix(".md").write_text(page, encoding="utf-8")
+    record = run_comparison(model, comparison, output, command, batch_size, lambda line: say(line, err=True))
+    report(comparison_page(record), output)

@@ -9,16 +9,13 @@ from typing import Annotated, Literal
 import typer
 
 from ..errors import existing_file
-from .app import BaseModel, Checkpoint, Dtype, TakesLists, app, load_model
+from .app import BaseModel, Checkpoint, Dataset, Dtype, TakesLists, app, load_model, report
 
 
 @app.command(cls=TakesLists)
 def evaluate(
     checkpoint: Checkpoint,
-    dataset: Annotated[
-        list[str],
-        typer.Option(help="Facts to edit in: files, or org/name:file.json on the Hub.", show_default=False),
-    ],
+    dataset: Dataset,
     num_edits: Annotated[
         list[int],
         typer.Option(
@@ -71,6 +68,12 @@ def evaluate(
 
     Values of one option may follow each other: --num-edits 1 10 100 --seeds 0 1 2 --protocol strict generation
     """
+    if plots and output is None:
+        raise ValueError("--plots needs --output, beside which the page is written.")
+    if len({path.name for path in general}) < len(general):
+        raise ValueError(f"general must name files of different names, got {', '.join(map(str, general))}.")
+    for path in general:
+        existing_file("--general", path)
     from ..datasets import load_examples
     from ..evaluation.general import GeneralPrompts, load_prompts
     from ..evaluation.plots import check_matplotlib, plot_page
@@ -78,14 +81,8 @@ def evaluate(
     from ..evaluation.report import markdown_report
     from ..evaluation.run import Evaluation, run_evaluation
 
-    if plots and output is None:
-        raise ValueError("--plots needs --output, beside which the page is written.")
     if plots:
         check_matplotlib()
-    if len({path.name for path in general}) < len(general):
-        raise ValueError(f"general must name files of different names, got {', '.join(map(str, general))}.")
-    for path in general:
-        existing_file("--general", path)
     names = ", ".join(Path(path).name for path in dataset) + (f", half {half}" if half else "")
     evaluation = Evaluation(
         dataset=names + (", told as statements" if as_statements else ""),
@@ -101,9 +98,6 @@ def evaluate(
     if probes:
         evaluation = replace(evaluation, probes=make_probes(evaluation.examples, model.tokenizer))
     reports = run_evaluation(model, evaluation, output, batch_size, progress=True)
-    page = markdown_report(evaluation.settings(model), reports)
-    typer.echo(page)
-    if output is not None:
-        output.with_suffix(".md").write_text(page, encoding="utf-8")
     if output is not None and plots:
         plot_page(output.with_suffix(".png"), evaluation.dataset, reports)
+    report(markdown_report(evaluation.settings(model), reports), output)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ..errors import existing_file
-from .app import BaseModel, Checkpoint, app, count_facts, load_knowledge, load_model
+from .app import BaseModel, Checkpoint, app, count_facts, load_knowledge, load_model, say
 
 KnowledgeFile = Annotated[
     Path | None,
@@ -17,6 +17,16 @@ KnowledgeFile = Annotated[
     ),
 ]
 Namespace = Annotated[str, typer.Option(help="Whose facts of that file.", show_default=False)]
+
+
+def _are_prompts(prompts: list[str]) -> list[str]:
+    for prompt in prompts:
+        if not prompt.strip():
+            raise ValueError(f"PROMPTS must not be blank, got {prompt!r}.")
+    return prompts
+
+
+Prompts = Annotated[list[str], typer.Argument(help="Prompts.", show_default=False, callback=_are_prompts)]
 
 
 @app.command()
@@ -38,11 +48,9 @@ def add(
     namespace: Namespace = "",
 ) -> None:
     """Adds facts to a checkpoint: all of them, or none if one is refused."""
-    from ..modeling.knowledge.exchange import read_facts
-
-    facts = list(statements or []) + (read_facts(existing_file("--from", source)) if source else [])
-    if not facts:
+    if not statements and source is None:
         raise ValueError("add needs at least one statement, or --from FILE.")
+    facts = _told(statements or [], source)
     # A fact is encoded by the retriever alone: no base is needed.
     model = load_model(checkpoint, False, knowledge, namespace, read_only=False)
     before = {fact.id for fact in model.knowledge}
@@ -50,8 +58,8 @@ def add(
     _keep(model.knowledge, checkpoint, knowledge)
     # An id may be gone already: that of a fact with the same prompt as a later one.
     for id_ in [id_ for id_ in dict.fromkeys(ids) if id_ in model.knowledge]:
-        typer.echo(f"{'kept ' if id_ in before else 'added'} {_line(model.knowledge[id_])}")
-    typer.echo(f"{knowledge or checkpoint} now holds {count_facts(len(model.knowledge))}.")
+        say(f"{'kept ' if id_ in before else 'added'} {_line(model.knowledge[id_])}")
+    say(f"{knowledge or checkpoint} now holds {count_facts(len(model.knowledge))}.")
 
 
 @app.command()
@@ -63,12 +71,13 @@ def remove(
 ) -> None:
     """Removes facts from a checkpoint: all of those named, or none if an id is unknown."""
     facts = load_knowledge(checkpoint, knowledge, namespace, read_only=False)
+    ids = list(dict.fromkeys(ids))
     lines = [_line(facts[id_]) for id_ in ids]
     facts.remove(ids)
     _keep(facts, checkpoint, knowledge)
     for line in lines:
-        typer.echo(f"removed {line}")
-    typer.echo(f"{knowledge or checkpoint} now holds {count_facts(len(facts))}.")
+        say(f"removed {line}")
+    say(f"{knowledge or checkpoint} now holds {count_facts(len(facts))}.")
 
 
 @app.command()
@@ -82,7 +91,7 @@ def restore(
     model = load_model(checkpoint, False, knowledge, namespace, read_only=False)
     restored = model.knowledge.restore(id_, encode=model.encode_statements)
     _keep(model.knowledge, checkpoint, knowledge)
-    typer.echo(f"added {_line(model.knowledge[restored])}")
+    say(f"added {_line(model.knowledge[restored])}")
 
 
 @app.command("list")
@@ -95,7 +104,7 @@ def list_(
     """Lists the facts of a checkpoint, one a line: id and statement."""
     facts = load_knowledge(checkpoint, knowledge, namespace)
     for fact in facts.history() if history else facts:
-        typer.echo(_line(fact) + (f" ({fact.reason} {fact.ended_at})" if history else ""))
+        say(_line(fact) + (f" ({fact.reason} {fact.ended_at})" if history else ""))
 
 
 @app.command()
@@ -109,13 +118,13 @@ def export(
     """Writes the facts of a checkpoint to a file, which `add --from` reads."""
     facts = load_knowledge(checkpoint, knowledge, namespace)
     facts.export(file, include_history=history)
-    typer.echo(f"{file} holds {count_facts(len(facts))}.")
+    say(f"{file} holds {count_facts(len(facts))}.")
 
 
 @app.command()
 def ask(
     checkpoint: Checkpoint,
-    prompts: Annotated[list[str], typer.Argument(help="Prompts to continue.", show_default=False)],
+    prompts: Prompts,
     base_model: BaseModel = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of an answer, in tokens.")] = 16,
     knowledge: KnowledgeFile = None,
@@ -123,29 +132,30 @@ def ask(
 ) -> None:
     """Answers prompts greedily, and says which fact each answer rests on."""
     model = load_model(checkpoint, base_model, knowledge, namespace)
+    _check_lengths(model, prompts, max_new_tokens)
     for prompt in prompts:
         batch = model.tokenizer(prompt, return_tensors="pt").to(model.device)
         output = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False)
         answer = model.tokenizer.decode(output[0, batch["input_ids"].shape[1] :], skip_special_tokens=True)
         hit = model.retrieve([prompt])[0]
-        typer.echo(f"{prompt}\n  {' '.join(answer.split())}")
+        say(f"{prompt}\n  {' '.join(answer.split())}")
         if hit.fired:
-            typer.echo(f"  fact {hit.id}: {hit.statement} (score {hit.score:.2f}, threshold {hit.threshold:.2f})")
+            say(f"  fact {hit.id}: {hit.statement} (score {hit.score:.2f}, threshold {hit.threshold:.2f})")
         else:
-            typer.echo("  no fact applies: the base model's own answer")
+            say("  no fact applies: the base model's own answer")
 
 
 @app.command()
 def explain(
     checkpoint: Checkpoint,
-    prompts: Annotated[list[str], typer.Argument(help="Prompts to look up.", show_default=False)],
+    prompts: Prompts,
     knowledge: KnowledgeFile = None,
     namespace: Namespace = "",
 ) -> None:
     """Shows the nearest facts to each prompt, their scores, which are used (*), and why the others are not."""
     model = load_model(checkpoint, False, knowledge, namespace)
     for prompt in prompts:
-        typer.echo(model.explain(prompt))
+        say(model.explain(prompt))
 
 
 @app.command()
@@ -158,11 +168,42 @@ def salvage(
 
     saved = salvage(damaged, new)
     lost = "how many are lost, it does not say" if saved.lost is None else f"{saved.lost} lost"
-    typer.echo(f"{new} now holds {count_facts(saved.facts)} and {saved.past} past ones; {lost}.")
+    say(f"{new} now holds {count_facts(saved.facts)} and {saved.past} past ones; {lost}.")
     if saved.keys_lost:
-        typer.echo(
-            f"{count_facts(saved.keys_lost)} lost the key: the model makes all keys anew when it next opens the file."
-        )
+        say(f"{count_facts(saved.keys_lost)} lost the key: the model makes all keys anew when it next opens the file.")
+
+
+def _told(statements: list[str], source: Path | None) -> list[Any]:
+    """The facts of the command line and of a file, checked."""
+    from ..modeling.facts import parse_facts
+
+    facts = parse_facts(statements) if statements else []
+    if source is None:
+        return facts
+    from ..modeling.knowledge.exchange import read_facts
+
+    read = read_facts(existing_file("--from", source))
+    if not read:
+        raise ValueError(f"--from must be a file of at least one fact, got {str(source)!r}, which holds none.")
+    return facts + read
+
+
+def _check_lengths(model: Any, prompts: list[str], max_new_tokens: int) -> None:
+    """Checks that the base has positions for the prompts, the facts before them and the answers."""
+    positions = getattr(model.lm.config.get_text_config(), "max_position_embeddings", None)
+    if positions is None:
+        return
+    config = model.config
+    of_facts = config.top_k_facts * (config.num_continuous_prompt_tokens + config.num_answer_prompt_tokens)
+    room = positions - of_facts - max_new_tokens
+    if room < 1:
+        raise ValueError(f"--max-new-tokens must be at most {positions - of_facts - 1}, got {max_new_tokens}.")
+    for ids in model.tokenizer(prompts)["input_ids"]:
+        if len(ids) > room:
+            raise ValueError(
+                f"PROMPTS must be of at most {room} tokens, the base's {positions} less those of facts and answer, "
+                f"got one of {len(ids)}."
+            )
 
 
 def _keep(knowledge: Any, checkpoint: Path, file: Path | None) -> None:

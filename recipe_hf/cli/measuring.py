@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .app import BaseModel, Checkpoint, Dtype, TakesLists, app, load_model
+from .app import BaseModel, Checkpoint, Dtype, TakesLists, app, are_data, load_model, report
 
 Output = Annotated[Path | None, typer.Option(help="JSON file, with the table (.md) beside it.", show_default=False)]
 
@@ -16,7 +16,10 @@ Output = Annotated[Path | None, typer.Option(help="JSON file, with the table (.m
 def harness(
     checkpoint: Checkpoint,
     facts: Annotated[
-        str, typer.Option(help="Facts to hold: a file, or org/name:file.json on the Hub.", show_default=False)
+        str,
+        typer.Option(
+            help="Facts to hold: a file, or org/name:file.json on the Hub.", show_default=False, callback=are_data
+        ),
     ],
     tasks: Annotated[
         list[str],
@@ -43,17 +46,17 @@ def harness(
         raise ValueError(f"num_facts must be at most the {len(examples)} of {facts}, got {num_facts}.")
     model = load_model(checkpoint, base_model, dtype=dtype)
     record = run_harness(model, tasks, examples[:num_facts], data, limit, num_fewshot, batch_size, output)
-    page = harness_table(record)
-    typer.echo(page)
-    if output is not None:
-        output.with_suffix(".md").write_text(f"{page}\n", encoding="utf-8")
+    report(harness_table(record), output)
 
 
 @app.command(cls=TakesLists)
 def efficiency(
     checkpoint: Checkpoint,
     dataset: Annotated[
-        str, typer.Option(help="Facts to edit in: a file, or org/name:file.json on the Hub.", show_default=False)
+        str,
+        typer.Option(
+            help="Facts to edit in: a file, or org/name:file.json on the Hub.", show_default=False, callback=are_data
+        ),
     ],
     num_edits: Annotated[list[int], typer.Option(help="How many facts to hold.")] = [1, 10, 100, 1000, 10000],  # noqa: B006
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 16,
@@ -69,7 +72,4 @@ def efficiency(
     examples = load_examples(dataset)
     model = load_model(checkpoint, base_model, dtype=dtype)
     record = measure_efficiency(model, examples, num_edits, new_tokens, repeats, output)
-    page = efficiency_page(record)
-    typer.echo(page)
-    if output is not None:
-        output.with_suffix(".md").write_text(f"{page}\n", encoding="utf-8")
+    report(efficiency_page(record), output)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from huggingface_hub import try_to_load_from_cache
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..errors import model_source, one_line
 from .configuration import RecipeConfig
 from .prefix import install_prefix_hook
 from .prefix_check import check_prefix
@@ -40,6 +43,23 @@ def split_gguf(source: str | os.PathLike[str]) -> tuple[str, dict[str, str]]:
     return str(path.parent), {"gguf_file": path.name}
 
 
+@contextmanager
+def loading(what: str) -> Iterator[None]:
+    """Begins the error of whatever transformers stumbles over in files with `what`.
+
+    Raises:
+        OSError: If a file cannot be found or read.
+        ValueError: If one is damaged, or holds something else.
+    """
+    try:
+        yield
+    except (ImportError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # tokenizers raises bare exceptions, and a damaged config leads to any kind of them
+        kind = OSError if isinstance(error, OSError) else ValueError
+        raise kind(f"{what} ({type(error).__name__}: {one_line(error)}).") from error
+
+
 def load_base(base_model: str | os.PathLike[str] | nn.Module, **kwargs: Any) -> PreTrainedModel:
     """Loads a base LLM, or takes a loaded one, and gives it back frozen and ready to be prefixed.
 
@@ -50,13 +70,21 @@ def load_base(base_model: str | os.PathLike[str] | nn.Module, **kwargs: Any) -> 
     Raises:
         OSError: If it cannot be found.
         TypeError: If it is neither a path nor a causal LM.
-        ValueError: If it cannot be prefixed: an encoder-decoder, a model without a key-value cache, one with a PEFT
-            adapter that prepends prompt tokens of its own, or one that a trial shows to write wrong text.
+        ValueError: If its files are damaged, or it cannot be prefixed: an encoder-decoder, a model without a key-value
+            cache, one with a PEFT adapter that prepends prompt tokens of its own, or one that a trial shows to write
+            wrong text.
     """
     lm: Any = base_model
     if isinstance(base_model, (str, os.PathLike)):
         path, gguf = split_gguf(base_model)
-        lm = AutoModelForCausalLM.from_pretrained(path, **gguf, **kwargs)
+        name = model_source("base_model", str(base_model))
+        what = f"base_model={name!r} cannot be loaded"
+        if not os.path.exists(name):
+            what = (
+                f"base_model must be a directory or a GGUF file that exists, or a Hub id that is there, got {name!r}"
+            )
+        with loading(what):
+            lm = AutoModelForCausalLM.from_pretrained(path, **gguf, **kwargs)
     elif not isinstance(base_model, nn.Module) or not hasattr(base_model, "generate"):
         raise TypeError(
             f"base_model must be a Hub id, a directory, a GGUF file or a causal LM, got {type(base_model).__name__}."
@@ -86,7 +114,8 @@ def load_base(base_model: str | os.PathLike[str] | nn.Module, **kwargs: Any) -> 
 def load_tokenizer(source: str | os.PathLike[str], **kwargs: Any) -> PreTrainedTokenizerBase:
     """Loads a base's tokenizer from a Hub id, a directory or a GGUF file, ready for batches: padded on the left."""
     path, gguf = split_gguf(source)
-    return prepare_tokenizer(AutoTokenizer.from_pretrained(path, **gguf, **kwargs))
+    with loading(f"The tokenizer of {str(source)!r} cannot be loaded"):
+        return prepare_tokenizer(AutoTokenizer.from_pretrained(path, **gguf, **kwargs))
 
 
 def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

@@ -166,7 +166,7 @@ class RecipePreTrainedModel(KnowledgeMixin, DelegatingPreTrainedModel):
                 output_loading_info=True,
                 ignore_mismatched_sizes="num_answer_prompt_tokens" in fields,
             )
-        except SafetensorError as error:
+        except (SafetensorError, RuntimeError) as error:
             raise ValueError(f"The weights in {directory} are truncated or altered: {error}.") from error
         model, info = loaded
         is_new = "answer_prompt_encoder." if fields.get("num_answer_prompt_tokens") else ()
@@ -206,7 +206,8 @@ class RecipePreTrainedModel(KnowledgeMixin, DelegatingPreTrainedModel):
         encoder_directory = directory / loading.ENCODER_DIRECTORY
         if not encoder_directory.is_dir():
             raise FileNotFoundError(f"{encoder_directory} is missing: the checkpoint lacks its encoder's tokenizer.")
-        tokenizer = AutoTokenizer.from_pretrained(encoder_directory)
+        with base.loading(f"The tokenizer of {str(encoder_directory)!r} cannot be loaded"):
+            tokenizer = AutoTokenizer.from_pretrained(encoder_directory)
         self.retriever.tokenizer = loading.prepare_encoder_tokenizer(tokenizer)
         if (directory / "tokenizer_config.json").is_file():
             self.tokenizer = base.load_tokenizer(directory)
@@ -237,7 +238,7 @@ class RecipePreTrainedModel(KnowledgeMixin, DelegatingPreTrainedModel):
                 raise
             raise OSError(
                 f"The base of this checkpoint, base_model_name_or_path={str(source)!r}, could not be loaded "
-                f"({error}). Give it as base_model=: a directory, a GGUF file or a loaded model."
+                f"({error.__cause__ or error}). Give it as base_model=: a directory, a GGUF file or a loaded model."
             ) from error
         base.check_base(lm, self.config)
         if named and self._has_generation_config:

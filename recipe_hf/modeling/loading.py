@@ -14,7 +14,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from torch import nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from .base import split_gguf
+from .base import loading, split_gguf
 from .configuration import RecipeConfig
 from .download import download
 
@@ -96,7 +96,8 @@ def load_encoder(
     model: Any = encoder
     if isinstance(encoder, (str, os.PathLike)):
         source, gguf = split_gguf(encoder)
-        model = AutoModel.from_pretrained(source, **gguf, **kwargs)
+        with loading(f"encoder={str(encoder)!r} cannot be loaded"):
+            model = AutoModel.from_pretrained(source, **gguf, **kwargs)
     elif sentence_transformers is not None and isinstance(encoder, sentence_transformers.SentenceTransformer):
         model, tokenizer = model[0].auto_model, tokenizer or model.tokenizer
     elif isinstance(encoder, nn.Module) and hasattr(encoder, "config"):
@@ -162,7 +163,11 @@ def verify_checksums(directory: Path) -> None:
     path = directory / CHECKSUMS_FILE
     if not path.is_file():
         return
-    for name, expected in json.loads(path.read_text()).items():
+    try:
+        sums = dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {error}.") from error
+    for name, expected in sums.items():
         if not (directory / name).is_file():
             raise FileNotFoundError(f"{directory / name} is missing from the checkpoint.")
         if _sha256(directory / name) != expected:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ...datasets import EditExample
+from ...modeling.base import loading
 from ...modeling.facts import compose_statement
 from ...modeling.knowledge import KnowledgeBase
 from ..held import encode_queries
@@ -132,7 +133,8 @@ def sentence_transformer(name_or_path: str) -> ThresholdFinder:
     """A sentence-transformers model by cosine, as it comes."""
     from sentence_transformers import SentenceTransformer
 
-    encoder = SentenceTransformer(name_or_path)
+    with loading(f"sentence_model={name_or_path!r} cannot be loaded"):
+        encoder = SentenceTransformer(name_or_path)
 
     def encode(texts: list[str]) -> Tensor:
         return encoder.encode(texts, convert_to_tensor=True, normalize_embeddings=True, show_progress_bar=False)

@@ -24,9 +24,9 @@ def write_facts(path: str | os.PathLike[str], facts: Sequence[Fact]) -> None:
         ValueError: If it is a file of another kind.
     """
     path = user_path(path)
-    new = path.with_name(path.name + ".new")
     if path.suffix.lower() not in (".jsonl", ".parquet"):
         raise ValueError(f"path must end in .jsonl or .parquet, got {str(path)!r}.")
+    new = path.with_name(path.name + ".new")
     if _is_parquet(path):
         _parquet().write_table(_table(facts), new)
     else:
