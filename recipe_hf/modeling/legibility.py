@@ -14,12 +14,10 @@ from .facts import NewFact, comparable
 
 
 def unknown_words(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[str]]:
-    """The words of each text that a tokenizer does not know; the whole text where it knows nothing of it.
+    """The words of each text, of at least one, that a tokenizer does not know; all of it where it knows none.
 
     One that spells what it does not know, as those of bytes do, knows all.
     """
-    if not texts:
-        return []
     encoded = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast, verbose=False)
     words = []
     for row, (text, ids) in enumerate(zip(texts, encoded["input_ids"], strict=True)):

@@ -22,13 +22,17 @@ class OpenedFile:
     @property
     def is_in_place(self) -> bool:
         """Whether `path` still leads to it, rather than to another file or nowhere."""
-        try:
-            return os.path.samestat(self.path.stat(), self.state)
-        except OSError:
-            return False
+        return self._now() is not None
 
     @property
     def is_changed(self) -> bool:
         """Whether it was written to since, as far as its size and time tell. A file in its place is not it."""
-        now = OpenedFile.at(self.path).state if self.is_in_place else self.state
+        now = self._now() or self.state
         return (now.st_mtime_ns, now.st_size) != (self.state.st_mtime_ns, self.state.st_size)
+
+    def _now(self) -> os.stat_result | None:
+        try:
+            now = self.path.stat()
+        except OSError:
+            return None
+        return now if os.path.samestat(now, self.state) else None

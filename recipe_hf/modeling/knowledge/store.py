@@ -314,8 +314,10 @@ def _open_file(path: Path, read_only: bool) -> tuple[sqlite3.Connection, OpenedF
 
 
 def _has_log(path: Path) -> bool:
-    log = _beside(path, "-wal")
-    return log.exists() and log.stat().st_size > 0
+    try:
+        return _beside(path, "-wal").stat().st_size > 0
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager
