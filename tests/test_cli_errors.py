@@ -92,7 +92,7 @@ def change_config(path: Path, **fields: object) -> None:
     ("damage", "said"),
     [
         (lambda base: (base / "config.json").write_text("{no"), "is not a valid JSON file"),
-        (lambda base: (base / "config.json").write_text("[]"), "Unrecognized model"),
+        (lambda base: (base / "config.json").write_text("[]"), "cannot be loaded"),
         (lambda base: (base / "config.json").unlink(), "config.json"),
         (lambda base: change_config(base / "config.json", hidden_size="x"), "hidden_size"),
         (lambda base: change_config(base / "config.json", intermediate_size=48), "mismatched"),

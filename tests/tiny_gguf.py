@@ -16,7 +16,7 @@ WIDTH, HIDDEN, HEADS, LAYERS = 32, 64, 4, 2
 
 def write_tiny_gguf(path: Path) -> Path:
     """Writes the file."""
-    tokens = [*BASE_TOKENS, *sorted(pre_tokenizers.ByteLevel.alphabet()), "ab"]
+    tokens = [*BASE_TOKENS, *sorted(pre_tokenizers.ByteLevel.alphabet()), "ab", "cd"]
     rng = np.random.default_rng(0)
     writer = GGUFWriter(path, "llama")
     writer.add_block_count(LAYERS)
@@ -32,7 +32,7 @@ def write_tiny_gguf(path: Path) -> Path:
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(tokens)
     writer.add_token_types([TokenType.CONTROL] * len(BASE_TOKENS) + [TokenType.NORMAL] * (len(tokens) - 3))
-    writer.add_token_merges(["a b"])
+    writer.add_token_merges(["a b", "c d"])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_pad_token_id(0)
