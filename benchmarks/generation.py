@@ -194,7 +194,7 @@ def measure(
 def main(
     facts: Annotated[list[int], typer.Option(help="How many facts are held, one option for each number.")],
     checkpoint: Annotated[Path, typer.Option()] = Path("checkpoints/recipe-smollm2-135m"),
-    base_model: Annotated[str, typer.Option()] = "models/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    base_model: Annotated[str, typer.Option()] = "models/smollm2-135m-instruct",
     data: Annotated[list[Path] | None, typer.Option(help="Data sets of facts; the first are asked about.")] = None,
     keys: Annotated[Path | None, typer.Option(help="Directory of .npy files with keys of the others.")] = None,
     store: Annotated[Path | None, typer.Option(help="Directory that keeps the knowledge bases.")] = None,

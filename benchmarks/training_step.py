@@ -146,7 +146,7 @@ class PlainLoop:
 
 def main(
     train_file: Annotated[Path, typer.Option(help="CounterFact, or another data set that load_examples knows.")],
-    base_model: Annotated[str, typer.Option()] = "models/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    base_model: Annotated[str, typer.Option()] = "models/smollm2-135m-instruct",
     encoder: Annotated[str, typer.Option()] = "models/minilm",
     batch_size: Annotated[int, typer.Option(help="Facts in a step; the paper takes 8.")] = 8,
     steps: Annotated[int, typer.Option(help="Timed steps of each side, after two untimed ones.")] = 10,

@@ -94,7 +94,7 @@ PAGES = ("ablate", "compare", "sweep")
 app = typer.Typer(pretty_exceptions_enable=False, help=__doc__)
 Checkpoint = Annotated[Path, typer.Option(help="The checkpoint.")]
 RELEASED = Path("checkpoints/recipe-smollm2-135m")
-BASE = "models/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+BASE = "models/smollm2-135m-instruct"
 
 
 def results_directory(checkpoint: Path) -> Path:

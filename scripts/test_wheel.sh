@@ -51,4 +51,4 @@ cp -r checkpoints/recipe-smollm2-135m "$env/checkpoint"
 pip install --constraint "$env/constraints.txt" "$wheel[gguf,parquet,evaluate]" "${tools[@]}"
 "$env/bin/python" -m pytest --numprocesses "${WORKERS:-auto}" -m "not slow" \
   tests/modeling/test_{auto,base,checkpoint,control,editing,model,prefix,prefix_caches,prefix_check,prefixed_forward}.py \
-  tests/modeling/knowledge/test_{exchange,files,load,persistence}.py tests/test_cli.py tests/test_cli_arguments.py
+  tests/modeling/knowledge/test_{exchange,files,load,persistence}.py tests/test_{convert,import}.py tests/test_cli*.py
