@@ -49,6 +49,9 @@ class _Commands(TyperGroup):
     """
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
+        # Where others keep the processors busy, threads that spin while they wait take ten times as long; where nobody
+        # does, sleeping costs some percent at most. It is read when torch is imported.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")
@@ -221,8 +224,6 @@ def load_model(
     """
     if base_model is None and not _read_config(checkpoint).get("base_model_name_or_path"):
         raise ValueError(f"--base-model must be given: {checkpoint} names no base.")
-    # Where others keep the processors busy, threads that spin while they wait take several times as long.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     gc.disable()  # What is loaded stays: to look through it for garbage, over and over, takes a second.
     try:
         from transformers.utils.logging import disable_progress_bar
