@@ -23,6 +23,7 @@ from .delegation import DelegatingPreTrainedModel
 from .editing import KnowledgeMixin
 from .knowledge import KnowledgeBase
 from .prompt_encoder import AnswerPromptEncoder
+from .verifier import VERIFIER_FILE, Verifier
 
 if TYPE_CHECKING:
     from typing import Self
@@ -118,6 +119,7 @@ class RecipePreTrainedModel(KnowledgeMixin, DelegatingPreTrainedModel):
         *model_args: Any,
         base_model: str | os.PathLike[str] | nn.Module | bool | None = None,
         config: RecipeConfig | str | os.PathLike[str] | None = None,
+        verifier: bool = True,
         **kwargs: Any,
     ) -> Any:
         """Loads a checkpoint: the recipe weights, in float32, its facts, and the base it was made for.
@@ -128,6 +130,7 @@ class RecipePreTrainedModel(KnowledgeMixin, DelegatingPreTrainedModel):
                 Hub id, a directory, the path of a GGUF file, or a causal LM. `False` attaches none: facts can be
                 added, removed and looked up without it.
             config: A config to use instead of the checkpoint's.
+            verifier: Whether to load the verifier, if the checkpoint has one. `False` gives the paper's form.
             **kwargs: `token`, `cache_dir`, `local_files_only` and `force_download` for checkpoint and base;
                 `revision`, `subfolder` and `variant` for the checkpoint; fields of [`RecipeConfig`], of which
                 `num_answer_prompt_tokens` gives a checkpoint with another number new prompts of answers; anything else
@@ -181,6 +184,10 @@ class RecipePreTrainedModel(KnowledgeMixin, DelegatingPreTrainedModel):
         if absent:
             model.answer_prompt_encoder = AnswerPromptEncoder.of_known_answers(model.config)
         model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
+        if not verifier:
+            config.num_verified_facts = 0
+        if config.num_verified_facts:
+            model.verifier = Verifier.load(directory, config)
         model._load_parts(directory)
 
         source = config.base_model_name_or_path if base_model is None else base_model
@@ -256,6 +263,8 @@ class RecipePreTrainedModel(KnowledgeMixin, DelegatingPreTrainedModel):
             self.config.base_fingerprint = base.fingerprint(lm)
         self.lm = lm
         self.retriever.to(self.device)
+        if self.verifier is not None:
+            self.verifier.to(self.device)
         self.prompt_encoder.to(self.device)
         if self.answer_prompt_encoder is not None:
             self.answer_prompt_encoder.to(self.device)
@@ -292,7 +301,7 @@ class RecipePreTrainedModel(KnowledgeMixin, DelegatingPreTrainedModel):
         weights = {
             name: tensor
             for name, tensor in (self.state_dict() if state_dict is None else state_dict).items()
-            if not name.startswith("lm.")
+            if not name.startswith(("lm.", "verifier."))
         }
         if dtype is not None:
             weights = {n: t.to(dtype) if t.is_floating_point() else t for n, t in weights.items()}
@@ -313,6 +322,9 @@ class RecipePreTrainedModel(KnowledgeMixin, DelegatingPreTrainedModel):
         )
         if not is_main_process:
             return
+        (directory / VERIFIER_FILE).unlink(missing_ok=True)
+        if self.verifier is not None:
+            self.verifier.save(directory)
         loading.write_checksums(directory)
         loading.write_remote_code(directory)
         if self.tokenizer is not None:

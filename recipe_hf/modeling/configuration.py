@@ -38,6 +38,9 @@ class RecipeConfig(PretrainedConfig):
             than this field do not say it.
         top_k_facts: How many facts may be prefixed together: those of the closest that exceed the threshold. This
             goes beyond the paper. (Not `top_k`, which says how `generate` samples.)
+        num_verified_facts: How many of the facts nearest to a query the verifier reads, where there is one; 0 for
+            none, which is the paper's form.
+        verifier_margin: How far below the threshold the score of a fact may be for the verifier to read it.
 
     Raises:
         ValueError: If a size is impossible.
@@ -64,6 +67,8 @@ class RecipeConfig(PretrainedConfig):
         similarity_scale: float | None = None,
         similarity_temperature: float = 1.0,
         top_k_facts: int = 1,
+        num_verified_facts: int = 0,
+        verifier_margin: float = 1.0,
         **kwargs: Any,
     ) -> None:
         if encoder_config is None:
@@ -104,6 +109,10 @@ class RecipeConfig(PretrainedConfig):
         self.similarity_scale = similarity_scale
         self.similarity_temperature = similarity_temperature
         self.top_k_facts = _positive("top_k_facts", top_k_facts)
+        self.num_verified_facts = num_verified_facts and _positive("num_verified_facts", num_verified_facts)
+        if not 0 <= verifier_margin < math.inf:
+            raise ValueError(f"verifier_margin must be at least 0 and finite, got {verifier_margin!r}.")
+        self.verifier_margin = verifier_margin
         kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(**kwargs)
         # The Auto classes may be handed this config: by then, they must know its model.

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import timestamps
 from .facts import Fact, NewFact, parse_facts, show
+from .gate import Asked, Near, decide, why_not_usable
 from .knowledge import KnowledgeBase, OnConflict
 from .knowledge.checks import check_namespace, check_positive, checked_where
 from .knowledge.exchange import read_facts_by_place
@@ -22,6 +22,7 @@ from .prompt_encoder import PromptEncoder
 from .queries import check_queries
 from .query_cache import QueryCache
 from .retriever import Retriever
+from .verifier import Verifier
 from .weights import deterministic, key_fingerprint, weight_versions
 
 logger = logging.getLogger(__name__)
@@ -39,12 +40,14 @@ class _Encoder:
         fingerprint: Names the weights that make keys.
         sentinel: The sentinel's key, `[knowledge_dim]`.
         queries: Representations that these weights made.
+        readings: What the verifier read with them.
     """
 
     versions: tuple[Any, ...]
     fingerprint: str
     sentinel: Tensor
     queries: QueryCache
+    readings: QueryCache
 
 
 class KnowledgeMixin:
@@ -52,6 +55,7 @@ class KnowledgeMixin:
 
     config: Any
     retriever: Retriever
+    verifier: Verifier | None
     prompt_encoder: PromptEncoder
     _knowledge: KnowledgeBase
     # How many queries are remembered, to be encoded once; a change of the weights forgets them all.
@@ -208,30 +212,31 @@ class KnowledgeMixin:
         """Retrievals; keys `[len(queries), k, knowledge_dim]` and answers, if known, of each query's best facts."""
         check_positive("batch_size", batch_size)
         self._check_filters(where, namespace)
-        k, scale, temperature = self.config.top_k_facts, self.config.scale, self.config.similarity_temperature
+        k = self.config.top_k_facts
         nothing = Retrieval(None, None, -torch.inf, 0.0, False)
         retrievals = [nothing] * len(queries)
         keys = torch.zeros(len(queries), k, self.config.knowledge_dim)
         answers: list[list[str | None]] = [[None] * k for _ in queries]
-        asked = self._legible(queries)
-        if not asked:
+        legible = self._legible(queries)
+        if not legible:
             return retrievals, keys, answers
         knowledge = self._knowledge_of(namespace)
-        encoded, thresholds = self._encode_queries(knowledge, [queries[row] for row in asked], batch_size)
-        hits = knowledge.lookup(encoded, k + _ALIKE * any(asked.values()), where)
-        rows = zip(
-            asked.items(), thresholds.tolist(), hits.facts, (hits.scores * scale).tolist(), hits.keys, strict=True
-        )
-        for (row, unknown), threshold, *near in rows:
-            found = [(fact, score, key) for fact, score, key in zip(*near, strict=True) if fact is not None]
-            withheld = self._withheld(unknown, [fact for fact, score, _ in found if score > threshold])
-            found = [hit for hit in found if hit[0].id not in withheld][:k]
+        encoded, thresholds = self._encode_queries(knowledge, [queries[row] for row in legible], batch_size)
+        hits = knowledge.lookup(encoded, self._num_near + _ALIKE * any(legible.values()), where)
+        asked = [
+            Asked(queries[row], threshold, self._usable(unknown, threshold, *near))
+            for (row, unknown), threshold, *near in zip(
+                legible.items(), thresholds.tolist(), hits.facts, hits.scores, hits.keys, strict=True
+            )
+        ]
+        for row, query, decided in zip(legible, asked, self._decide(asked), strict=True):
             best, *others = [
-                Retrieval.gated(fact.id, fact.statement, score, threshold, temperature) for fact, score, _ in found
-            ] or [replace(nothing, threshold=threshold)]
+                Retrieval(near.fact.id, near.fact.statement, near.score, query.threshold, near.fired, near.probability)
+                for near in decided[:k]
+            ] or [replace(nothing, threshold=query.threshold)]
             retrievals[row] = replace(best, others=tuple(other for other in others if other.fired))
-            for rank, (fact, _, key) in enumerate(found):
-                answers[row][rank], keys[row, rank] = fact.answer, key
+            for rank, near in enumerate(decided[:k]):
+                answers[row][rank], keys[row, rank] = near.fact.answer, near.key
         return retrievals, keys, answers
 
     @torch.inference_mode(False)
@@ -253,29 +258,71 @@ class KnowledgeMixin:
         (query,) = check_queries(query, 1)
         check_positive("k", k)
         self._check_filters(where, namespace)
-        asked = self._legible([query])
-        if not asked:
+        legible = self._legible([query])
+        if not legible:
             return Explanation(query, 0.0, (), self._why_not_asked(query))
-        knowledge, scale, most = self._knowledge_of(namespace), self.config.scale, self.config.top_k_facts
+        knowledge = self._knowledge_of(namespace)
         encoded, thresholds = self._encode_queries(knowledge, [query])
         threshold = thresholds.item()
         nearest = knowledge.lookup(encoded, k, valid_only=False)
-        usable = knowledge.lookup(encoded, most + _ALIKE * any(asked.values()), where)
-        scored = {
-            fact.id: (fact, score * scale)
-            for hits in (nearest, usable)
-            for fact, score in zip(hits.facts[0], hits.scores[0].tolist(), strict=True)
-            if fact is not None
-        }
-        withheld = self._withheld(asked[0], [fact for fact, score in scored.values() if score > threshold])
-        rank_of = {id: rank for rank, id in enumerate(id for id in usable.ids[0].tolist() if id not in withheld)}
-        candidates = []
-        for id, (fact, score) in sorted(scored.items(), key=lambda item: (-item[1][1], item[0])):
-            fired = rank_of.get(id, most) < most and score > threshold
-            reason = "used" if fired else _why_not(fact, where, most if score > threshold else None, id in withheld)
-            if fired or id in nearest.ids[0].tolist():
-                candidates.append(Candidate(fact, score, fired, reason))
+        hits = knowledge.lookup(encoded, self._num_near + _ALIKE * any(legible.values()), where)
+        usable = self._usable(legible[0], threshold, hits.facts[0], hits.scores[0], hits.keys[0])
+        ids = {near.fact.id for near in usable}
+        every = self._near(nearest.facts[0], nearest.scores[0], nearest.keys[0])
+        others = [near for near in every if near.fact.id not in ids]
+        decided, apart = self._decide([Asked(query, threshold, near) for near in (usable, others)])
+        used = {near.fact.id for near in decided[: self.config.top_k_facts] if near.fired}
+        shown = used | {near.fact.id for near in every}
+        candidates = [
+            Candidate(
+                near.fact,
+                near.score,
+                near.fact.id in used,
+                "used" if near.fact.id in used else self._why_not(near, where, near.fact.id in ids),
+                near.probability,
+            )
+            for near in sorted([*decided, *apart], key=lambda near: (-near.score, near.fact.id))
+            if near.fact.id in shown
+        ]
         return Explanation(query, threshold, tuple(candidates))
+
+    @property
+    def _num_near(self) -> int:
+        """How many facts to look up for a query: those that may be used, and those that the verifier reads."""
+        read = 0 if self.verifier is None else self.config.num_verified_facts
+        return max(self.config.top_k_facts, read)
+
+    def _near(self, facts: Sequence[Fact | None], scores: Tensor, keys: Tensor) -> list[Near]:
+        scaled = (scores * self.config.scale).tolist()
+        hits = zip(facts, scaled, keys, strict=True)
+        return [Near(fact, score, key) for fact, score, key in hits if fact is not None]
+
+    def _usable(
+        self, unknown: list[str], threshold: float, facts: Sequence[Fact | None], scores: Tensor, keys: Tensor
+    ) -> list[Near]:
+        """The nearest facts that may be used for a query with these unknown words."""
+        near = self._near(facts, scores, keys)
+        least = threshold - (0.0 if self.verifier is None else self.config.verifier_margin)
+        withheld = self._withheld(unknown, [each.fact for each in near if each.score > least])
+        return [each for each in near if each.fact.id not in withheld][: self._num_near]
+
+    def _decide(self, asked: Sequence[Asked]) -> list[list[Near]]:
+        encoder = self._current
+        assert encoder is not None, "queries were encoded"
+        return decide(asked, self.config, self.retriever, self.verifier, encoder.readings, self.query_cache_size)
+
+    def _why_not(self, near: Near, where: Mapping[str, Any] | None, is_usable: bool) -> str:
+        if reason := why_not_usable(near.fact, where):
+            return reason
+        if not is_usable and near.fired:
+            return "not used: to the encoder, which does not know its words or the query's, it is as any other"
+        if near.fired:
+            return f"not used: top_k_facts is {self.config.top_k_facts}, and as many are closer"
+        if near.is_verified:
+            return f"not used: the verifier takes it for the answer with {near.probability:.0%} only"
+        return (
+            "not used: not above the threshold" if self.verifier is None else "not used: too far below the threshold"
+        )
 
     def _knowledge_of(self, namespace: str | None) -> KnowledgeBase:
         return self.knowledge if namespace is None else self.knowledge.namespace(namespace)
@@ -354,13 +401,14 @@ class KnowledgeMixin:
 
         Versions of the weights say whether anything was written; only then a hash says whether it changed the keys.
         """
-        versions = (self.retriever.tokenizer, *weight_versions(self.retriever))
+        of_verifier = () if self.verifier is None else weight_versions(self.verifier)
+        versions = (self.retriever.tokenizer, *weight_versions(self.retriever), of_verifier)
         current = self._current
         if current is None or current.versions != versions:
             fingerprint = key_fingerprint(self.retriever)
             with deterministic(self.retriever):
                 sentinel = self.retriever.encode_sentinel().float()
-            current = self._current = _Encoder(versions, fingerprint, sentinel, QueryCache())
+            current = self._current = _Encoder(versions, fingerprint, sentinel, QueryCache(), QueryCache())
         found = current.fingerprint
         while len(knowledge) and knowledge.encoder_fingerprint != found:
             facts = list(knowledge)
@@ -378,19 +426,3 @@ class KnowledgeMixin:
                 if ids == [fact.id for fact in knowledge]:
                     raise
         return current
-
-
-def _why_not(fact: Fact, where: Mapping[str, Any] | None, top_k_facts: int | None, is_withheld: bool) -> str:
-    """Why a fact is not used; `top_k_facts` is None if its score is too low."""
-    now = timestamps.now()
-    if fact.valid_from is not None and now < fact.valid_from:
-        return f"not used: valid from {fact.valid_from}"
-    if not fact.is_valid_at(now):
-        return f"not used: valid until {fact.valid_until}"
-    if not fact.has(where or {}):
-        return f"not used: its metadata are not those of where, {dict(where or {})}"
-    if top_k_facts is None:
-        return "not used: not above the threshold"
-    if is_withheld:
-        return "not used: to the encoder, which does not know its words or the query's, it is as any other"
-    return f"not used: top_k_facts is {top_k_facts}, and as many are closer"

@@ -20,6 +20,7 @@ from .prefix import CACHE_NAMES, forward_keeping, hidden_prefix, prefixed_forwar
 from .prompt_encoder import AnswerPromptEncoder, PromptEncoder, carried_tokens
 from .queries import read_queries
 from .retriever import Retriever
+from .verifier import Verifier
 
 logger = logging.get_logger(__name__)
 
@@ -36,6 +37,7 @@ class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
 
     Attributes:
         retriever: Encodes statements and queries.
+        verifier: Reads queries and statements together, beyond the paper; None in a model without one.
         prompt_encoder: Turns keys into continuous prompts.
         answer_prompt_encoder: Turns answers into them, where they are known; None without
             `config.num_answer_prompt_tokens`.
@@ -52,6 +54,7 @@ class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
     def __init__(self, config: RecipeConfig) -> None:
         super().__init__(config)
         self.retriever = Retriever(config)
+        self.verifier: Verifier | None = None
         self.prompt_encoder = PromptEncoder(config)
         self.answer_prompt_encoder = (
             AnswerPromptEncoder.of_known_answers(config) if config.num_answer_prompt_tokens else None
@@ -59,8 +62,8 @@ class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
         self.lm: Any = None
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self.knowledge = KnowledgeBase(config.knowledge_dim)
-        self.register_state_dict_post_hook(_drop_base_weights)
-        self.register_load_state_dict_post_hook(_expect_no_base_weights)
+        self.register_state_dict_post_hook(_drop_weights_kept_apart)
+        self.register_load_state_dict_post_hook(_expect_no_weights_kept_apart)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -322,14 +325,14 @@ class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
         return encoder(pieces.unflatten(0, shape)), present.unflatten(0, shape)
 
 
-def _drop_base_weights(model: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: Any) -> None:
-    for name in [name for name in state_dict if name.startswith(f"{prefix}lm.")]:
+def _drop_weights_kept_apart(model: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: Any) -> None:
+    for name in [name for name in state_dict if name.startswith((f"{prefix}lm.", f"{prefix}verifier."))]:
         del state_dict[name]
 
 
-def _expect_no_base_weights(model: nn.Module, incompatible_keys: Any) -> None:
+def _expect_no_weights_kept_apart(model: nn.Module, incompatible_keys: Any) -> None:
     keys = incompatible_keys.missing_keys
-    keys[:] = [name for name in keys if "lm" not in name.split(".")[:2]]
+    keys[:] = [name for name in keys if not {"lm", "verifier"} & {*name.split(".")[:2]}]
 
 
 AutoModelForCausalLM.register(RecipeConfig, RecipeForCausalLM, exist_ok=True)

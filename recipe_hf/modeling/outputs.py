@@ -21,9 +21,9 @@ class Retrieval:
         statement: Its statement.
         score: Scaled dot product of query and key, `scale * r_q . r_k`; -inf without a fact.
         threshold: That of query and knowledge sentinel, `scale * r_q . r_sentinel`.
-        fired: Whether the fact is used: `score > threshold`.
-        probability: How likely the fact is one that the query asks for, by the model's own estimate: the sigmoid of
-            `(score - threshold) / similarity_temperature`. 0 without a fact, at least 1/2 where it fires.
+        fired: Whether the fact is used: `score > threshold`, or with a verifier `probability > 1/2`.
+        probability: How likely the fact is one that the query asks for, by the model's own estimate: the verifier's,
+            or where it read nothing the sigmoid of `(score - threshold) / similarity_temperature`. 0 without a fact.
         others: The further facts used beside it, next best first, where `config.top_k_facts` allows them.
     """
 
@@ -61,12 +61,14 @@ class Candidate:
         score: Scaled dot product of query and key.
         fired: Whether it is used.
         reason: Why, or why not.
+        probability: How likely the query asks for it, by the model's own estimate.
     """
 
     fact: Fact
     score: float
     fired: bool
     reason: str
+    probability: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,8 @@ class Explanation:
         for candidate in self.candidates:
             mark = "*" if candidate.fired else " "
             fact = candidate.fact
-            lines.append(f"{mark} {candidate.score:9.2f}  fact {fact.id}: {fact.statement} ({candidate.reason})")
+            estimate = f"{candidate.score:9.2f} {candidate.probability:4.0%}"
+            lines.append(f"{mark} {estimate}  fact {fact.id}: {fact.statement} ({candidate.reason})")
         return "\n".join(lines if self.candidates else [*lines, f"  {self.note}"])
 
 

@@ -28,9 +28,9 @@ def deterministic(module: nn.Module) -> Iterator[None]:
             part.training = True
 
 
-def weight_versions(retriever: Retriever) -> tuple[Any, ...]:
-    """Changes whenever a tensor of the retriever is written to or replaced, save through `.data`."""
-    tensors = [*retriever.parameters(), *retriever.buffers()]
+def weight_versions(module: nn.Module) -> tuple[Any, ...]:
+    """Changes whenever a tensor of the module is written to or replaced, save through `.data`."""
+    tensors = [*module.parameters(), *module.buffers()]
     return tuple((id(t), t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
 
 

@@ -1,0 +1,141 @@
+"""The verifier: reads a query and a statement together, and says whether the one answers the other.
+
+It goes beyond the paper, whose gate compares two vectors made apart (eq. 9). It depends on no base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModel
+
+from .configuration import RecipeConfig
+from .retriever import Retriever
+
+VERIFIER_FILE = "verifier.safetensors"
+MAX_QUERY_TOKENS = 96
+MAX_STATEMENT_TOKENS = 96
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Queries and statements as token ids, `[CLS] query [SEP] statement [SEP]`.
+
+    Attributes:
+        input_ids: `[n, seq]`.
+        token_type_ids: 1 for the statement and what ends it, `[n, seq]`.
+        attention_mask: `[n, seq]`.
+        statement_starts: Column of each statement's first token.
+    """
+
+    input_ids: Tensor
+    token_type_ids: Tensor
+    attention_mask: Tensor
+    statement_starts: list[int]
+
+
+class Verifier(nn.Module):
+    """A cross-encoder over the retriever's word embeddings, which it shares, with layers of its own.
+
+    Attributes:
+        encoder: Layers like those of the retriever's encoder, without word embeddings.
+        head: Reads the first token and the mean of all; positive if the statement answers the query.
+        span: Scores each token as the first and as the last one of the answer.
+        calibration: `(a, b, c)` of the logit `a + b * head + c * margin`, the margin being that of the retriever's
+            score over its threshold.
+    """
+
+    calibration: Tensor
+
+    def __init__(self, config: RecipeConfig) -> None:
+        super().__init__()
+        self.encoder: Any = AutoModel.from_config(config.encoder_config, dtype=torch.float32)
+        self.encoder.pooler = None
+        self.encoder.set_input_embeddings(None)
+        width = config.encoder_config.hidden_size
+        self.head = nn.Sequential(nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, 1))
+        self.span = nn.Linear(width, 2)
+        self.register_buffer("calibration", torch.tensor([0.0, 1.0, 0.0]))
+
+    @classmethod
+    def load(cls, directory: Path, config: RecipeConfig) -> Verifier:
+        """The verifier of a checkpoint, in float32.
+
+        Raises:
+            FileNotFoundError: If its file is missing.
+            ValueError: If that is truncated, altered, or of another model.
+        """
+        path, verifier = directory / VERIFIER_FILE, cls(config)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing from the checkpoint; verifier=False does without it.")
+        try:
+            verifier.load_state_dict(load_file(path))
+        except (SafetensorError, RuntimeError) as error:
+            raise ValueError(f"The weights in {path} are truncated or altered: {error}.") from error
+        return verifier.eval()
+
+    def save(self, directory: Path) -> None:
+        """Writes the weights, in float16, to a checkpoint."""
+        weights = {name: tensor.half().contiguous() for name, tensor in self.state_dict().items()}
+        save_file(weights, directory / VERIFIER_FILE, metadata={"format": "pt"})
+
+    def forward(self, words: nn.Module, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        """Logits `[n]` before calibration, and scores `[n, seq, 2]` of each token as the answer's first and last.
+
+        Args:
+            words: The retriever's word embeddings.
+            pairs: Queries and statements.
+        """
+        hidden = self.encoder(
+            inputs_embeds=words(pairs.input_ids),
+            token_type_ids=pairs.token_type_ids,
+            attention_mask=pairs.attention_mask,
+        ).last_hidden_state
+        mask = pairs.attention_mask.unsqueeze(-1)
+        mean = (hidden * mask).sum(1) / mask.sum(1)
+        return self.head(torch.cat([hidden[:, 0], mean], dim=-1)).squeeze(-1), self.span(hidden)
+
+    @torch.no_grad()
+    def read(self, retriever: Retriever, pairs: Sequence[tuple[str, str]], batch_size: int = 64) -> Tensor:
+        """Logits `[len(pairs)]` before calibration, of queries and statements in any order and of any length."""
+        order = sorted(range(len(pairs)), key=lambda i: sum(map(len, pairs[i])))
+        words = retriever.encoder.get_input_embeddings()
+        logits = torch.empty(len(pairs))
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            logits[chosen] = self(words, encode_pairs(retriever, [pairs[i] for i in chosen]))[0].float().cpu()
+        return logits
+
+    def calibrated(self, logits: Tensor, margins: Tensor) -> Tensor:
+        """Logits of the probability that the statement answers the query, `[n]`, `[n]` -> `[n]`."""
+        offset, of_logit, of_margin = self.calibration
+        return offset + of_logit * logits + of_margin * margins
+
+
+def encode_pairs(retriever: Retriever, pairs: Sequence[tuple[str, str]]) -> Pairs:
+    """Token ids of queries and statements. Of a long query the end is read, of a long statement the start."""
+    tokenizer: Any = retriever.tokenizer
+    queries, statements = (
+        tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        for texts in zip(*pairs, strict=True)
+    )
+    rows, starts = [], []
+    for query, statement in zip(queries, statements, strict=True):
+        query = [tokenizer.cls_token_id, *query[-MAX_QUERY_TOKENS:], tokenizer.sep_token_id]
+        rows.append([*query, *statement[:MAX_STATEMENT_TOKENS], tokenizer.sep_token_id])
+        starts.append(len(query))
+    length = max(map(len, rows))
+    ids, types, mask = (torch.zeros(len(rows), length, dtype=torch.long) for _ in range(3))
+    for i, (row, start) in enumerate(zip(rows, starts, strict=True)):
+        ids[i, : len(row)] = torch.tensor(row)
+        types[i, start : len(row)] = 1
+        mask[i, : len(row)] = 1
+    device = retriever.device
+    return Pairs(ids.to(device), types.to(device), mask.to(device), starts)
