@@ -272,13 +272,14 @@ class KnowledgeMixin:
         others = [near for near in every if near.fact.id not in ids]
         decided, apart = self._decide([Asked(query, threshold, near) for near in (usable, others)])
         used = {near.fact.id for near in decided[: self.config.top_k_facts] if near.fired}
+        withheld = self._withheld(legible[0], [near.fact for near in every])
         shown = used | {near.fact.id for near in every}
         candidates = [
             Candidate(
                 near.fact,
                 near.score,
                 near.fact.id in used,
-                "used" if near.fact.id in used else self._why_not(near, where, near.fact.id in ids),
+                "used" if near.fact.id in used else self._why_not(near, where, near.fact.id in withheld),
                 near.probability,
             )
             for near in sorted([*decided, *apart], key=lambda near: (-near.score, near.fact.id))
@@ -311,10 +312,10 @@ class KnowledgeMixin:
         assert encoder is not None, "queries were encoded"
         return decide(asked, self.config, self.retriever, self.verifier, encoder.readings, self.query_cache_size)
 
-    def _why_not(self, near: Near, where: Mapping[str, Any] | None, is_usable: bool) -> str:
+    def _why_not(self, near: Near, where: Mapping[str, Any] | None, is_withheld: bool) -> str:
         if reason := why_not_usable(near.fact, where):
             return reason
-        if not is_usable and near.fired:
+        if is_withheld and near.fired:
             return "not used: to the encoder, which does not know its words or the query's, it is as any other"
         if near.fired:
             return f"not used: top_k_facts is {self.config.top_k_facts}, and as many are closer"
