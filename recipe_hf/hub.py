@@ -20,7 +20,7 @@ from .modeling.loading import KNOWLEDGE_DIRECTORY, load_config, verify_checksums
 
 _CARD = "README.md"
 # What a push deletes where it brings no such file; a repository's other files stay.
-_REPLACED = [f"{KNOWLEDGE_DIRECTORY}/*", "model*.safetensors"]
+_REPLACED = [f"{KNOWLEDGE_DIRECTORY}/*", "model*.safetensors", "verifier.safetensors"]
 
 
 def push_checkpoint(

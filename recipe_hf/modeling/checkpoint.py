@@ -185,9 +185,9 @@ class RecipePreTrainedModel(KnowledgeMixin, DelegatingPreTrainedModel):
             model.answer_prompt_encoder = AnswerPromptEncoder.of_known_answers(model.config)
         model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
         if not verifier:
-            config.num_verified_facts = 0
-        if config.num_verified_facts:
-            model.verifier = Verifier.load(directory, config)
+            model.config.num_verified_facts = 0
+        if model.config.num_verified_facts:
+            model.verifier = Verifier.load(directory, model.config)
         model._load_parts(directory)
 
         source = config.base_model_name_or_path if base_model is None else base_model

@@ -236,7 +236,7 @@ class KnowledgeMixin:
             ] or [replace(nothing, threshold=query.threshold)]
             retrievals[row] = replace(best, others=tuple(other for other in others if other.fired))
             for rank, near in enumerate(decided[:k]):
-                answers[row][rank], keys[row, rank] = near.fact.answer, near.key
+                answers[row][rank], keys[row, rank] = near.answer, near.key
         return retrievals, keys, answers
 
     @torch.inference_mode(False)
@@ -319,7 +319,7 @@ class KnowledgeMixin:
             return "not used: to the encoder, which does not know its words or the query's, it is as any other"
         if near.fired:
             return f"not used: top_k_facts is {self.config.top_k_facts}, and as many are closer"
-        if near.is_verified:
+        if near.logit is not None:
             return f"not used: the verifier takes it for the answer with {near.probability:.0%} only"
         return (
             "not used: not above the threshold" if self.verifier is None else "not used: too far below the threshold"

@@ -15,7 +15,7 @@ from .facts import Fact
 from .outputs import probability_of
 from .query_cache import QueryCache
 from .retriever import Retriever
-from .verifier import Verifier
+from .verifier import Verifier, answer_in
 from .weights import deterministic
 
 # Of facts affirmed with logits as close as this, the newest is used: they answer the same, and the last one counts.
@@ -32,7 +32,8 @@ class Near:
         key: Its key, `[knowledge_dim]`.
         fired: Whether the gate lets it through.
         probability: How likely the query asks for it.
-        is_verified: Whether the verifier read it.
+        logit: That of this probability, where the verifier read the fact; None for others.
+        answer: What it answers, if that is known: as it was told, or else as the verifier finds it in the statement.
     """
 
     fact: Fact
@@ -40,7 +41,8 @@ class Near:
     key: Tensor
     fired: bool = False
     probability: float = 0.0
-    is_verified: bool = False
+    logit: float | None = None
+    answer: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,29 +91,33 @@ def decide(
         texts = ["\0".join(pair) for pair in pairs]
         pair_of = dict(zip(texts, pairs, strict=True))
         with deterministic(verifier):
-            logits = readings.encode(
+            found = readings.encode(
                 texts, lambda new: verifier.read(retriever, [pair_of[text] for text in new]), cache_size
             )
         margins = torch.tensor([decided[row][rank].score - asked[row].threshold for row, rank in open_])
-        probabilities = verifier.calibrated(logits, margins).sigmoid().tolist()
-        for (row, rank), probability in zip(open_, probabilities, strict=True):
-            decided[row][rank] = replace(
-                decided[row][rank], fired=probability > 0.5, probability=probability, is_verified=True
-            )
-    return [_in_order([near if near.is_verified else replace(near, fired=False) for near in row]) for row in decided]
+        logits = verifier.calibrated(found[:, 0], margins)
+        rows = zip(open_, logits.tolist(), logits.sigmoid().tolist(), found[:, 1:].long().tolist(), strict=True)
+        for (row, rank), logit, probability, span in rows:
+            near = decided[row][rank]
+            answer = near.answer
+            if answer is None and logit > 0:
+                answer = answer_in(retriever, near.fact.statement, *span)
+            decided[row][rank] = replace(near, fired=logit > 0, probability=probability, logit=logit, answer=answer)
+    return [_in_order([near if near.logit is not None else replace(near, fired=False) for near in r]) for r in decided]
 
 
 def _by_threshold(near: Near, threshold: float, config: RecipeConfig) -> Near:
     margin = near.score - threshold
-    return replace(near, fired=margin > 0, probability=probability_of(margin, config.similarity_temperature))
+    probability = probability_of(margin, config.similarity_temperature)
+    return replace(near, fired=margin > 0, probability=probability, answer=near.fact.answer)
 
 
 def _in_order(found: list[Near]) -> list[Near]:
     """The facts let through before the others, the most probable first, the newest of those that are as probable."""
-    fired = sorted((near for near in found if near.fired), key=lambda near: -near.probability)
+    fired = sorted((near for near in found if near.fired), key=lambda near: -(near.logit or 0.0))
     if fired:
-        logits = torch.tensor([near.probability for near in fired]).logit()
-        equal = fired[: int((logits >= logits[0] - _EQUALLY_AFFIRMED).sum())]
+        least = (fired[0].logit or 0.0) - _EQUALLY_AFFIRMED
+        equal = [near for near in fired if (near.logit or 0.0) >= least]
         newest = max(equal, key=lambda near: (near.fact.begin, near.fact.id))
         fired = [newest, *(near for near in fired if near is not newest)]
     return fired + [near for near in found if not near.fired]

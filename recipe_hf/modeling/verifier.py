@@ -22,6 +22,7 @@ from .retriever import Retriever
 VERIFIER_FILE = "verifier.safetensors"
 MAX_QUERY_TOKENS = 96
 MAX_STATEMENT_TOKENS = 96
+MAX_ANSWER_TOKENS = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,25 +94,36 @@ class Verifier(nn.Module):
             words: The retriever's word embeddings.
             pairs: Queries and statements.
         """
-        hidden = self.encoder(
-            inputs_embeds=words(pairs.input_ids),
-            token_type_ids=pairs.token_type_ids,
-            attention_mask=pairs.attention_mask,
-        ).last_hidden_state
+        inputs = {"inputs_embeds": words(pairs.input_ids), "attention_mask": pairs.attention_mask}
+        if getattr(self.encoder.config, "type_vocab_size", 0) > 1:
+            inputs["token_type_ids"] = pairs.token_type_ids
+        hidden = self.encoder(**inputs).last_hidden_state
         mask = pairs.attention_mask.unsqueeze(-1)
         mean = (hidden * mask).sum(1) / mask.sum(1)
         return self.head(torch.cat([hidden[:, 0], mean], dim=-1)).squeeze(-1), self.span(hidden)
 
     @torch.no_grad()
     def read(self, retriever: Retriever, pairs: Sequence[tuple[str, str]], batch_size: int = 64) -> Tensor:
-        """Logits `[len(pairs)]` before calibration, of queries and statements in any order and of any length."""
+        """What queries and statements, in any order and of any length, say to each other.
+
+        Args:
+            retriever: The retriever.
+            pairs: Queries and statements.
+            batch_size: How many to read at once.
+
+        Returns:
+            `[len(pairs), 3]`: the logit before calibration, and the first and the last token, among the statement's,
+            of what would be the answer.
+        """
         order = sorted(range(len(pairs)), key=lambda i: sum(map(len, pairs[i])))
         words = retriever.encoder.get_input_embeddings()
-        logits = torch.empty(len(pairs))
+        readings = torch.empty(len(pairs), 3)
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            logits[chosen] = self(words, encode_pairs(retriever, [pairs[i] for i in chosen]))[0].float().cpu()
-        return logits
+            encoded = encode_pairs(retriever, [pairs[i] for i in chosen])
+            logits, scores = self(words, encoded)
+            readings[chosen] = torch.cat([logits.unsqueeze(1), _best_spans(scores, encoded)], dim=1).float().cpu()
+        return readings
 
     def calibrated(self, logits: Tensor, margins: Tensor) -> Tensor:
         """Logits of the probability that the statement answers the query, `[n]`, `[n]` -> `[n]`."""
@@ -126,10 +138,12 @@ def encode_pairs(retriever: Retriever, pairs: Sequence[tuple[str, str]]) -> Pair
         tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
         for texts in zip(*pairs, strict=True)
     )
+    room = retriever.max_length - 3
+    of_statement, of_query = min(MAX_STATEMENT_TOKENS, room // 2), min(MAX_QUERY_TOKENS, room - room // 2)
     rows, starts = [], []
     for query, statement in zip(queries, statements, strict=True):
-        query = [tokenizer.cls_token_id, *query[-MAX_QUERY_TOKENS:], tokenizer.sep_token_id]
-        rows.append([*query, *statement[:MAX_STATEMENT_TOKENS], tokenizer.sep_token_id])
+        query = [tokenizer.cls_token_id, *query[-of_query:], tokenizer.sep_token_id]
+        rows.append([*query, *statement[:of_statement], tokenizer.sep_token_id])
         starts.append(len(query))
     length = max(map(len, rows))
     ids, types, mask = (torch.zeros(len(rows), length, dtype=torch.long) for _ in range(3))
@@ -139,3 +153,27 @@ def encode_pairs(retriever: Retriever, pairs: Sequence[tuple[str, str]]) -> Pair
         mask[i, : len(row)] = 1
     device = retriever.device
     return Pairs(ids.to(device), types.to(device), mask.to(device), starts)
+
+
+def answer_in(retriever: Retriever, statement: str, first: int, last: int) -> str | None:
+    """The words of a statement from its token `first` to its token `last`; None where the tokenizer cannot tell."""
+    tokenizer: Any = retriever.tokenizer
+    if not tokenizer.is_fast:
+        return None
+    offsets = tokenizer(statement, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    places = offsets["offset_mapping"]
+    return statement[places[first][0] : places[min(last, len(places) - 1)][1]] or None
+
+
+def _best_spans(scores: Tensor, pairs: Pairs) -> Tensor:
+    """First and last token `[n, 2]` of the best span of each statement, counted from its first token."""
+    columns = torch.arange(scores.shape[1], device=scores.device)
+    starts = torch.tensor(pairs.statement_starts, device=scores.device)
+    ends = pairs.attention_mask.sum(1) - 1
+    inside = (columns >= starts.unsqueeze(1)) & (columns < ends.unsqueeze(1))
+    first, last = scores.float().masked_fill(~inside.unsqueeze(-1), -torch.inf).unbind(-1)
+    length = columns - columns.unsqueeze(1)
+    joint = first.unsqueeze(2) + last.unsqueeze(1)
+    joint = joint.masked_fill((length < 0) | (length >= MAX_ANSWER_TOKENS), -torch.inf)
+    best = joint.flatten(1).argmax(1)
+    return torch.stack([best // len(columns), best % len(columns)], dim=1) - starts.unsqueeze(1)
