@@ -54,10 +54,15 @@ class Stopwatch:
 
 
 class Watches:
-    """Stopwatches of a model's encoder, of the hook of its base, and of the forward and `generate` of its base."""
+    """Stopwatches of a model's encoder and verifier, and of the hook, forward and `generate` of its base."""
 
     def __init__(self, model: Any, clock: Clock) -> None:
-        self.encoder, self.hook, self.base, self.generate = self.all = [Stopwatch(clock) for _ in range(4)]
+        self.encoder, self.verifier, self.hook, self.base, self.generate = self.all = [
+            Stopwatch(clock) for _ in range(5)
+        ]
+        if model.verifier is not None:
+            model.verifier.encoder.register_forward_pre_hook(self.verifier.start)
+            model.verifier.encoder.register_forward_hook(self.verifier.stop)
         model.retriever.encoder.register_forward_pre_hook(self.encoder.start)
         model.retriever.encoder.register_forward_hook(self.encoder.stop)
         # The library's hook is between these two.
@@ -83,16 +88,18 @@ class Watches:
         whole.start()
         generate()
         whole.stop()
-        looking_up = whole.seconds - self.generate.seconds - self.encoder.seconds + self.hook.seconds
-        return Taken(whole.seconds, self.encoder.seconds, looking_up, self.base.first)
+        before = whole.seconds - self.generate.seconds
+        looking_up = before - self.encoder.seconds - self.verifier.seconds + self.hook.seconds
+        return Taken(whole.seconds, self.encoder.seconds, self.verifier.seconds, looking_up, self.base.first)
 
 
 @dataclass
 class Taken:
-    """Seconds of one `generate`: in all, within the encoder, beside the base and the encoder, and for the prompt."""
+    """Seconds of one `generate`: in all, within encoder and verifier, beside these and the base, for the prompt."""
 
     in_all: float
     encoder: float
+    verifier: float
     looking_up: float
     reading: float
 
@@ -103,6 +110,7 @@ class Measured:
 
     base: list[float] = field(default_factory=list)
     encoder: list[float] = field(default_factory=list)
+    verifier: list[float] = field(default_factory=list)
     looking_up: list[float] = field(default_factory=list)
     prefix: list[float] = field(default_factory=list)
     parts: list[float] = field(default_factory=list)
@@ -114,15 +122,18 @@ class Measured:
         longer = ours.reading - (before.reading + after.reading) / 2
         self.base.append(base)
         self.encoder.append(1 + ours.encoder / base)
+        self.verifier.append(1 + ours.verifier / base)
         self.looking_up.append(1 + ours.looking_up / base)
         self.prefix.append(1 + longer / base)
-        self.parts.append(1 + (ours.encoder + ours.looking_up + longer) / base)
+        self.parts.append(1 + (ours.encoder + ours.verifier + ours.looking_up + longer) / base)
         self.in_all.append(ours.in_all / base)
         self.itself.append(after.in_all / before.in_all)
 
-    def columns(self) -> list[str]:
+    def columns(self, verified: bool) -> list[str]:
         """How much more time each takes than the base."""
-        ratios = (self.encoder, self.looking_up, self.prefix, self.parts, self.in_all, self.itself)
+        ratios = [self.encoder, self.looking_up, self.prefix, self.parts, self.in_all, self.itself]
+        if verified:
+            ratios.insert(1, self.verifier)
         return [percent_more(values) for values in ratios]
 
 
@@ -200,6 +211,9 @@ def main(
     store: Annotated[Path | None, typer.Option(help="Directory that keeps the knowledge bases.")] = None,
     batch_size: Annotated[list[int], typer.Option(help="Prompts at once; may be repeated.")] = [1, 8],  # noqa: B006
     new_tokens: Annotated[int, typer.Option()] = 32,
+    verified: Annotated[
+        int | None, typer.Option(help="How many facts the verifier reads, if not as the checkpoint says.")
+    ] = None,
     triples: Annotated[int, typer.Option(help="Measurements of each setting.")] = 30,
     asked: Annotated[int, typer.Option(help="How many of the facts may be asked about.")] = 500,
     cpu_time: Annotated[bool, typer.Option(help="Count processor time, for a machine that does other work.")] = False,
@@ -207,7 +221,10 @@ def main(
     document: Annotated[Path | None, typer.Option(help="Where the table goes, between its marks.")] = None,
 ) -> None:
     """Times both sides, prints the table, and writes it into the document."""
-    model: Any = RecipeForCausalLM.from_pretrained(checkpoint, base_model=base_model, dtype=torch.float32).to(device)
+    loading: dict[str, Any] = {"base_model": base_model, "dtype": torch.float32}
+    if verified is not None:
+        loading["num_verified_facts"] = verified
+    model: Any = RecipeForCausalLM.from_pretrained(checkpoint, **loading).to(device)
     model.query_cache_size = 0
     clock = time.process_time if cpu_time else wall_clock(device)
     watches = Watches(model, clock)
@@ -219,7 +236,15 @@ def main(
             for kind, prompts in prompts_by_outcome(model, examples[:asked]).items():
                 for rows_at_once in batch_size:
                     found = measure(model, prompts, rows_at_once, new_tokens, triples, watches)
-                    rows.append([f"{size:,}", kind, rows_at_once, f"{median(found.base):.2f} s", *found.columns()])
+                    rows.append(
+                        [
+                            f"{size:,}",
+                            kind,
+                            rows_at_once,
+                            f"{median(found.base):.2f} s",
+                            *found.columns(model.verifier is not None),
+                        ]
+                    )
                     print(*rows[-1], sep=" | ", flush=True)
             model.knowledge.close()
     header = [
@@ -228,6 +253,7 @@ def main(
         "batch",
         "base",
         "encoder",
+        *(["verifier"] if model.verifier is not None else []),
         "looking up",
         "reading the prefix",
         "these together",
