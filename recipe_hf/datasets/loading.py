@@ -76,7 +76,7 @@ def load_examples(
             `half` is unknown.
     """
     _check_choices(layout, half)
-    rows = _read_rows(path)
+    rows = read_rows(path)
     read = (detect_layout(rows[0]) if layout is None else LAYOUTS[layout]).read
     examples = [example for row in rows if (example := read(row)) is not None]
     if len(examples) < len(rows):
@@ -95,7 +95,14 @@ def _check_choices(layout: str | None, half: str | None) -> None:
         raise ValueError(f"half must be 'train' or 'held_out', got {half!r}.")
 
 
-def _read_rows(path: str | os.PathLike[str]) -> list[Row]:
+def read_rows(path: str | os.PathLike[str]) -> list[Row]:
+    """The rows of a JSON or JSON lines file, here or on the Hub; the place of each is in the errors that it raises.
+
+    Raises:
+        FileNotFoundError: If the file is neither here nor on the Hub.
+        ConnectionError: If the connection breaks.
+        ValueError: If it is not such a file; the message names the line.
+    """
     file = _local_file(path)
     try:
         text = file.read_text(encoding="utf-8-sig")

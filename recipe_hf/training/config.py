@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from ..datasets import DataSource
-from .schema import build, check_types, read_yaml
+from .schema import build, check_types, read_yaml, require, require_integer, require_number
 
 #: The seven loss terms of the paper (eq. 10-12 and the parts of eq. 14-15), and two of our own: `read_out` brings the
 #: prompts of statements near those of the warm start, or of the checkpoint gone on from; `continuation` keeps what
@@ -82,30 +81,30 @@ class StageConfig:
         stage = f"of stage {self.name!r}"
         check_types(self, f" {stage}")
         for name in ("steps", "contrastive_batch_size", "mined_negatives", "editing_batch_size", "warmup_steps"):
-            _require_integer(f"{name} {stage}", getattr(self, name), at_least=0)
+            require_integer(f"{name} {stage}", getattr(self, name), at_least=0)
         for name in ("encoder_layers", "answer_variants", "query_batch_size"):
             if getattr(self, name) is not None:
-                _require_integer(f"{name} {stage}", getattr(self, name), at_least=1)
+                require_integer(f"{name} {stage}", getattr(self, name), at_least=1)
         rates = ("learning_rate", "key_learning_rate", "sentinel_learning_rate", "prompt_learning_rate")
         for name in (*rates, "encoder_learning_rate"):
-            _require_number(f"{name} {stage}", getattr(self, name))
-        _require(self.batch_size > 0, f"the batch sizes {stage}", self.batch_size, "above 0, at least one of them")
-        _require(
+            require_number(f"{name} {stage}", getattr(self, name))
+        require(self.batch_size > 0, f"the batch sizes {stage}", self.batch_size, "above 0, at least one of them")
+        require(
             self.prompts == "statement" or not self.contrastive_batch_size,
             f"contrastive_batch_size {stage}",
             self.contrastive_batch_size,
             f"0 with prompts: {self.prompts}",
         )
-        _require(
+        require(
             not self.contrastive_batch_size or self.editing_batch_size <= self.contrastive_batch_size,
             f"editing_batch_size {stage}",
             self.editing_batch_size,
             f"at most contrastive_batch_size, {self.contrastive_batch_size}",
         )
         unknown = sorted(set(self.loss_weights) - set(LOSSES))
-        _require(not unknown, f"loss_weights {stage}", unknown, f"among {', '.join(LOSSES)}")
+        require(not unknown, f"loss_weights {stage}", unknown, f"among {', '.join(LOSSES)}")
         for name, weight in self.loss_weights.items():
-            _require_number(f"the weight of {name} {stage}", weight)
+            require_number(f"the weight of {name} {stage}", weight)
 
     @property
     def batch_size(self) -> int:
@@ -243,9 +242,9 @@ class TrainingConfig:
         if isinstance(self.train_file, dict):
             object.__setattr__(self, "train_file", [self.train_file])
         check_types(self)
-        _require(len(self.stages) > 0, "stages", self.stages, "at least one")
-        _require(self.num_steps > 0, "steps of all stages together", self.num_steps, "at least 1")
-        _require(len(self.train_file) > 0, "train_file", self.train_file, "a path or at least one source")
+        require(len(self.stages) > 0, "stages", self.stages, "at least one")
+        require(self.num_steps > 0, "steps of all stages together", self.num_steps, "at least 1")
+        require(len(self.train_file) > 0, "train_file", self.train_file, "a path or at least one source")
         for source in [self.train_file] if isinstance(self.train_file, str) else self.train_file:
             try:
                 DataSource.parse(source)
@@ -261,15 +260,15 @@ class TrainingConfig:
             "prompt_rewording_share",
             "other_property_share",
         ):
-            _require_number(name, getattr(self, name), at_most=1)
-        _require_number("unrelated_text_share", self.unrelated_text_share, at_most=1 - self.other_property_share)
-        _require(
+            require_number(name, getattr(self, name), at_most=1)
+        require_number("unrelated_text_share", self.unrelated_text_share, at_most=1 - self.other_property_share)
+        require(
             not self.unrelated_text_share or bool(self.unrelated_texts_file),
             "unrelated_texts_file",
             self.unrelated_texts_file,
             "a path with unrelated_text_share",
         )
-        _require_number("hard_negative_share", self.hard_negative_share, at_most=0.5)
+        require_number("hard_negative_share", self.hard_negative_share, at_most=0.5)
         for name in (
             "eval_steps",
             "save_steps",
@@ -282,41 +281,41 @@ class TrainingConfig:
             "length_buckets",
             "gradient_accumulation_steps",
         ):
-            _require_integer(name, getattr(self, name), at_least=1)
+            require_integer(name, getattr(self, name), at_least=1)
         for name in ("early_stopping_patience", "hub_steps"):
             if getattr(self, name) is not None:
-                _require_integer(name, getattr(self, name), at_least=1)
+                require_integer(name, getattr(self, name), at_least=1)
         for name in ("key_memory", "num_eval_training_facts", "seed"):
-            _require_integer(name, getattr(self, name), at_least=0)
+            require_integer(name, getattr(self, name), at_least=0)
         for name in ("temperature", "max_grad_norm"):
-            _require_number(name, getattr(self, name))
-            _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+            require_number(name, getattr(self, name))
+            require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
         if self.hinge_scale is not None:
-            _require_number("hinge_scale", self.hinge_scale, at_least=1)
-        _require(
+            require_number("hinge_scale", self.hinge_scale, at_least=1)
+        require(
             not self.push_to_hub or bool(self.hub_model_id),
             "hub_model_id",
             self.hub_model_id,
             "a repository id such as 'organisation/name' with push_to_hub",
         )
-        _require_integer("num_answer_prompt_tokens", self.num_answer_prompt_tokens, at_least=0)
+        require_integer("num_answer_prompt_tokens", self.num_answer_prompt_tokens, at_least=0)
         dim = self.knowledge_dim
-        _require(dim > 0 and dim % 8 == 0, "knowledge_dim", dim, "a positive multiple of 8")
-        _require(
+        require(dim > 0 and dim % 8 == 0, "knowledge_dim", dim, "a positive multiple of 8")
+        require(
             self.checkpoint is None or self.encoder_revision is None,
             "encoder_revision",
             self.encoder_revision,
             "null with a checkpoint",
         )
         for stage in self.stages:
-            _require(
+            require(
                 stage.prompts != "known_answer" or self.num_answer_prompt_tokens > 0,
                 "num_answer_prompt_tokens",
                 self.num_answer_prompt_tokens,
                 f"above 0 for stage {stage.name!r}",
             )
             if self.checkpoint is not None:
-                _require(
+                require(
                     stage.prompts != "answer", f"prompts of stage {stage.name!r}", "answer", "others with a checkpoint"
                 )
 
@@ -339,17 +338,3 @@ class TrainingConfig:
         values |= {name: value for name, value in overrides.items() if value is not None}
         values["stages"] = tuple(build(StageConfig, stage, f"{path}, stages") for stage in values["stages"])
         return build(cls, values, str(path))
-
-
-def _require(condition: bool, name: str, value: Any, allowed: str) -> None:
-    if not condition:
-        raise ValueError(f"{name} must be {allowed}, got {value!r}.")
-
-
-def _require_integer(name: str, value: int, at_least: int) -> None:
-    _require(value >= at_least, name, value, f"an integer of at least {at_least}")
-
-
-def _require_number(name: str, value: float, at_least: float = 0, at_most: float = math.inf) -> None:
-    allowed = f"a number of at least {at_least}" if at_most == math.inf else f"between {at_least} and {at_most}"
-    _require(at_least <= value <= at_most, name, value, allowed)

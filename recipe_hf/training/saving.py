@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import logging
 
 from ..evaluation.inputs import describe_file
-from ..evaluation.records import write_record
+from ..evaluation.records import difference, write_record
 
 logger = logging.get_logger(__name__)
 
@@ -96,6 +96,37 @@ def find_whole(directory: Path) -> tuple[Path, dict[str, Any]]:
     if directory in problems:
         logger.warning(f"{problems[directory]} The run goes on from {newest}.")
     return newest, whole[newest]
+
+
+def find_run(directory: Path, inputs: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """The newest whole copy of the checkpoint of a run, and what its seal says. Nothing is changed.
+
+    Args:
+        directory: The checkpoint.
+        inputs: What the run depends on, as plain values.
+
+    Raises:
+        FileNotFoundError: As [`find_whole`] does.
+        ValueError: Likewise, or if the checkpoint is of another run; the message names the first difference.
+    """
+    copy, record = find_whole(directory)
+    other = difference(record["inputs"], inputs)
+    if other is not None:
+        raise ValueError(f"{copy} is of another run: {other}: set it back, or choose another output_dir.")
+    return copy, record
+
+
+def refuse_earlier(*directories: Path) -> None:
+    """Checks that no earlier run left a copy of a directory.
+
+    Raises:
+        FileExistsError: If one did.
+    """
+    for directory in directories:
+        if is_there(directory):
+            raise FileExistsError(
+                f"{directory} holds an earlier run: resume it (--resume), choose another output_dir, or delete it."
+            )
 
 
 def find_best(directory: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from pathlib import Path
 from types import NoneType, UnionType
@@ -89,6 +90,27 @@ def check_types(config: Any, of: str = "") -> None:
         value = getattr(config, name)
         if not _fits(value, kind):
             raise ValueError(f"{name}{of} must be {_describe(kind)}{_hint(value, kind)}, got {value!r}.")
+
+
+def require(condition: bool, name: str, value: Any, allowed: str) -> None:
+    """Checks a field.
+
+    Raises:
+        ValueError: If the condition does not hold; the message names the field, what is allowed and the value.
+    """
+    if not condition:
+        raise ValueError(f"{name} must be {allowed}, got {value!r}.")
+
+
+def require_integer(name: str, value: int, at_least: int) -> None:
+    """The same of an integer's range."""
+    require(value >= at_least, name, value, f"an integer of at least {at_least}")
+
+
+def require_number(name: str, value: float, at_least: float = 0, at_most: float = math.inf) -> None:
+    """The same of a number's range."""
+    allowed = f"a number of at least {at_least}" if at_most == math.inf else f"between {at_least} and {at_most}"
+    require(at_least <= value <= at_most, name, value, allowed)
 
 
 def _fits(value: Any, kind: Any) -> bool:

@@ -26,14 +26,13 @@ except ImportError as error:
 
 from ..cards.model_card import write_model_card
 from ..evaluation.editing import KINDS, evaluate_editing
-from ..evaluation.records import difference
 from ..hub import create_repository, push_checkpoint
 from ..modeling.base import base_revision
 from .config import StageConfig, TrainingConfig
 from .objective import RecipeObjective, parameter_groups
 from .publishing import METRICS_LOG, RUN_RECORD, describe_run, earlier_runs
 from .sampling import FactSampler
-from .saving import beside, cut_log, find_best, find_whole, is_there, replace, seal, settle
+from .saving import beside, cut_log, find_best, find_run, refuse_earlier, replace, seal, settle
 from .sharding import check_launch, shard
 from .start import load_data, load_start, training_inputs
 from .tracking import require_tracker, start_tracker
@@ -146,11 +145,8 @@ class Trainer:
         """
         checkpoint, best = self.output_dir / "checkpoint", self.output_dir / "best"
         found = self._find_copies(checkpoint, best) if resume else {}
-        for directory in (checkpoint, best):
-            if not resume and is_there(directory):
-                raise FileExistsError(
-                    f"{directory} holds an earlier run: resume it (--resume), choose another output_dir, or delete it."
-                )
+        if not resume:
+            refuse_earlier(checkpoint, best)
         if self.config.push_to_hub:
             error = self._try_on_main(self._create_repository)
             if error is not None:
@@ -344,10 +340,7 @@ class Trainer:
 
     def _find_copies(self, checkpoint: Path, best: Path) -> dict[Path, Path]:
         """Where what is to be resumed lies, by where it belongs. Nothing is changed."""
-        copy, record = find_whole(checkpoint)
-        other = difference(record["inputs"], self.inputs)
-        if other is not None:
-            raise ValueError(f"{copy} is of another run: {other}: set it back, or choose another output_dir.")
+        copy, record = find_run(checkpoint, self.inputs)
         return {checkpoint: copy} | ({best: find_best(best)} if record["has_best"] else {})
 
     def _settle(self, found: Mapping[Path, Path]) -> None:
