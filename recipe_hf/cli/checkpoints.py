@@ -35,6 +35,17 @@ def train(ctx: typer.Context) -> None:
     main(ctx.args, program="recipe-hf train")
 
 
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    help="Trains the verifier of a checkpoint (`recipe-hf train-verifier --help` names the options).",
+)
+def train_verifier(ctx: typer.Context) -> None:
+    """Hands its arguments to the verifier's trainer."""
+    from ..training.verify import main
+
+    main(ctx.args, program="recipe-hf train-verifier")
+
+
 @app.command()
 def convert(
     base_model: Annotated[

@@ -1,0 +1,247 @@
+"""The training loop of the verifier: logs, evaluations, checkpoints to resume from, and the calibrated result."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+from transformers import set_seed
+from transformers.utils import logging
+
+from ...evaluation.inputs import describe_rows, versions, weights_digest
+from ...modeling.loading import checkpoint_directory, load_encoder
+from ...modeling.model import RecipeForCausalLM
+from ...modeling.verifier import Verifier
+from ..publishing import METRICS_LOG
+from ..saving import beside, cut_log, find_run, refuse_earlier, replace, seal, settle
+from .calibration import (
+    brier_score,
+    development_pairs,
+    fit_calibration,
+    margins,
+    summarise,
+    weights_of,
+)
+from .config import VerifierConfig
+from .mining import mine
+from .objective import losses
+from .publishing import publish
+from .rows import load_data
+from .sampling import PairSampler
+
+logger = logging.get_logger(__name__)
+
+#: Fields of a configuration that name what is read, whose contents tell runs apart, or say what a run tells and where.
+_APART = (
+    "checkpoint",
+    "encoder",
+    "encoder_revision",
+    "sources",
+    "output_dir",
+    "eval_steps",
+    "save_steps",
+    "logging_steps",
+)
+_STATE = "state.pt"
+_LEAST_RATE = 0.02
+
+
+class VerifierTrainer:
+    """Trains a verifier as a [`VerifierConfig`] says, and leaves the checkpoint with it in `output_dir/best`.
+
+    Every step's pairs follow from the step's number, so a resumed run goes on as an unbroken one would.
+
+    Raises:
+        OSError: If the checkpoint, the encoder or a file of data cannot be found.
+        ValueError: If one of them cannot be used.
+    """
+
+    def __init__(self, config: VerifierConfig) -> None:
+        self.config = config
+        self.output_dir = Path(config.output_dir)
+        self.directory = checkpoint_directory(config.checkpoint)
+        self.data = load_data(config.sources)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        model = RecipeForCausalLM.from_pretrained(self.directory, base_model=False, verifier=False)
+        self.recipe_config = model.config
+        self.retriever = model.retriever.requires_grad_(False).to(self.device)
+        self.verifier = self._new_verifier().to(self.device)
+        self.inputs = self._inputs()
+        shares = {source.name: source.share for source in config.sources}
+        self.mined = mine(self.data, self.retriever, self.output_dir, config.seed)
+        self.sampler = PairSampler(self.data, self.mined, shares, config.batch_size, config.mined_share, config.seed)
+        self.pairs = development_pairs(self.data, self.mined, config.num_eval_pairs, config.seed)
+        if not any(pair.kind == "ask" for pair in self.pairs) or all(pair.kind == "ask" for pair in self.pairs):
+            raise ValueError("sources must have asks and misses for development, got none: num_eval_rows gives them.")
+        self.answers = torch.tensor([float(pair.kind == "ask") for pair in self.pairs])
+        self.weights = weights_of(self.pairs, shares)
+        heads = [*self.verifier.head.parameters(), *self.verifier.span.parameters()]
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": list(self.verifier.encoder.parameters()), "peak": config.learning_rate},
+                {"params": heads, "peak": config.head_learning_rate},
+            ],
+            lr=0.0,
+            weight_decay=config.weight_decay,
+        )
+        self.step = 0
+        self.seconds = 0.0
+
+    def train(self, resume: bool = False) -> Path:
+        """Runs all steps and gives the directory of the checkpoint with the verifier.
+
+        Args:
+            resume: Whether to go on from `output_dir/checkpoint`, or from the copy that a killed run left beside it.
+
+        Raises:
+            FileNotFoundError: If there is no checkpoint to resume from, or a file of it is missing.
+            FileExistsError: If an earlier run left one, or its result, and it is not to be resumed.
+            ValueError: If the run to be resumed was another, or a file of it is damaged; the message names it.
+            FloatingPointError: If the loss is no number.
+        """
+        checkpoint, best = self.output_dir / "checkpoint", self.output_dir / "best"
+        if resume:
+            copy, _ = find_run(checkpoint, self.inputs)
+            settle(copy, checkpoint)
+            self._load(checkpoint)
+        else:
+            refuse_earlier(checkpoint, best)
+        cut_log(self.output_dir / METRICS_LOG, self.step)
+        started = time.monotonic() - self.seconds
+        config = self.config
+        with tqdm(total=config.steps, initial=self.step, desc="training the verifier") as bar:
+            while self.step < config.steps:
+                found = self._train_step()
+                self.step += 1
+                self.seconds = time.monotonic() - started
+                bar.update()
+                last = self.step == config.steps
+                if self.step % config.logging_steps == 0:
+                    self._log(**{name: round(loss.item(), 4) for name, loss in found.items()})
+                if self.step % config.eval_steps == 0 and not last:
+                    with self._autocast():
+                        self._log(development=summarise(self.pairs, self._read()))
+                if self.step % config.save_steps == 0 or last:
+                    self._save(checkpoint)
+        self._finish(best)
+        return best
+
+    def _train_step(self) -> dict[str, torch.Tensor]:
+        """One optimizer step; its losses."""
+        factor = learning_rate_factor(self.step, self.config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+        torch.manual_seed(random.Random(f"{self.config.seed} {self.step}").getrandbits(63))  # Of dropout.
+        self.verifier.train()
+        with self._autocast():
+            found = losses(self.verifier, self.retriever, self.sampler.draw(self.step), self.config)
+        if not torch.isfinite(found["loss"]):
+            raise FloatingPointError(
+                f"The loss is {found['loss'].item()} at step {self.step}: lower the learning rates."
+            )
+        self.optimizer.zero_grad()
+        found["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(self.verifier.parameters(), self.config.max_grad_norm)
+        self.optimizer.step()
+        return found
+
+    def _read(self) -> torch.Tensor:
+        """Logits of the development pairs."""
+        self.verifier.eval()
+        return self.verifier.read(self.retriever, [(pair.query, pair.statement) for pair in self.pairs])
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.mixed_precision == "bf16")
+
+    # -------------------------------------------------------------- the start
+
+    def _new_verifier(self) -> Verifier:
+        """The layers of a trained encoder under new heads."""
+        set_seed(self.config.seed)
+        verifier = Verifier(self.recipe_config)
+        encoder: Any = self.retriever.encoder
+        if self.config.encoder is not None:
+            encoder, _ = load_encoder(self.config.encoder, revision=self.config.encoder_revision or "main")
+        weights, wanted = encoder.state_dict(), verifier.encoder.state_dict()
+        differing = [
+            name for name, tensor in wanted.items() if getattr(weights.get(name), "shape", None) != tensor.shape
+        ]
+        if differing:
+            raise ValueError(
+                f"encoder must have the layers of the checkpoint's, got {self.config.encoder!r}, which differs in "
+                f"{len(differing)} tensors, {differing[0]} among them."
+            )
+        verifier.encoder.load_state_dict({name: weights[name] for name in wanted})
+        return verifier
+
+    def _inputs(self) -> dict[str, Any]:
+        """What the run learns depends on this, as plain values: runs with the same are the same run."""
+        fields = {name: value for name, value in dataclasses.asdict(self.config).items() if name not in _APART}
+        inputs = {
+            **fields,
+            "sources": [{"name": source.name, "share": source.share} for source in self.config.sources],
+            "data": {name: describe_rows(rows) for name, rows in self.data._asdict().items()},
+            "start": {"retriever": weights_digest(self.retriever), "verifier": weights_digest(self.verifier)},
+        }
+        return json.loads(json.dumps(inputs))
+
+    # -------------------------------------------------------------- files
+
+    def _save(self, checkpoint: Path) -> None:
+        new, _ = beside(checkpoint)
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
+        state = {"verifier": self.verifier.state_dict(), "optimizer": self.optimizer.state_dict()}
+        torch.save({**state, "step": self.step, "seconds": self.seconds}, new / _STATE)
+        seal(new, {"step": self.step, "inputs": self.inputs})
+        replace(checkpoint)
+
+    def _load(self, checkpoint: Path) -> None:
+        state = torch.load(checkpoint / _STATE, map_location=self.device, weights_only=True)
+        self.verifier.load_state_dict(state["verifier"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.seconds = state["step"], state["seconds"]
+
+    def _finish(self, best: Path) -> None:
+        """Calibrates the verifier, as it is published, and writes the checkpoint with it."""
+        self.verifier.to(torch.float16).to(torch.float32)
+        self.verifier.calibration.copy_(torch.tensor([0.0, 1.0, 0.0]))
+        logits, above = self._read(), margins(self.retriever, self.recipe_config, self.pairs)
+        self.verifier.calibration.copy_(fit_calibration(logits, above, self.answers, self.weights))
+        calibrated = self.verifier.cpu().calibrated(logits, above)
+        metrics = {
+            "calibration": [round(value, 4) for value in self.verifier.calibration.tolist()],
+            "brier_uncalibrated": round(brier_score(logits, self.answers, self.weights), 4),
+            "brier": round(brier_score(calibrated, self.answers, self.weights), 4),
+            "development": summarise(self.pairs, calibrated),
+        }
+        self._log(**metrics)
+        record = {
+            "step": self.step,
+            "hours": round(self.seconds / 3600, 3),
+            "device": str(self.device),
+            "num_threads": torch.get_num_threads(),
+            "versions": versions("recipe-hf", "torch", "transformers"),
+            "metrics": metrics,
+            "config": dataclasses.asdict(self.config),
+        }
+        publish(self.directory, best, self.verifier, self.config, record, self.output_dir / METRICS_LOG)
+        self.verifier.to(self.device)
+
+    def _log(self, **values: Any) -> None:
+        line = {"step": self.step, "seconds": round(self.seconds, 1), **values}
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        with open(self.output_dir / METRICS_LOG, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def learning_rate_factor(step: int, config: VerifierConfig) -> float:
+    """Rises over `warmup_steps`, then falls along a line, to a fiftieth at least."""
+    return min(1.0, (step + 1) / max(1, config.warmup_steps)) * max(_LEAST_RATE, 1 - step / config.steps)
