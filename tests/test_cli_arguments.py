@@ -15,6 +15,10 @@ from tests.test_cli import assert_refused, invoke
 def test_train_names_itself_and_what_it_lacks(tmp_path, capsys):
     assert_refused(invoke("train", "--config", tmp_path / "no.yaml"), "--config must be a file that exists, got")
     assert invoke("train", "--help").output.startswith("usage: recipe-hf train [-h] --config CONFIG")
+    assert_refused(
+        invoke("train-verifier", "--config", tmp_path / "no.yaml"), "--config must be a file that exists, got"
+    )
+    assert invoke("train-verifier", "--help").output.startswith("usage: recipe-hf train-verifier [-h] --config CONFIG")
 
 
 def test_a_run_that_diverges_is_told_in_one_line(tmp_path, monkeypatch):

@@ -30,7 +30,13 @@ def test_wheel_holds_one_package(wheel: zipfile.ZipFile):
 def test_wheel_holds_every_module_and_data_file(wheel: zipfile.ZipFile):
     files = {
         str(path.relative_to(ROOT))
-        for pattern in ("*.py", "cards/*.md", "training/configs/*.yaml", "evaluation/tasks/*.yaml")
+        for pattern in (
+            "*.py",
+            "cards/*.md",
+            "training/configs/*.yaml",
+            "training/statements/*",
+            "evaluation/tasks/*.yaml",
+        )
         for path in (ROOT / "recipe_hf").rglob(pattern)
     }
     files.add("recipe_hf/py.typed")

@@ -60,7 +60,7 @@ class VerificationData(NamedTuple):
 def part_of(text: str) -> Part:
     """What a statement written for this package, by its text, is for.
 
-    >>> part_of("The voting age in Ostrava Minor is 17.")
+    >>> part_of("Ivo Kastelic was born in Maribor.")
     'training'
     """
     place = _number(text) % 100

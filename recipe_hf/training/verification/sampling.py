@@ -122,11 +122,12 @@ class PairSampler:
 
     def _two(self, rng: random.Random) -> tuple[Pair, Pair]:
         """What a statement answers, and what it does not."""
+        is_chat = rng.random() < self._chat_share
         while True:
             statement, mined = self._row(rng)
             if not statement.asks and rng.random() >= _MISSES_ONLY:
                 continue
-            miss = self._miss(rng, statement, mined)
+            miss = self._chat_miss(rng) if is_chat else self._miss(rng, statement, mined)
             if miss is None:
                 continue
             query, missed = miss
@@ -145,12 +146,14 @@ class PairSampler:
         (source,) = rng.choices(list(self._by_source), self._weights)
         return rng.choice(self._by_source[source])
 
+    def _chat_miss(self, rng: random.Random) -> tuple[str, str]:
+        """A text of chat and a statement near it."""
+        (source,) = rng.choices(list(self._chat), self._chat_weights)
+        text, near = rng.choice(self._chat[source])
+        return text, rng.choice(near)
+
     def _miss(self, rng: random.Random, statement: Statement, mined: list[str]) -> tuple[str, str] | None:
-        """A query and the statement that does not answer it, mostly this one; `None` if it has no miss."""
-        if rng.random() < self._chat_share:
-            (source,) = rng.choices(list(self._chat), self._chat_weights)
-            text, near = rng.choice(self._chat[source])
-            return text, rng.choice(near)
+        """A query and this statement, which does not answer it; `None` if it has no miss."""
         if not statement.misses and not mined:
             return None
         if statement.misses and (not mined or rng.random() >= self.mined_share):
@@ -178,7 +181,7 @@ def mistyped(text: str, rng: random.Random) -> str:
     """A text with an error for each 40 characters, and one more: letters lost, swapped, doubled or wrong.
 
     >>> mistyped("Where does Ann Lee live?", random.Random(2))
-    'Where does Ann Lee lvie?'
+    'Were does Ann Lee live?'
     """
     letters = list(text)
     for _ in range(1 + len(letters) // 40):

@@ -3,11 +3,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from recipe_hf import RecipeForCausalLM
@@ -165,3 +168,16 @@ def test_learning_rate_rises_and_falls_along_a_line(parts: Path, tmp_path: Path)
     assert learning_rate_factor(0, config) == pytest.approx(0.1)
     assert learning_rate_factor(50, config) == pytest.approx(0.5)
     assert learning_rate_factor(99, config) == pytest.approx(0.02)
+
+
+def test_command_line_trains_what_the_configuration_says(parts: Path, tmp_path: Path):
+    config = dataclasses.asdict(tiny_config(parts, tmp_path / "no", steps=1, checkpoint="nowhere"))
+    path = tmp_path / "verifier.yaml"
+    path.write_text(yaml.safe_dump(config | {"sources": list(config["sources"])}))
+    command = [sys.executable, "-m", "recipe_hf.training.verify", "--config", str(path)]
+    refused = subprocess.run(command, capture_output=True, text=True)
+    assert refused.returncode == 1 and "verify.py: pretrained_model_name_or_path must be a directory" in refused.stderr
+    changes = ["--checkpoint", str(parts / "checkpoint"), "--output-dir", str(tmp_path / "run")]
+    done = subprocess.run([*command, *changes], capture_output=True, text=True)
+    assert done.stdout == f"The checkpoint with its verifier is in {tmp_path / 'run' / 'best'}.\n"
+    assert not (tmp_path / "no").exists()

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipe_hf.training.verification.config import SourceConfig
+from recipe_hf.training.verification.rows import STATEMENTS, load_data, load_statements, part_of
+from tests.tiny_verifier import CHAT, pair_rows, write_parts, write_rows
+
+ROOT = Path(__file__).parents[3]
+ROW: dict[str, Any] = {
+    "statement": "The voting age in Ostrava Minor is 17.",
+    "answer": "17",
+    "asks": ["From what age may one vote?", "You may vote from", "how old to vote"],
+    "misses": {
+        "property": "Who may stand?",
+        "name": "how old to vote in Ostrava Major",
+        "topic": "Voting takes place",
+    },
+    "kind": "rule",
+}
+
+
+def folded(texts: Any) -> set[str]:
+    return {text.strip().lower() for text in texts}
+
+
+def test_every_statement_is_valid():
+    statements = load_statements()
+    assert len(statements) == 2800
+    assert all(len(row.asks) == 3 and len(row.misses) >= 3 and row.answer in row.text for row in statements)
+    assert len(folded(row.text for row in statements)) == 2800
+    assert len(folded(ask for row in statements for ask in row.asks)) == 8400
+
+
+def test_statements_meet_no_exam_file():
+    files = sorted((ROOT / "benchmarks").glob("unseen_wordings*.jsonl"))
+    rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    asked = folded(text for row in rows for text in (row["prompt"], *row["rephrasings"], *row["unrelated"]))
+    said = folded(f"{row['prompt']} {row['answer']}" for row in rows)
+    assert len(files) == 2 and len(asked) > 300
+    statements = load_statements()
+    assert not asked & folded(ask for row in statements for ask in row.asks)
+    assert not said & folded(row.text.rstrip(".") for row in statements)
+
+
+def test_superseding_statements_are_whole():
+    rows = [json.loads(line) for line in (STATEMENTS / "supersede.jsonl").read_text().splitlines()]
+    assert len(rows) == 300
+    assert all(row["old"] and row["retires"] and row["stays"] and row["kind"] for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"answer": "18"}, "field 'answer' must be a part of the statement, got '18'"),
+        ({"asks": ROW["asks"][:2]}, "field 'asks' must be three different texts, got"),
+        ({"misses": {"name": "Who?"}}, "field 'misses' must be an object of at least three texts, by kind, got"),
+        ({"misses": ["Who?"]}, "field 'misses' must be an object of at least three texts, by kind, got"),
+        ({"misses": {**ROW["misses"], "name": ROW["asks"][0]}}, "field 'misses' must be texts that differ"),
+        ({"kind": ""}, "field 'kind' must be a non-empty string, got ''"),
+    ],
+)
+def test_bad_statement_is_named_by_file_and_line(tmp_path: Path, changes: dict[str, Any], message: str):
+    other = ROW | {"statement": "Lund has 17 mills.", "asks": ["a?", "b?", "c?"]}
+    write_rows(tmp_path / "some.jsonl", [other, ROW | changes])
+    with pytest.raises(ValueError) as caught:
+        load_statements(tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path / 'some.jsonl'}, line 2: {message}")
+
+
+def test_texts_given_twice_are_named_across_files(tmp_path: Path):
+    write_rows(tmp_path / "a.jsonl", [ROW])
+    again = ROW | {"statement": "Lund has 17 mills.", "asks": [ROW["asks"][0].upper(), "b?", "c?"]}
+    write_rows(tmp_path / "b.jsonl", [again])
+    with pytest.raises(
+        ValueError, match=r"b\.jsonl, line 1: 'FROM WHAT .* must be given once, it is in .*a\.jsonl, li"
+    ):
+        load_statements(tmp_path)
+
+
+def test_exam_is_kept_out_of_a_run():
+    statements = load_statements()
+    sizes = {part: sum(row.part == part for row in statements) for part in ("exam", "development", "training")}
+    assert sizes == {"exam": 547, "development": 211, "training": 2042}
+    loaded = load_data([SourceConfig("statements", 1.0)]).statements
+    exam = {row.text for row in statements if row.part == "exam"}
+    assert {row.text for row in statements} - {row.text for row in loaded} == exam
+    asks = {ask for row in statements if row.part == "exam" for ask in row.asks}
+    assert not asks & {text for row in loaded for text in (*row.asks, *(miss for miss, _ in row.misses))}
+
+
+def test_what_is_asked_in_development_is_not_trained_on(tmp_path: Path):
+    rows = pair_rows()[:4]
+    rows[0]["asks"].append(rows[3]["asks"][0])
+    rows[1]["misses"].append(rows[3]["asks"][0])
+    path = str(write_rows(tmp_path / "pairs.jsonl", rows))
+    found = load_data([SourceConfig("pairs", 1.0, path, num_eval_rows=1)]).statements
+    assert [row.part for row in found] == ["training"] * 3 + ["development"]
+    assert found[0].asks == tuple(pair_rows()[0]["asks"]) and len(found[1].misses) == 2
+
+
+def test_sources_are_read_as_their_kind_says(tmp_path: Path):
+    parts = write_parts(tmp_path)
+    data = load_data(
+        [
+            SourceConfig("pairs", 1.0, str(parts / "pairs.jsonl"), "people", max_rows=5),
+            SourceConfig("edits", 1.0, str(parts / "edits.json"), half="train"),
+            SourceConfig("chat", 1.0, str(parts / "chat.jsonl"), "songs"),
+        ]
+    )
+    people, edits = ([row for row in data.statements if row.source == source] for source in ("people", "edits"))
+    assert len(people) == 5 and len(edits) == 6
+    assert people[0].asks == ("Where does Ann Lee live?",) and people[0].answer is None
+    edit = edits[0]
+    assert edit.text.endswith(f" lives in {edit.answer}") and len(edit.asks) == 2 and edit.misses[0][0].endswith(" is")
+    assert all(row.part == ("development" if part_of(row.text) == "development" else "training") for row in edits)
+    assert 0 < len(data.chat) < len(CHAT)
+
+
+def test_unrelated_question_that_asks_for_the_fact_is_no_miss(tmp_path: Path):
+    row = {"prompt": "The father of Bo was who?", "target_new": "Al", "subject": "Bo", "ground_truth": ["Cy"]}
+    unrelated = [
+        {"prompt": "The father of Bo is", "ground_truth": [["Cy"]]},
+        {"prompt": "The mother of Bo is", "ground_truth": [["Di"]]},
+    ]
+    path = tmp_path / "knowedit.json"
+    path.write_text(json.dumps([row | {"locality": {"Relation_Specificity": unrelated}, "portability": {}}]))
+    (found,) = load_data([SourceConfig("edits", 1.0, str(path))]).statements
+    assert [miss for miss, _ in found.misses] == ["The mother of Bo is"]
+
+
+def test_bad_files_are_named(tmp_path: Path):
+    both = pair_rows()[:1]
+    both[0]["misses"].append(both[0]["asks"][0])
+    path = str(write_rows(tmp_path / "pairs.jsonl", both))
+    with pytest.raises(
+        ValueError, match=r"pairs\.jsonl, line 1: 'Where does .*' must be either among asks or among mi"
+    ):
+        load_data([SourceConfig("pairs", 1.0, path)])
+    with pytest.raises(ValueError, match=r"pairs\.jsonl holds no row of the source 'animals'"):
+        load_data([SourceConfig("pairs", 1.0, path, "animals")])
+    with pytest.raises(FileNotFoundError, match=r"no\.jsonl is no file"):
+        load_data([SourceConfig("pairs", 1.0, str(tmp_path / "no.jsonl"))])
