@@ -155,7 +155,7 @@ class VerifierTrainer:
     def _read(self) -> torch.Tensor:
         """Logits of the development pairs."""
         self.verifier.eval()
-        return self.verifier.read(self.retriever, [(pair.query, pair.statement) for pair in self.pairs])
+        return self.verifier.read(self.retriever, [(pair.query, pair.statement) for pair in self.pairs])[:, 0]
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.mixed_precision == "bf16")
