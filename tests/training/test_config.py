@@ -11,8 +11,9 @@ import recipe_hf.training
 from recipe_hf.datasets import DataSource
 from recipe_hf.training.config import StageConfig, TrainingConfig
 
-CONFIGS = sorted((Path(recipe_hf.training.__file__).parent / "configs").glob("*.yaml"))
-CONFIGS = [path for path in CONFIGS if path.stem != "verifier"]  # That one is a VerifierConfig.
+DIRECTORY = Path(recipe_hf.training.__file__).parent / "configs"
+# The verifier's is of another trainer (tests/training/verification/test_config.py).
+CONFIGS = sorted(path for path in DIRECTORY.glob("*.yaml") if path.stem != "verifier")
 STAGE = {"name": "joint", "steps": 5, "contrastive_batch_size": 8, "editing_batch_size": 4}
 RUN = {"base_model": "base", "train_file": "cf.json", "output_dir": "out", "stages": [STAGE]}
 

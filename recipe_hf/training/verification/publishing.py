@@ -91,7 +91,6 @@ def _section(config: VerifierConfig, record: Mapping[str, Any]) -> str:
         "| source | area under the curve | asks | misses, by kind |",
         "|---|---:|---:|---|",
         *rows,
-        "",
     ]
     return "\n".join(lines)
 

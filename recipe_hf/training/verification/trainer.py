@@ -12,13 +12,10 @@ from typing import Any
 
 import torch
 from tqdm.auto import tqdm
-from transformers import set_seed
-from transformers.utils import logging
 
-from ...evaluation.inputs import describe_rows, versions, weights_digest
-from ...modeling.loading import checkpoint_directory, load_encoder
+from ...evaluation.inputs import versions
+from ...modeling.loading import checkpoint_directory
 from ...modeling.model import RecipeForCausalLM
-from ...modeling.verifier import Verifier
 from ..publishing import METRICS_LOG
 from ..saving import beside, cut_log, find_run, refuse_earlier, replace, seal, settle
 from .calibration import (
@@ -35,20 +32,8 @@ from .objective import losses
 from .publishing import publish
 from .rows import load_data
 from .sampling import PairSampler
+from .start import new_verifier, run_inputs
 
-logger = logging.get_logger(__name__)
-
-#: Fields of a configuration that name what is read, whose contents tell runs apart, or say what a run tells and where.
-_APART = (
-    "checkpoint",
-    "encoder",
-    "encoder_revision",
-    "sources",
-    "output_dir",
-    "eval_steps",
-    "save_steps",
-    "logging_steps",
-)
 _STATE = "state.pt"
 _LEAST_RATE = 0.02
 
@@ -72,8 +57,8 @@ class VerifierTrainer:
         model = RecipeForCausalLM.from_pretrained(self.directory, base_model=False, verifier=False)
         self.recipe_config = model.config
         self.retriever = model.retriever.requires_grad_(False).to(self.device)
-        self.verifier = self._new_verifier().to(self.device)
-        self.inputs = self._inputs()
+        self.verifier = new_verifier(config, model).to(self.device)
+        self.inputs = run_inputs(config, self.data, self.retriever, self.verifier)
         shares = {source.name: source.share for source in config.sources}
         self.mined = mine(self.data, self.retriever, self.output_dir, config.seed)
         self.sampler = PairSampler(self.data, self.mined, shares, config.batch_size, config.mined_share, config.seed)
@@ -159,40 +144,6 @@ class VerifierTrainer:
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.mixed_precision == "bf16")
-
-    # -------------------------------------------------------------- the start
-
-    def _new_verifier(self) -> Verifier:
-        """The layers of a trained encoder under new heads."""
-        set_seed(self.config.seed)
-        verifier = Verifier(self.recipe_config)
-        encoder: Any = self.retriever.encoder
-        if self.config.encoder is not None:
-            encoder, _ = load_encoder(self.config.encoder, revision=self.config.encoder_revision or "main")
-        weights, wanted = encoder.state_dict(), verifier.encoder.state_dict()
-        differing = [
-            name for name, tensor in wanted.items() if getattr(weights.get(name), "shape", None) != tensor.shape
-        ]
-        if differing:
-            raise ValueError(
-                f"encoder must have the layers of the checkpoint's, got {self.config.encoder!r}, which differs in "
-                f"{len(differing)} tensors, {differing[0]} among them."
-            )
-        verifier.encoder.load_state_dict({name: weights[name] for name in wanted})
-        return verifier
-
-    def _inputs(self) -> dict[str, Any]:
-        """What the run learns depends on this, as plain values: runs with the same are the same run."""
-        fields = {name: value for name, value in dataclasses.asdict(self.config).items() if name not in _APART}
-        inputs = {
-            **fields,
-            "sources": [{"name": source.name, "share": source.share} for source in self.config.sources],
-            "data": {name: describe_rows(rows) for name, rows in self.data._asdict().items()},
-            "start": {"retriever": weights_digest(self.retriever), "verifier": weights_digest(self.verifier)},
-        }
-        return json.loads(json.dumps(inputs))
-
-    # -------------------------------------------------------------- files
 
     def _save(self, checkpoint: Path) -> None:
         new, _ = beside(checkpoint)

@@ -14,7 +14,9 @@ import yaml
 from safetensors.torch import load_file
 
 from recipe_hf import RecipeForCausalLM
+from recipe_hf.training.verification.rows import part_of
 from recipe_hf.training.verification.trainer import VerifierTrainer, learning_rate_factor
+from tests.tiny_recipe import encoder_tokenizer, tiny_encoder
 from tests.tiny_verifier import PEOPLE, pair_rows, tiny_config, write_parts, write_rows
 
 
@@ -121,12 +123,10 @@ def test_starts_from_the_layers_of_an_encoder(parts: Path, tmp_path: Path):
 
 
 def test_encoder_of_another_shape_is_refused(parts: Path, tmp_path: Path):
-    from tests.tiny_recipe import encoder_tokenizer, tiny_encoder
-
     tiny_encoder().save_pretrained(tmp_path / "encoder")
     encoder_tokenizer().save_pretrained(tmp_path / "encoder")
     with pytest.raises(
-        ValueError, match=r"encoder must have the layers .* differs in 1 tensors, embeddings\.position"
+        ValueError, match=r"encoder must have layers like .* differs in 1 tensors, embeddings\.position"
     ):
         VerifierTrainer(tiny_config(parts, tmp_path / "run", encoder=str(tmp_path / "encoder")))
 
@@ -155,11 +155,14 @@ def test_damaged_checkpoint_is_named(parts: Path, tmp_path: Path):
         VerifierTrainer(config).train(resume=True)
 
 
-def test_data_without_development_rows_are_refused(parts: Path, tmp_path: Path):
-    write_rows(tmp_path / "pairs.jsonl", pair_rows()[:2])
+def test_data_without_rows_for_a_part_are_refused(parts: Path, tmp_path: Path):
+    rows = [row for row in pair_rows() if part_of(row["statement"]) != "development"]
     (source, *_) = tiny_config(parts, tmp_path).sources
-    source = dataclasses.replace(source, path=str(tmp_path / "pairs.jsonl"), num_eval_rows=2)
+    source = dataclasses.replace(source, path=str(write_rows(tmp_path / "pairs.jsonl", rows)), num_eval_rows=len(rows))
     with pytest.raises(ValueError, match="sources must have statements with asks to train on, got none"):
+        VerifierTrainer(tiny_config(parts, tmp_path, sources=(source,)))
+    source = dataclasses.replace(source, num_eval_rows=None)
+    with pytest.raises(ValueError, match="sources must have asks and misses for development, got none: num_eval_rows"):
         VerifierTrainer(tiny_config(parts, tmp_path, sources=(source,)))
 
 
