@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +24,8 @@ _FORMAT = 1
 _NEAREST = 5
 _NEAREST_TO_CHAT = 3
 _PER_STATEMENT = 8
+#: How many queries are compared with all keys at once.
+_QUERIES = 1024
 #: Asks of a source that are looked up, at most.
 _ASKS = 30_000
 #: Statements that share more of their words may say the same.
@@ -47,7 +48,7 @@ class Mined:
 def mine(data: VerificationData, retriever: Retriever, directory: Path, seed: int) -> Mined:
     """Mines misses, or reads those that a run with the same data and weights left in `directory`.
 
-    What is for development never becomes a miss of a statement that is trained on.
+    What is for development never becomes a miss of a statement that is trained on. Autocast counts for the encoder.
     """
     name = digest(
         [str(_FORMAT), str(seed), weights_digest(retriever), *map(repr, data.statements), *map(repr, data.chat)]
@@ -57,7 +58,7 @@ def mine(data: VerificationData, retriever: Retriever, directory: Path, seed: in
         return Mined(**json.loads(path.read_text(encoding="utf-8")))
     logger.info(f"Looking up what asks for {len(data.statements)} statements, to find misses.")
     with torch.no_grad():
-        keys = retriever.encode_statements([statement.text for statement in data.statements])
+        keys = retriever.encode_statements([statement.text for statement in data.statements]).float()
         mined = Mined(_misses(data, retriever, keys, random.Random(seed)), _near_chat(data, retriever, keys))
     directory.mkdir(parents=True, exist_ok=True)
     write_record(path, vars(mined))
@@ -101,12 +102,11 @@ def _near_chat(data: VerificationData, retriever: Retriever, keys: Tensor) -> li
     return near
 
 
-def _nearest(retriever: Retriever, queries: list[str], keys: Tensor, count: int) -> Iterable[list[int]]:
+def _nearest(retriever: Retriever, queries: list[str], keys: Tensor, count: int) -> list[list[int]]:
     """Places of the keys nearest to each query."""
-
-    def batches() -> Iterator[list[int]]:
-        for start in range(0, len(queries), 1024):
-            encoded = retriever.encode_queries(queries[start : start + 1024])
-            yield from (encoded @ keys.T).topk(min(count, len(keys))).indices.tolist()
-
-    return batches()
+    found: list[list[int]] = []
+    for start in range(0, len(queries), _QUERIES):
+        encoded = retriever.encode_queries(queries[start : start + _QUERIES]).float()
+        with torch.autocast(keys.device.type, enabled=False):  # To 8 bits, near scores would be equal.
+            found += (encoded @ keys.T).topk(min(count, len(keys))).indices.tolist()
+    return found

@@ -18,14 +18,7 @@ from ...modeling.loading import checkpoint_directory
 from ...modeling.model import RecipeForCausalLM
 from ..publishing import METRICS_LOG
 from ..saving import beside, cut_log, find_run, refuse_earlier, replace, seal, settle
-from .calibration import (
-    brier_score,
-    development_pairs,
-    fit_calibration,
-    margins,
-    summarise,
-    weights_of,
-)
+from .calibration import brier_score, development_pairs, fit_calibration, margins, summarise, weights_of
 from .config import VerifierConfig
 from .mining import mine
 from .objective import losses
@@ -60,7 +53,8 @@ class VerifierTrainer:
         self.verifier = new_verifier(config, model).to(self.device)
         self.inputs = run_inputs(config, self.data, self.retriever, self.verifier)
         shares = {source.name: source.share for source in config.sources}
-        self.mined = mine(self.data, self.retriever, self.output_dir, config.seed)
+        with self._autocast():
+            self.mined = mine(self.data, self.retriever, self.output_dir, config.seed)
         self.sampler = PairSampler(self.data, self.mined, shares, config.batch_size, config.mined_share, config.seed)
         self.pairs = development_pairs(self.data, self.mined, config.num_eval_pairs, config.seed)
         if not any(pair.kind == "ask" for pair in self.pairs) or all(pair.kind == "ask" for pair in self.pairs):

@@ -77,7 +77,9 @@ def test_resumed_run_ends_as_an_unbroken_one(parts: Path, trained: Path, tmp_pat
     with pytest.raises(Interrupted):
         Interrupting(config).train()
     assert not (tmp_path / "best").exists()
+    (tmp_path / "checkpoint").rename(tmp_path / "checkpoint.old")  # As if killed while copies changed places.
     VerifierTrainer(config).train(resume=True)
+    assert not (tmp_path / "checkpoint.old").exists()
     weights, expected = (load_file(run / "best" / "verifier.safetensors") for run in (tmp_path, trained))
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
