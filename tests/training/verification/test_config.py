@@ -25,7 +25,7 @@ def read(directory: Path, **changes: Any) -> VerifierConfig:
 
 def test_released_configuration_is_valid():
     config = VerifierConfig.from_yaml(CONFIG, output_dir="elsewhere", checkpoint=None)
-    assert config.output_dir == "elsewhere" and config.checkpoint == "runs/release"
+    assert config.output_dir == "elsewhere" and config.checkpoint == "checkpoints/recipe-smollm2-135m"
     assert sum(source.share for source in config.sources if source.kind != "chat") == pytest.approx(1.1)
     assert config.sources[0].name == "statements" and "squad2" in {source.name for source in config.sources}
 
