@@ -49,7 +49,15 @@ def encode_queries(model: RecipeForCausalLM, queries: Sequence[str]) -> Tensor:
 def _gated(
     model: RecipeForCausalLM, encoded: Tensor, ids: Sequence[int], statements: Sequence[str], scores: Tensor
 ) -> list[Retrieval]:
-    """What the gate makes of the dot products of queries and their best keys (paper eq. 9)."""
+    """What the gate makes of the dot products of queries and their best keys (paper eq. 9).
+
+    Raises:
+        ValueError: If the model has a verifier, which would read the queries.
+    """
+    if model.verifier is not None:
+        raise ValueError(
+            "num_edits=1 and general prompts go by the retriever alone: load the model with verifier=False."
+        )
     with deterministic(model.retriever):
         sentinel = model.retriever.encode_sentinel().float()
     scale, temperature = model.config.scale, model.config.similarity_temperature

@@ -54,9 +54,13 @@ def model_settings(model: RecipeForCausalLM) -> dict[str, Any]:
     config, lm = model.config, model.lm
     base = [_plain(lm.config), _plain(lm.generation_config), _tokenizer_state(model.tokenizer)]
     encoder = [_plain(config.encoder_config), _tokenizer_state(model.retriever.tokenizer)]
+    verifier = None
+    if model.verifier is not None:
+        verifier = [weights_digest(model.verifier), config.num_verified_facts, config.verifier_margin]
     return {
         "base_model": config.base_model_name_or_path,
         "weights": weights_digest(model),
+        "verifier": verifier,
         "encoder_config": digest(encoder),
         "similarity_scale": config.scale,
         "similarity_temperature": config.similarity_temperature,

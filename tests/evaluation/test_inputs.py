@@ -14,6 +14,7 @@ from accelerate import cpu_offload
 from recipe_hf import RecipeForCausalLM
 from recipe_hf.evaluation.inputs import describe_file, describe_rows, model_settings
 from recipe_hf.evaluation.records import difference
+from recipe_hf.modeling.verifier import Verifier
 from tests.tiny_recipe import FACTS, GREEDY, PROMPTS, base_tokenizer, batch_of, tiny_base, tiny_recipe
 
 
@@ -49,6 +50,7 @@ CHANGES: dict[str, tuple[Callable[[Any], object], str]] = {
     "the encoder's tokens": (lambda m: m.retriever.tokenizer.add_tokens(["Acme"]), "encoder_config"),
     "the scale": (lambda m: setattr(m.config, "similarity_scale", 1.0), "similarity_scale"),
     "the temperature": (lambda m: setattr(m.config, "similarity_temperature", 0.1), "similarity_temperature"),
+    "a verifier": (lambda m: setattr(m, "verifier", Verifier(m.config)), "verifier"),
     "facts together": (lambda m: setattr(m.config, "top_k_facts", 2), "top_k_facts"),
 }
 
