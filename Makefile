@@ -74,9 +74,10 @@ models: $(MODELS)/smollm2-135m-instruct
 $(MODELS)/smollm2-135m-instruct: $(MODELS)/.fetched | .venv/.installed
 	$(BIN)/recipe-hf convert $(MODELS)/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf $@
 
+# Modules are compiled when they are first imported: most never are, and compiling all takes a minute.
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[gguf,harness,parquet,qdrant,dev]"
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable ".[gguf,harness,parquet,qdrant,dev]"
 	touch $@
 
 $(MODELS)/.fetched: scripts/fetch_models.sh

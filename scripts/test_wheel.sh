@@ -12,6 +12,7 @@ root=$PWD env=$PWD/.envs/$which
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 
 pip() { "$env/bin/python" -m pip --disable-pip-version-check "$1" --quiet "${@:2}"; }
+add() { pip install --no-compile --constraint "$env/constraints.txt" "$@"; }
 
 # The lowest release of each requirement of a wheel and of the extras that its tests use.
 lowest() {
@@ -37,11 +38,11 @@ install() {
   wheel=$(echo "$env"/dist/recipe_hf-*.whl)
   : >"$env/constraints.txt"
   if [[ $which == oldest ]]; then
-    pip install packaging
+    add packaging
     lowest "$wheel" >"$env/constraints.txt"
   fi
-  pip install "torch${TORCH-==2.13.0}"
-  pip install --constraint "$env/constraints.txt" "$wheel"
+  add "torch${TORCH-==2.13.0}"
+  add "$wheel"
   "$env/bin/python" -m pip list 2>/dev/null | grep -iE "^(torch|transformers|sentence-transformers|huggingface_hub|numpy|usearch) "
 
   cp -r checkpoints/recipe-smollm2-135m "$env/checkpoint"
@@ -49,7 +50,7 @@ install() {
   "$env/bin/recipe-hf" explain "$env/checkpoint" "The capital of Norland is" | grep "(used)"
 
   # The tools of the tests are taken as they come.
-  pip install --constraint "$env/constraints.txt" "$wheel[gguf,parquet,plots,evaluate]" pytest pytest-xdist hypothesis peft
+  add "$wheel[gguf,parquet,plots,evaluate]" pytest pytest-xdist hypothesis peft
 }
 
 run() {
