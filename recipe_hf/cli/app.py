@@ -224,7 +224,8 @@ def load_model(
     """
     if base_model is None and not _read_config(checkpoint).get("base_model_name_or_path"):
         raise ValueError(f"--base-model must be given: {checkpoint} names no base.")
-    gc.disable()  # What is loaded stays: to look through it for garbage, over and over, takes a second.
+    # What is loaded stays: to look through it for garbage, over and over and at the end again, takes two seconds.
+    gc.disable()
     try:
         from transformers.utils.logging import disable_progress_bar
 
@@ -233,6 +234,7 @@ def load_model(
         disable_progress_bar()
         model = RecipeForCausalLM.from_pretrained(checkpoint, base_model=base_model, dtype=dtype)
     finally:
+        gc.freeze()
         gc.enable()
     if base_model is not False and model.tokenizer is None:
         raise ValueError(f"--base-model must have a tokenizer beside it, as {checkpoint} has none.")
