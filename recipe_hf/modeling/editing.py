@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .facts import Fact, NewFact, parse_facts, show
+from .facts import Fact, NewFact, parse_facts
 from .gate import Asked, Near, decide, why_not_usable
 from .knowledge import KnowledgeBase, OnConflict
 from .knowledge.checks import check_namespace, check_positive, checked_where
 from .knowledge.exchange import read_facts_by_place
-from .legibility import is_legible, lead_of, may_answer, unknown_share
+from .legibility import check_words, legible_queries, why_not_asked, withheld
 from .outputs import Candidate, Explanation, Retrieval
 from .prompt_encoder import PromptEncoder
 from .queries import check_queries
@@ -142,7 +142,7 @@ class KnowledgeMixin:
             raise ValueError(f"on_conflict must be 'replace', 'keep' or 'error', got {on_conflict!r}.")
         if not truncation:
             self._check_lengths(facts)
-        self._check_words(facts)
+        check_words(self.retriever, facts)
         knowledge = self._knowledge_of(namespace)
         fingerprint = self._refresh(knowledge).fingerprint
         keys = self.encode_statements([fact.statement for fact in facts.values()], batch_size)
@@ -217,7 +217,7 @@ class KnowledgeMixin:
         retrievals = [nothing] * len(queries)
         keys = torch.zeros(len(queries), k, self.config.knowledge_dim)
         answers: list[list[str | None]] = [[None] * k for _ in queries]
-        legible = self._legible(queries)
+        legible = legible_queries(self.retriever, queries)
         if not legible:
             return retrievals, keys, answers
         knowledge = self._knowledge_of(namespace)
@@ -258,9 +258,9 @@ class KnowledgeMixin:
         (query,) = check_queries(query, 1)
         check_positive("k", k)
         self._check_filters(where, namespace)
-        legible = self._legible([query])
+        legible = legible_queries(self.retriever, [query])
         if not legible:
-            return Explanation(query, 0.0, (), self._why_not_asked(query))
+            return Explanation(query, 0.0, (), why_not_asked(self.retriever, query))
         knowledge = self._knowledge_of(namespace)
         encoded, thresholds = self._encode_queries(knowledge, [query])
         threshold = thresholds.item()
@@ -272,14 +272,14 @@ class KnowledgeMixin:
         others = [near for near in every if near.fact.id not in ids]
         decided, apart = self._decide([Asked(query, threshold, near) for near in (usable, others)])
         used = {near.fact.id for near in decided[: self.config.top_k_facts] if near.fired}
-        withheld = self._withheld(legible[0], [near.fact for near in every])
+        not_told_apart = withheld(self.retriever, legible[0], [near.fact for near in every])
         shown = used | {near.fact.id for near in every}
         candidates = [
             Candidate(
                 near.fact,
                 near.score,
                 near.fact.id in used,
-                "used" if near.fact.id in used else self._why_not(near, where, near.fact.id in withheld),
+                "used" if near.fact.id in used else self._why_not(near, where, near.fact.id in not_told_apart),
                 near.probability,
             )
             for near in sorted([*decided, *apart], key=lambda near: (-near.score, near.fact.id))
@@ -304,8 +304,8 @@ class KnowledgeMixin:
         """The nearest facts that may be used for a query with these unknown words."""
         near = self._near(facts, scores, keys)
         least = threshold - (0.0 if self.verifier is None else self.config.verifier_margin)
-        withheld = self._withheld(unknown, [each.fact for each in near if each.score > least])
-        return [each for each in near if each.fact.id not in withheld][: self._num_near]
+        not_told_apart = withheld(self.retriever, unknown, [each.fact for each in near if each.score > least])
+        return [each for each in near if each.fact.id not in not_told_apart][: self._num_near]
 
     def _decide(self, asked: Sequence[Asked]) -> list[list[Near]]:
         encoder = self._current
@@ -353,36 +353,6 @@ class KnowledgeMixin:
         check_positive("batch_size", batch_size)
         with torch.no_grad(), deterministic(self.retriever):
             return self.retriever.encode_statements(statements, batch_size).float()
-
-    def _legible(self, queries: Sequence[str]) -> dict[int, list[str]]:
-        """Which of the queries can be looked up, and the words of each that the encoder does not know."""
-        rows = [row for row, query in enumerate(queries) if query.strip()]
-        words = self.retriever.unknown_words([queries[row] for row in rows])
-        return {row: unknown for row, unknown in zip(rows, words, strict=True) if is_legible(queries[row], unknown)}
-
-    def _why_not_asked(self, query: str) -> str:
-        if not query.strip():
-            return "nothing is asked"
-        (unknown,) = self.retriever.unknown_words([query])
-        return f"nothing is looked up: {unknown_share(query, unknown):.0%} of it is unknown to the encoder"
-
-    def _withheld(self, unknown: list[str], facts: Sequence[Fact]) -> set[int]:
-        """Ids of the facts that the encoder cannot tell from the answer to a query with these unknown words."""
-        leads = [lead_of(fact) for fact in facts]
-        return {
-            fact.id
-            for fact, lead, words in zip(facts, leads, self.retriever.unknown_words(leads), strict=True)
-            if not (is_legible(lead, words) and may_answer(fact, unknown))
-        }
-
-    def _check_words(self, facts: dict[str, NewFact]) -> None:
-        leads = [lead_of(fact) for fact in facts.values()]
-        for place, lead, words in zip(facts, leads, self.retriever.unknown_words(leads), strict=True):
-            if not is_legible(lead, words):
-                raise ValueError(
-                    f"{place} must be in words that the encoder knows, got {show(lead)}, of which "
-                    f"{unknown_share(lead, words):.0%} is unknown to it, and so the same as any other text."
-                )
 
     def _check_lengths(self, facts: dict[str, NewFact]) -> None:
         if self.retriever.tokenizer is None:

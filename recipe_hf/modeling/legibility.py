@@ -6,11 +6,15 @@ Texts that differ only in such words have one key, and one query, whatever they 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase
 
-from .facts import NewFact, comparable
+from .facts import Fact, NewFact, comparable, show
+
+if TYPE_CHECKING:
+    from .retriever import Retriever
 
 
 def unknown_words(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[str]]:
@@ -68,3 +72,43 @@ def may_answer(fact: NewFact, words: Sequence[str]) -> bool:
 def lead_of(fact: NewFact) -> str:
     """What of a fact's statement must be read for it to be found: all but the answer at its end."""
     return fact.statement.removesuffix((fact.answer or "").strip()).strip() or fact.statement
+
+
+def legible_queries(retriever: Retriever, queries: Sequence[str]) -> dict[int, list[str]]:
+    """Which of the queries can be looked up, and the words of each that the encoder does not know."""
+    rows = [row for row, query in enumerate(queries) if query.strip()]
+    words = retriever.unknown_words([queries[row] for row in rows])
+    return {row: unknown for row, unknown in zip(rows, words, strict=True) if is_legible(queries[row], unknown)}
+
+
+def why_not_asked(retriever: Retriever, query: str) -> str:
+    """Why nothing is looked up for a query that is not legible."""
+    if not query.strip():
+        return "nothing is asked"
+    (unknown,) = retriever.unknown_words([query])
+    return f"nothing is looked up: {unknown_share(query, unknown):.0%} of it is unknown to the encoder"
+
+
+def withheld(retriever: Retriever, unknown: list[str], facts: Sequence[Fact]) -> set[int]:
+    """Ids of the facts that the encoder cannot tell from the answer to a query with these unknown words."""
+    leads = [lead_of(fact) for fact in facts]
+    return {
+        fact.id
+        for fact, lead, words in zip(facts, leads, retriever.unknown_words(leads), strict=True)
+        if not (is_legible(lead, words) and may_answer(fact, unknown))
+    }
+
+
+def check_words(retriever: Retriever, facts: Mapping[str, NewFact]) -> None:
+    """Checks facts, by what to call them in an error.
+
+    Raises:
+        ValueError: If one consists mostly of words that the encoder does not know.
+    """
+    leads = [lead_of(fact) for fact in facts.values()]
+    for place, lead, words in zip(facts, leads, retriever.unknown_words(leads), strict=True):
+        if not is_legible(lead, words):
+            raise ValueError(
+                f"{place} must be in words that the encoder knows, got {show(lead)}, of which "
+                f"{unknown_share(lead, words):.0%} is unknown to it, and so the same as any other text."
+            )
