@@ -127,7 +127,7 @@ class Verifier(nn.Module):
 
     def calibrated(self, logits: Tensor, margins: Tensor) -> Tensor:
         """Logits of the probability that the statement answers the query, `[n]`, `[n]` -> `[n]`."""
-        offset, of_logit, of_margin = self.calibration
+        offset, of_logit, of_margin = self.calibration.tolist()  # The logits are on the CPU, wherever the weights are.
         return offset + of_logit * logits + of_margin * margins
 
 
