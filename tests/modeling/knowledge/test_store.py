@@ -329,8 +329,8 @@ import os, sys, time
 from recipe_hf.modeling.knowledge import KnowledgeBase
 base = KnowledgeBase.open(sys.argv[1])
 if os.fork():
-    print("open", flush=True)
     time.sleep(600)
+print("open", flush=True)
 sys.stdin.read()
 """
 
