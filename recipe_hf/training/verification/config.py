@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..schema import build, check_types, read_yaml, require, require_integer, require_number
+from .written import WRITTEN
 
 
 @dataclass(frozen=True)
@@ -14,11 +15,11 @@ class SourceConfig:
     """A part of the data.
 
     Args:
-        kind: `statements` are those of this package; `pairs` a file of rows with `statement`, `asks` and `misses`;
-            `edits` knowledge editing data, as [`~recipe_hf.datasets.load_examples`] takes them, whose unrelated
-            questions are misses; `chat` a file of rows with `texts` that no statement answers.
+        kind: `statements` and `families` are those of this package; `pairs` a file of rows with `statement`, `asks`
+            and `misses`; `edits` knowledge editing data, as [`~recipe_hf.datasets.load_examples`] takes them, whose
+            unrelated questions are misses; `chat` a file of rows with `texts` that no statement answers.
         share: How often a draw is of it, in proportion to the shares of the others.
-        path: The file, here or on the Hub; none with `statements`.
+        path: The file, here or on the Hub; none with what this package has.
         source: Of `pairs` and `chat`, take the rows whose `source` is this.
         half: Of `edits`, the half of the rows to take.
         max_rows: Take the first rows only.
@@ -26,7 +27,7 @@ class SourceConfig:
         license: License of the data, for the card.
     """
 
-    kind: Literal["statements", "pairs", "edits", "chat"]
+    kind: Literal["statements", "families", "pairs", "edits", "chat"]
     share: float
     path: str | None = None
     source: str | None = None
@@ -39,7 +40,7 @@ class SourceConfig:
         of = f" of the source {self.name!r}"
         check_types(self, of)
         require(self.share > 0, f"share{of}", self.share, "above 0")
-        needs_path = self.kind != "statements"
+        needs_path = self.kind not in WRITTEN
         allowed = f"{'a path' if needs_path else 'null'} with kind: {self.kind}"
         require((self.path is not None) == needs_path, f"path{of}", self.path, allowed)
         require(self.half is None or self.kind == "edits", f"half{of}", self.half, "null but with kind: edits")
@@ -66,6 +67,7 @@ class VerifierConfig:
         steps: Number of optimizer steps.
         encoder: Hub id or directory of the encoder whose layers it starts from; `None` for those of the checkpoint.
         encoder_revision: Revision of that encoder.
+        verifier: Directory or Hub id of a checkpoint whose verifier is trained on, in place of an encoder's layers.
         num_verified_facts: See [`RecipeConfig`].
         verifier_margin: See [`RecipeConfig`].
         batch_size: Pairs of query and statement in a step, half of them misses: an even number.
@@ -92,6 +94,7 @@ class VerifierConfig:
     steps: int
     encoder: str | None = None
     encoder_revision: str | None = None
+    verifier: str | None = None
     num_verified_facts: int = 4
     verifier_margin: float = 1.0
     batch_size: int = 32
@@ -118,6 +121,8 @@ class VerifierConfig:
             any(source.kind != "chat" for source in self.sources), "sources", names, "at least one with statements"
         )
         require(len(set(names)) == len(names), "names of sources", names, "all different")
+        both = self.verifier is not None and self.encoder is not None
+        require(not both, "encoder", self.encoder, "null where a verifier is trained on")
         even = self.batch_size >= 2 and self.batch_size % 2 == 0
         require(even, "batch_size", self.batch_size, "an even number of at least 2")
         for name in ("steps", "num_verified_facts", "eval_steps", "save_steps", "logging_steps", "num_eval_pairs"):

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .mining import Mined
-from .rows import Statement, VerificationData
+from .rows import VerificationData
+from .written import Statement
 
 #: Steps whose pairs are drawn together and sorted by length, so that little is padding.
 _STEPS_TOGETHER = 4

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import set_seed
 
 from ...evaluation.inputs import describe_rows, weights_digest
-from ...modeling.loading import load_encoder
+from ...modeling.loading import checkpoint_directory, load_encoder
 from ...modeling.model import RecipeForCausalLM
 from ...modeling.retriever import Retriever
 from ...modeling.verifier import Verifier
@@ -17,19 +17,21 @@ from .config import VerifierConfig
 from .rows import VerificationData
 
 #: Fields of a configuration that name what is read: its contents tell runs apart, not its name.
-NAMES = ("checkpoint", "encoder", "encoder_revision", "sources")
+NAMES = ("checkpoint", "encoder", "encoder_revision", "verifier", "sources")
 #: Fields that say where a run writes, and what it tells.
 REPORTING = ("output_dir", "eval_steps", "save_steps", "logging_steps")
 
 
 def new_verifier(config: VerifierConfig, model: RecipeForCausalLM) -> Verifier:
-    """The verifier before the first step: layers of a trained encoder under new heads.
+    """The verifier before the first step: layers of a trained encoder under new heads, or a verifier to train on.
 
     Raises:
-        OSError: If the encoder cannot be found.
+        OSError: If the encoder, or the verifier, cannot be found.
         ValueError: If its layers are not like those of the model's.
     """
     set_seed(config.seed)
+    if config.verifier is not None:
+        return Verifier.load(checkpoint_directory(config.verifier), model.config).train()
     verifier = Verifier(model.config)
     encoder: Any = model.retriever.encoder
     if config.encoder is not None:

@@ -15,7 +15,8 @@ from recipe_hf.training.verification.calibration import (
     weights_of,
 )
 from recipe_hf.training.verification.mining import Mined
-from recipe_hf.training.verification.rows import Chat, Statement, VerificationData
+from recipe_hf.training.verification.rows import Chat, VerificationData
+from recipe_hf.training.verification.written import Statement
 from tests.tiny_recipe import FACTS, PROMPTS, UNRELATED, tiny_recipe
 
 

@@ -47,7 +47,10 @@ def source(**changes: Any) -> dict[str, Any]:
         ({"sources": {}}, "must be a mapping with a list of sources."),
         (source(path="statements.jsonl"), "names of sources must be all different, got ['statements', 'statements']."),
         (source(share=0), "share of the source 'p' must be above 0, got 0."),
-        (source(kind="pair"), "kind of the source 'p' must be one of statements, pairs, edits, chat, got 'pair'."),
+        (
+            source(kind="pair"),
+            "kind of the source 'p' must be one of statements, families, pairs, edits, chat, got 'pair'.",
+        ),
         (source(path=None), "path of the source 'pairs' must be a path with kind: pairs, got None."),
         (source(kind="statements"), "path of the source 'p' must be null with kind: statements, got 'p.jsonl'."),
         (source(half="train"), "half of the source 'p' must be null but with kind: edits, got 'train'."),

@@ -7,7 +7,8 @@ import pytest
 
 from recipe_hf.modeling.retriever import Retriever
 from recipe_hf.training.verification.mining import mine
-from recipe_hf.training.verification.rows import Chat, Statement, VerificationData
+from recipe_hf.training.verification.rows import Chat, VerificationData
+from recipe_hf.training.verification.written import Statement
 from tests.tiny_recipe import tiny_recipe
 
 

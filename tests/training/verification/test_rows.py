@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from recipe_hf.training.verification.config import SourceConfig
-from recipe_hf.training.verification.rows import STATEMENTS, load_data, load_statements, part_of
+from recipe_hf.training.verification.rows import load_data
+from recipe_hf.training.verification.written import STATEMENTS, load_families, load_statements, part_of
 from tests.tiny_verifier import CHAT, pair_rows, write_parts, write_rows
 
 ROOT = Path(__file__).parents[3]
@@ -21,6 +22,23 @@ ROW: dict[str, Any] = {
         "topic": "Voting takes place",
     },
     "kind": "rule",
+}
+
+
+FAMILY = {
+    "kind": "rule",
+    "statements": [
+        {
+            "statement": "One may vote in Lund from 17.",
+            "answer": "17",
+            "asks": ["vote?", "may vote from", "old to vote"],
+        },
+        {
+            "statement": "One may stand in Lund from 21.",
+            "answer": "21",
+            "asks": ["stand?", "may stand at", "to stand"],
+        },
+    ],
 }
 
 
@@ -45,6 +63,35 @@ def test_statements_meet_no_exam_file():
     statements = load_statements()
     assert not asked & folded(ask for row in statements for ask in row.asks)
     assert not said & folded(row.text.rstrip(".") for row in statements)
+
+
+def test_what_one_of_a_family_answers_the_others_do_not(tmp_path: Path):
+    write_rows(tmp_path / "some.jsonl", [FAMILY])
+    vote, stand = load_families(tmp_path)
+    assert (vote.text, vote.answer, vote.asks) == (
+        "One may vote in Lund from 17.",
+        "17",
+        ("vote?", "may vote from", "old to vote"),
+    )
+    assert [text for text, _ in vote.misses] == list(stand.asks) and [text for text, _ in stand.misses] == list(
+        vote.asks
+    )
+    assert vote.part == stand.part == part_of(vote.text)
+
+
+@pytest.mark.parametrize(
+    ("statements", "message"),
+    [
+        (FAMILY["statements"][:1], "line 1: field 'statements' must be at least two, got"),
+        ([FAMILY["statements"][0], {"statement": "a"}], "line 1, statements[1]: field 'answer' must be a non-empty"),
+        ([FAMILY["statements"][0]] * 2, "line 1: 'One may vote in Lund from 17.' must be given once"),
+    ],
+)
+def test_bad_family_is_named_by_file_and_line(tmp_path: Path, statements: Any, message: str):
+    write_rows(tmp_path / "some.jsonl", [FAMILY | {"statements": statements}])
+    with pytest.raises(ValueError) as caught:
+        load_families(tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path / 'some.jsonl'}, {message}")
 
 
 def test_superseding_statements_are_whole():

@@ -6,8 +6,9 @@ from collections import Counter
 import pytest
 
 from recipe_hf.training.verification.mining import Mined
-from recipe_hf.training.verification.rows import Chat, Statement, VerificationData
+from recipe_hf.training.verification.rows import Chat, VerificationData
 from recipe_hf.training.verification.sampling import PairSampler, mistyped
+from recipe_hf.training.verification.written import Statement
 
 DATA = VerificationData(
     [

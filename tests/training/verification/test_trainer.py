@@ -14,8 +14,8 @@ import yaml
 from safetensors.torch import load_file
 
 from recipe_hf import RecipeForCausalLM
-from recipe_hf.training.verification.rows import part_of
 from recipe_hf.training.verification.trainer import VerifierTrainer, learning_rate_factor
+from recipe_hf.training.verification.written import part_of
 from tests.tiny_recipe import encoder_tokenizer, tiny_encoder
 from tests.tiny_verifier import PEOPLE, pair_rows, tiny_config, write_parts, write_rows
 
@@ -122,6 +122,16 @@ def test_starts_from_the_layers_of_an_encoder(parts: Path, tmp_path: Path):
     weights = load_file(parts / "encoder" / "model.safetensors")
     name = "encoder.layer.0.attention.self.query.weight"
     assert torch.equal(encoder.state_dict()[name], weights[name])
+
+
+def test_trains_a_verifier_on(parts: Path, trained: Path, tmp_path: Path):
+    trainer = VerifierTrainer(tiny_config(parts, tmp_path, verifier=str(trained / "best"), steps=1))
+    weights, expected = trainer.verifier.state_dict(), load_file(trained / "best" / "verifier.safetensors")
+    assert all(torch.equal(weights[name], tensor.float()) for name, tensor in expected.items())
+    assert trainer.inputs["start"] != VerifierTrainer(tiny_config(parts, tmp_path)).inputs["start"]
+    trainer.train()
+    with pytest.raises(ValueError, match="encoder must be null where a verifier is trained on, got 'enc'"):
+        tiny_config(parts, tmp_path, verifier=str(trained / "best"), encoder="enc")
 
 
 def test_encoder_of_another_shape_is_refused(parts: Path, tmp_path: Path):
