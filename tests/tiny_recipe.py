@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from recipe_hf import RecipeForCausalLM, Retrieval
+from recipe_hf.modeling.verifier import Verifier
 from tests.tiny import tiny_causal_lm
 
 FACTS = [
@@ -107,6 +108,18 @@ def edited_recipe(architecture: str = "llama", base: Any = None) -> RecipeForCau
     """The same, with `FACTS` added: their ids are 0 to 3."""
     model = tiny_recipe(architecture, base)
     model.add_knowledge(FACTS)
+    return model
+
+
+def verified_recipe(offset: float = 0.0, of_logit: float = 0.0, of_margin: float = 0.0) -> RecipeForCausalLM:
+    """An edited model whose verifier gives the probability sigmoid(offset + of_logit * head + of_margin * margin)."""
+    model = edited_recipe()
+    model.config.num_verified_facts = 4
+    model.config.verifier_margin = 1e6
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model.verifier = Verifier(model.config).eval()
+    model.verifier.calibration.copy_(torch.tensor([offset, of_logit, of_margin]))
     return model
 
 

@@ -11,7 +11,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..teacher_forcing import Row, tokenize_rows
-from .held import Held, Told
+from .held import Held
 from .saying import EXTRA_TOKENS, predict_answers, write_on
 
 if TYPE_CHECKING:
@@ -25,13 +25,14 @@ class Request(NamedTuple):
         forced: Whether the most likely token at each position of the answer is wanted, or greedy output.
         text: The question.
         answer: The answer: forced, or as a measure of how much to generate.
-        told: What the fact tells its continuous prompt; `None` for the unedited model.
+        told: What makes the fact's continuous prompt, its statement and what it answers, if that is known; `None` for
+            the unedited model.
     """
 
     forced: bool
     text: str
     answer: str
-    told: Told | None = None
+    told: tuple[str | None, str | None] | None = None
 
 
 class Answers:
@@ -86,7 +87,8 @@ class Answers:
                 if (r.forced, r.told is None) == (first.forced, first.told is None)
             ]
             start += len(batch)
-            prefix = None if first.told is None else held.continuous_prompts([new[r] for r in batch])  # type: ignore[misc]
+            told = [(fact_id, r.told[1]) for r in batch if r.told is not None and (fact_id := new[r]) is not None]
+            prefix = held.continuous_prompts(told) if told else None
             say = self._predict if first.forced else self._generate
             said = say([rows[r] for r in batch], prefix)
             self._said |= zip(batch, said, strict=True)

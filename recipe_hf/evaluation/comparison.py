@@ -14,6 +14,7 @@ from ..teacher_forcing import tokenize_rows
 from .comparison_report import comparison_record, result_line
 from .editing import Trial, accuracy_of
 from .editors import EDITORS, Editor, EditorOptions
+from .held import remembering
 from .inputs import describe_rows, machine, model_settings, run_settings
 from .protocols import PROTOCOLS, Protocol, find_protocol
 from .questions import KINDS, Question
@@ -276,14 +277,11 @@ def _time_generation(editor: Editor, trial: Trial) -> float:
     """Milliseconds to look an edited fact's prompt up and write on, one prompt at a time; the median of several."""
     prompts = [q.text for q in trial.questions if q.kind == "reliability"][: 1 + _TIMED_PROMPTS]
     times = []
-    remembered, editor.model.query_cache_size = editor.model.query_cache_size, 0  # An earlier editor may have asked.
-    try:
+    with remembering(editor.model, 0):  # An earlier editor may have asked.
         for prompt in prompts:
             started = time.perf_counter()
             editor.write(editor.inputs([prompt]), [TIMED_TOKENS], min_new_tokens=TIMED_TOKENS)
             times.append(time.perf_counter() - started)
-    finally:
-        editor.model.query_cache_size = remembered
     return 1000 * median(times[1:] or times)  # The first is to warm up.
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from statistics import mean
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from ..teacher_forcing import tokenize_rows
 from .answers import Answers, Request
 from .calibration import calibration
 from .general import GeneralPrompts
-from .held import Held, HeldAlone, hold_together
+from .held import Held, hold
 from .protocols import Protocol, find_protocol, opens_with
 from .questions import KINDS, PORTABILITY, Outcome, Question, questions_of_data
 
@@ -225,15 +224,14 @@ def run_trial(
     """
     if model.tokenizer is None:
         raise RuntimeError("The model has no tokenizer of its base: set model.tokenizer.")
-    held: Held
-    with nullcontext() if trial.num_edits == 1 else hold_together(model, trial.facts, trial.as_statements) as together:
-        held = together or HeldAlone(model, trial.facts, trial.as_statements)
-        general = {name: prompts.fired(model, held) for name, prompts in trial.general.items()}
+    alone = trial.num_edits == 1
+    with hold(model, trial.facts, trial.as_statements, alone) as held:
+        general = {name: prompts.fired(held) for name, prompts in trial.general.items()}
         outcomes = {name: _outcomes(model, trial, find_protocol(name), held, answers, bar) for name in protocols}
         equal = None
-        if together and trial.ends_with_removal:
+        if trial.ends_with_removal and not alone:
             prompts = [question.text for question in trial.questions if question.kind == "reliability"]
-            equal = together.share_equal_after_removal(prompts[:_PROMPTS_AFTER_REMOVAL], answers.batch_size)
+            equal = held.share_equal_after_removal(prompts[:_PROMPTS_AFTER_REMOVAL], answers.batch_size)
     temperature = model.config.similarity_temperature
     return [
         EditingReport(trial.num_edits, trial.seed, found, name, equal, general, temperature)
@@ -259,8 +257,8 @@ def _outcomes(
     used = [hit.id if hit.fired else None for hit in hits]
     unedited = [Request(protocol.forced, q.text, q.answers[0]) for q in questions]
     edited = [
-        request if fact_id is None else request._replace(told=held.told(fact_id))
-        for request, fact_id in zip(unedited, used, strict=True)
+        request._replace(told=(hit.statement, hit.answer)) if hit.fired else request
+        for request, hit in zip(unedited, hits, strict=True)
     ]
     compared = [r for r, q in zip(unedited, questions, strict=True) if not q.concerns or q.kind == PORTABILITY]
     requests = dict.fromkeys(compared) | dict(zip(edited, used, strict=True))

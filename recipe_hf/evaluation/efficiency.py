@@ -15,7 +15,7 @@ import torch
 
 from ..datasets import EditExample
 from ..modeling.knowledge import KnowledgeBase
-from .held import hold_together
+from .held import hold, remembering
 from .inputs import describe_rows, machine, memory_of_this_process, model_settings, run_settings
 from .records import read_record, write_record
 from .report import markdown_rows
@@ -72,17 +72,14 @@ def measure_efficiency(
     )
     new = {"settings": settings, "machine": settings["machine"], "rows": {}}
     record: dict[str, Any] = (output and read_record(output, settings)) or new
-    remembered, model.query_cache_size = model.query_cache_size, 0  # What is timed includes encoding the query.
-    try:
-        with hold_together(model, examples[: min(10, len(examples))]):  # Nothing is timed the first time it runs.
+    with remembering(model, 0):  # What is timed includes encoding the query.
+        with hold(model, examples[: min(10, len(examples))]):  # Nothing is timed the first time it runs.
             _generate(model, model, examples[0].prompt, new_tokens)
         for number in num_edits:
             if str(number) not in record["rows"]:
                 record["rows"][str(number)] = _measure(model, examples[:number], new_tokens, repeats)
                 if output is not None:
                     write_record(output, record)
-    finally:
-        model.query_cache_size = remembered
     return record
 
 
@@ -92,9 +89,9 @@ def _measure(
     told = [(fact.prompt, fact.answer) for fact in facts]
     at_once = []
     for _ in range(max(1, min(repeats, 200 // len(facts)))):
-        with hold_together(model, []):
+        with hold(model, []):
             at_once.append(_milliseconds(lambda: model.add_knowledge(told)) / len(told))
-    with hold_together(model, facts) as held:
+    with hold(model, facts) as held:
         alone = []
         for place in range(-1, -1 - min(repeats, len(facts)), -1):
             if held.ids[place] in model.knowledge:  # A later fact with the same prompt has replaced it otherwise.

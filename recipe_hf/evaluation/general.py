@@ -5,14 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from torch import Tensor
-
-from .held import Held, encode_queries
-
-if TYPE_CHECKING:
-    from ..modeling.model import RecipeForCausalLM
+from .held import Held
 
 _LETTERS = "ABCDEFGHIJ"
 
@@ -35,7 +30,7 @@ LAYOUTS: Mapping[tuple[str, ...], Callable[[Mapping[str, Any]], str]] = {
 
 
 class GeneralPrompts:
-    """Prompts that are looked up among one set of facts after the other, and encoded once.
+    """Prompts that are looked up among one set of facts after the other.
 
     Args:
         texts: The prompts.
@@ -43,17 +38,10 @@ class GeneralPrompts:
 
     def __init__(self, texts: Sequence[str]) -> None:
         self.texts = list(texts)
-        self._encoded: tuple[RecipeForCausalLM, Tensor] | None = None
 
-    def encode(self, model: RecipeForCausalLM) -> Tensor:
-        """Representations of the prompts, `[len(texts), knowledge_dim]`, computed the first time."""
-        if self._encoded is None or self._encoded[0] is not model:
-            self._encoded = model, encode_queries(model, self.texts)
-        return self._encoded[1]
-
-    def fired(self, model: RecipeForCausalLM, held: Held) -> dict[str, Any]:
+    def fired(self, held: Held) -> dict[str, Any]:
         """How many prompts there are, and those for which a fact is used. Facts held alone take turns."""
-        hits = held.retrieve_encoded(self.encode(model), [i % len(held.ids) for i in range(len(self.texts))])
+        hits = held.retrieve(self.texts, [i % len(held.ids) for i in range(len(self.texts))])
         fired = [
             {"prompt": prompt, "statement": hit.statement, "score": hit.score, "threshold": hit.threshold}
             for prompt, hit in zip(self.texts, hits, strict=True)

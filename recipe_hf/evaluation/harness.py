@@ -18,7 +18,7 @@ import yaml
 from ..datasets import EditExample
 from ..modeling.outputs import Retrieval
 from ..modeling.queries import read_queries
-from .held import hold_together
+from .held import hold
 from .inputs import describe_file, describe_rows, digest, model_settings, run_settings
 from .records import check_same, read_record, write_record
 from .report import markdown_rows
@@ -214,7 +214,7 @@ def run_harness(
         runs = {}
         for side, held in (("base", facts[:0]), ("edited", facts)):
             lm.lookups.clear()
-            with hold_together(model, held):
+            with hold(model, held):
                 runs[side] = lm_eval.simple_evaluate(
                     lm, tasks=[task], limit=limit, num_fewshot=num_fewshot, task_manager=manager, bootstrap_iters=1000
                 )

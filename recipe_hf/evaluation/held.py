@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,27 +19,6 @@ from ..modeling.outputs import Retrieval
 if TYPE_CHECKING:
     from ..modeling.model import RecipeForCausalLM
 
-#: What a fact tells its continuous prompt: its statement, and its answer if that is told apart.
-Told = tuple[str, str | None]
-
-
-class Held(Protocol):
-    """Facts that questions are looked up among."""
-
-    ids: list[int]
-
-    def retrieve(self, queries: Sequence[str], about: Sequence[int]) -> list[Retrieval]:
-        """Looks up queries, each of which is about the fact at a position among those added."""
-
-    def retrieve_encoded(self, encoded: Tensor, about: Sequence[int]) -> list[Retrieval]:
-        """The same for what [`encode_queries`] gave."""
-
-    def told(self, fact_id: int) -> Told:
-        """What a fact tells its continuous prompt."""
-
-    def continuous_prompts(self, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Continuous prompts of facts and their mask, as in [`RecipeForCausalLM.continuous_prompts`]."""
-
 
 def encode_queries(model: RecipeForCausalLM, queries: Sequence[str]) -> Tensor:
     """Representations of queries, `[len(queries), knowledge_dim]`."""
@@ -46,62 +26,71 @@ def encode_queries(model: RecipeForCausalLM, queries: Sequence[str]) -> Tensor:
         return model.retriever.encode_queries(queries).float()
 
 
-def _gated(
-    model: RecipeForCausalLM, encoded: Tensor, ids: Sequence[int], statements: Sequence[str], scores: Tensor
-) -> list[Retrieval]:
-    """What the gate makes of the dot products of queries and their best keys (paper eq. 9).
-
-    Raises:
-        ValueError: If the model has a verifier, which would read the queries.
-    """
-    if model.verifier is not None:
-        raise ValueError(
-            "num_edits=1 and general prompts go by the retriever alone: load the model with verifier=False."
-        )
-    with deterministic(model.retriever):
-        sentinel = model.retriever.encode_sentinel().float()
-    scale, temperature = model.config.scale, model.config.similarity_temperature
-    thresholds = (encoded @ sentinel * scale).tolist()
-    rows = zip(ids, statements, (scores * scale).tolist(), thresholds, strict=True)
-    return [Retrieval.gated(*row, temperature) for row in rows]
+@contextmanager
+def remembering(model: RecipeForCausalLM, queries: int) -> Iterator[None]:
+    """Lets the model remember so many queries: none where it is timed, all where they are asked with other facts."""
+    own, model.query_cache_size = model.query_cache_size, queries
+    try:
+        yield
+    finally:
+        model.query_cache_size = own
 
 
 @contextmanager
-def hold_together(
-    model: RecipeForCausalLM, facts: Sequence[EditExample], as_statements: bool = False
-) -> Iterator[HeldTogether]:
-    """Adds facts to an empty knowledge base of the model, which has its own again afterwards."""
-    own = model.knowledge
-    model.knowledge = KnowledgeBase(model.config.knowledge_dim)
+def hold(
+    model: RecipeForCausalLM, facts: Sequence[EditExample], as_statements: bool = False, alone: bool = False
+) -> Iterator[Held]:
+    """Adds facts to an empty knowledge base of the model, which has its own again afterwards.
+
+    Args:
+        model: The model.
+        facts: The facts.
+        as_statements: Whether they are told as whole statements, without their answers apart.
+        alone: Whether each is the only one for the questions about it.
+    """
+    own, model.knowledge = model.knowledge, KnowledgeBase(model.config.knowledge_dim)
     try:
-        yield HeldTogether(model, facts, as_statements)
+        yield Held(model, facts, as_statements, alone)
     finally:
         model.knowledge = own
 
 
-class HeldTogether:
-    """Facts in the model's knowledge base."""
+class Held:
+    """Facts in the model's knowledge base; those held alone have a namespace each.
 
-    def __init__(self, model: RecipeForCausalLM, facts: Sequence[EditExample], as_statements: bool) -> None:
+    Attributes:
+        ids: Their ids; of those held alone their positions.
+    """
+
+    def __init__(
+        self, model: RecipeForCausalLM, facts: Sequence[EditExample], as_statements: bool, alone: bool
+    ) -> None:
         self.model = model
+        self.alone = alone
         told: list[Any] = [(e.prompt, e.answer) for e in facts]
         told = [compose_statement(*fact) for fact in told] if as_statements else told
-        self.ids = model.add_knowledge(told) if told else []
+        if alone:
+            self.ids = list(range(len(facts)))
+            for position, fact in enumerate(told):
+                model.add_knowledge([fact], namespace=str(position))
+        else:
+            self.ids = model.add_knowledge(told) if told else []
 
     def retrieve(self, queries: Sequence[str], about: Sequence[int]) -> list[Retrieval]:
-        return self.model.retrieve(queries)
+        """Looks up queries, each of which is about the fact at a position among those added."""
+        if not self.alone:
+            return self.model.retrieve(queries)
+        found = [self.model.retrieve(query, namespace=str(at))[0] for query, at in zip(queries, about, strict=True)]
+        return [hit if hit.id is None else replace(hit, id=at) for hit, at in zip(found, about, strict=True)]
 
-    def retrieve_encoded(self, encoded: Tensor, about: Sequence[int]) -> list[Retrieval]:
-        ids, scores = self.model.knowledge.search(encoded)
-        found = ids[:, 0].tolist()
-        return _gated(self.model, encoded, found, [self.told(i)[0] for i in found], scores[:, 0])
-
-    def told(self, fact_id: int) -> Told:
-        fact = self.model.knowledge[fact_id]
-        return fact.statement, fact.answer
-
-    def continuous_prompts(self, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
-        return self.model.continuous_prompts(self.model.knowledge.keys(ids), [self.told(i)[1] for i in ids])
+    def continuous_prompts(self, facts: Sequence[tuple[int, str | None]]) -> tuple[Tensor, Tensor]:
+        """Continuous prompts of facts, each by its id, with what it answers if that is known, and their mask."""
+        knowledge = self.model.knowledge
+        if self.alone:
+            keys = torch.cat([knowledge.namespace(str(position)).keys([0]) for position, _ in facts])
+        else:
+            keys = knowledge.keys([number for number, _ in facts])
+        return self.model.continuous_prompts(keys, [answer for _, answer in facts])
 
     def share_equal_after_removal(self, prompts: Sequence[str], batch_size: int) -> float:
         """Removes all facts: the share of prompts whose logits are then, bit for bit, those of the base alone."""
@@ -116,29 +105,3 @@ class HeldTogether:
             kept = {"input_ids": batch, "attention_mask": mask, "logits_to_keep": 1, "use_cache": False}
             equal += int((model(**kept).logits == model.lm(**kept).logits).flatten(1).all(1).sum())
         return equal / len(prompts)
-
-
-class HeldAlone:
-    """Facts each of which is the only one for the questions about it. All are encoded once."""
-
-    def __init__(self, model: RecipeForCausalLM, facts: Sequence[EditExample], as_statements: bool) -> None:
-        self.model = model
-        self.ids = list(range(len(facts)))
-        self._told: list[Told] = [
-            (compose_statement(e.prompt, e.answer), None if as_statements else e.answer) for e in facts
-        ]
-        with deterministic(model.retriever):
-            self._keys = model.retriever.encode_statements([statement for statement, _ in self._told]).float()
-
-    def retrieve(self, queries: Sequence[str], about: Sequence[int]) -> list[Retrieval]:
-        return self.retrieve_encoded(encode_queries(self.model, queries), about)
-
-    def retrieve_encoded(self, encoded: Tensor, about: Sequence[int]) -> list[Retrieval]:
-        scores = (encoded * self._keys[list(about)]).sum(-1)
-        return _gated(self.model, encoded, about, [self._told[i][0] for i in about], scores)
-
-    def told(self, fact_id: int) -> Told:
-        return self._told[fact_id]
-
-    def continuous_prompts(self, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
-        return self.model.continuous_prompts(self._keys[list(ids)], [self._told[i][1] for i in ids])

@@ -13,6 +13,7 @@ from ..datasets import EditExample
 from .answers import Answers
 from .editing import EditingReport, Probe, Trial, run_trial
 from .general import GeneralPrompts
+from .held import remembering
 from .inputs import describe_rows, model_settings, run_settings
 from .protocols import find_protocol
 from .records import read_record, write_record
@@ -20,6 +21,9 @@ from .report import report_from_dict, report_to_dict
 
 if TYPE_CHECKING:
     from ..modeling.model import RecipeForCausalLM
+
+#: How many queries are remembered: what is asked again, with other facts held, need not be encoded again.
+_REMEMBERED = 100_000
 
 
 @dataclass(frozen=True)
@@ -139,10 +143,8 @@ def run_evaluation(
     answers = Answers(model, batch_size, journal)
     trials = [evaluation.trial(number, seed) for number, seed in missing]
     total = sum(len(t.questions_under(find_protocol(name))) for t in trials for name in evaluation.protocols)
-    with tqdm(total=total, disable=not progress, unit="row", smoothing=0.05) as bar:
-        for name, prompts in evaluation.general.items():
-            bar.set_description(f"encoding {name}")
-            prompts.encode(model)
+    bar = tqdm(total=total, disable=not progress, unit="row", smoothing=0.05)
+    with bar, remembering(model, _REMEMBERED):
         for number, trial in enumerate(trials, start=1 + len(cells) - len(missing)):
             bar.set_description(f"{number}/{len(cells)}: {trial.num_edits:,} facts, seed {trial.seed}")
             done += run_trial(model, trial, evaluation.protocols, answers, bar)

@@ -208,18 +208,17 @@ class KnowledgeMixin:
         batch_size: int = 64,
         where: Mapping[str, Any] | None = None,
         namespace: str | None = None,
-    ) -> tuple[list[Retrieval], Tensor, list[list[str | None]]]:
-        """Retrievals; keys `[len(queries), k, knowledge_dim]` and answers, if known, of each query's best facts."""
+    ) -> tuple[list[Retrieval], Tensor]:
+        """Retrievals, and the keys `[len(queries), k, knowledge_dim]` of each query's best facts."""
         check_positive("batch_size", batch_size)
         self._check_filters(where, namespace)
         k = self.config.top_k_facts
         nothing = Retrieval(None, None, -torch.inf, 0.0, False)
         retrievals = [nothing] * len(queries)
         keys = torch.zeros(len(queries), k, self.config.knowledge_dim)
-        answers: list[list[str | None]] = [[None] * k for _ in queries]
         legible = legible_queries(self.retriever, queries)
         if not legible:
-            return retrievals, keys, answers
+            return retrievals, keys
         knowledge = self._knowledge_of(namespace)
         encoded, thresholds = self._encode_queries(knowledge, [queries[row] for row in legible], batch_size)
         hits = knowledge.lookup(encoded, self._num_near + _ALIKE * any(legible.values()), where)
@@ -230,14 +229,12 @@ class KnowledgeMixin:
             )
         ]
         for row, query, decided in zip(legible, asked, self._decide(asked), strict=True):
-            best, *others = [
-                Retrieval(near.fact.id, near.fact.statement, near.score, query.threshold, near.fired, near.probability)
-                for near in decided[:k]
-            ] or [replace(nothing, threshold=query.threshold)]
+            found = [near.retrieval(query.threshold) for near in decided[:k]]
+            best, *others = found or [replace(nothing, threshold=query.threshold)]
             retrievals[row] = replace(best, others=tuple(other for other in others if other.fired))
             for rank, near in enumerate(decided[:k]):
-                answers[row][rank], keys[row, rank] = near.answer, near.key
-        return retrievals, keys, answers
+                keys[row, rank] = near.key
+        return retrievals, keys
 
     @torch.inference_mode(False)
     @torch.no_grad()

@@ -12,7 +12,7 @@ from torch import Tensor
 from . import timestamps
 from .configuration import RecipeConfig
 from .facts import Fact
-from .outputs import probability_of
+from .outputs import Retrieval, probability_of
 from .query_cache import QueryCache
 from .retriever import Retriever
 from .verifier import Verifier, answer_in
@@ -43,6 +43,11 @@ class Near:
     probability: float = 0.0
     logit: float | None = None
     answer: str | None = None
+
+    def retrieval(self, threshold: float) -> Retrieval:
+        """What is told of it."""
+        fact, answer = self.fact, self.answer
+        return Retrieval(fact.id, fact.statement, self.score, threshold, self.fired, self.probability, answer=answer)
 
 
 @dataclass(frozen=True, eq=False)

@@ -128,8 +128,8 @@ class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
                 "No row of a batch has a query, so nothing is learned from it: the retriever reads what precedes the "
                 "first label. Set the labels of prompts to -100, or give query_mask or queries."
             )
-        retrievals, keys, answers = self._look_up(texts, where=where, namespace=namespace)
-        prefix = self._prefix(retrievals, keys, answers)
+        retrievals, keys = self._look_up(texts, where=where, namespace=namespace)
+        prefix = self._prefix(retrievals, keys)
         kwargs.setdefault("use_cache", False)
         outputs: Any
         with self._recomputing():
@@ -220,8 +220,8 @@ class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
             ids = kwargs["inputs_embeds"]
             queries = [""] * len(ids) if queries is None else queries
         texts = self._queries(namespace, queries, ids, kwargs.get("attention_mask"))
-        retrievals, keys, answers = self._look_up(texts, where=where, namespace=namespace)
-        prefix = self._prefix(retrievals, keys, answers)
+        retrievals, keys = self._look_up(texts, where=where, namespace=namespace)
+        prefix = self._prefix(retrievals, keys)
         with nullcontext() if prefix is None else hidden_prefix(*prefix, lm=lm):
             outputs = lm.generate(inputs, generation_config, *args, **kwargs)
         if isinstance(outputs, ModelOutput):
@@ -246,20 +246,18 @@ class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
             raise RuntimeError("The queries cannot be read without the base's tokenizer: set model.tokenizer.")
         return read_queries(self.tokenizer, input_ids, attention_mask, query_mask, labels)
 
-    def _prefix(
-        self, retrievals: list[Retrieval], keys: Tensor, answers: list[list[str | None]]
-    ) -> tuple[Tensor, Tensor] | None:
+    def _prefix(self, retrievals: list[Retrieval], keys: Tensor) -> tuple[Tensor, Tensor] | None:
         """Continuous prompts `[B, L, d_llm]` of the facts that fired, the best last, and their mask `[B, L]`."""
-        places = [
-            (row, rank)
-            for row, retrieval in enumerate(retrievals)
-            if retrieval.fired
-            for rank in range(1 + len(retrieval.others))
+        used = [
+            (row, rank, hit.answer)
+            for row, best in enumerate(retrievals)
+            if best.fired
+            for rank, hit in enumerate([best, *best.others])
         ]
-        if not places:
+        if not used:
             return None
-        rows, ranks = (torch.tensor(numbers) for numbers in zip(*places, strict=True))
-        prompts, present = self.continuous_prompts(keys[rows, ranks], [answers[row][rank] for row, rank in places])
+        rows, ranks = (torch.tensor(numbers) for numbers in list(zip(*used, strict=True))[:2])
+        prompts, present = self.continuous_prompts(keys[rows, ranks], [answer for *_, answer in used])
         most = int(ranks.max()) + 1
         embeds = prompts.new_zeros(len(retrievals), most, *prompts.shape[1:])
         mask = present.new_zeros(len(retrievals), most, present.shape[1])

@@ -25,6 +25,7 @@ class Retrieval:
         probability: How likely the fact is one that the query asks for, by the model's own estimate: the verifier's,
             or where it read nothing the sigmoid of `(score - threshold) / similarity_temperature`. 0 without a fact.
         others: The further facts used beside it, next best first, where `config.top_k_facts` allows them.
+        answer: What the fact answers, if that is known: as it was told, or as the verifier finds it in the statement.
     """
 
     id: int | None
@@ -34,13 +35,7 @@ class Retrieval:
     fired: bool
     probability: float = 0.0
     others: tuple[Retrieval, ...] = ()
-
-    @classmethod
-    def gated(
-        cls, id: int | None, statement: str | None, score: float, threshold: float, temperature: float
-    ) -> Retrieval:
-        """What the gate makes of a fact's score, or of the -inf of none (eq. 9)."""
-        return cls(id, statement, score, threshold, score > threshold, probability_of(score - threshold, temperature))
+    answer: str | None = None
 
 
 def probability_of(margin: float, temperature: float) -> float:

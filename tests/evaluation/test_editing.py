@@ -15,12 +15,13 @@ from recipe_hf.datasets import EditExample
 from recipe_hf.evaluation import saying
 from recipe_hf.evaluation.answers import Answers
 from recipe_hf.evaluation.editing import KINDS, EditingReport, Outcome, Trial, evaluate_editing, run_trial
+from recipe_hf.evaluation.general import GeneralPrompts
 from recipe_hf.evaluation.protocols import opens_with
 from recipe_hf.evaluation.saying import EXTRA_TOKENS
 from recipe_hf.modeling.knowledge import KnowledgeBase
 from recipe_hf.teacher_forcing import answer_logits, tokenize_rows
 from recipe_hf.training.losses import editing_loss
-from tests.tiny_recipe import FACTS, PROMPTS, UNRELATED, tiny_recipe
+from tests.tiny_recipe import FACTS, PROMPTS, UNRELATED, tiny_recipe, verified_recipe
 
 # One rephrasing finds no fact, one finds that of another; one unrelated prompt is not so unrelated.
 _REPHRASINGS = [PROMPTS[0], UNRELATED[4], PROMPTS[3], PROMPTS[3]]
@@ -118,11 +119,8 @@ def test_examples_cover_what_can_happen():
 
 def test_retriever_sees_the_prompt_only(monkeypatch: pytest.MonkeyPatch):
     seen: list[str] = []
-    monkeypatch.setattr(model(), "query_cache_size", 0)
-    encode = model().retriever.encode_queries
-    monkeypatch.setattr(
-        model().retriever, "encode_queries", lambda texts, *a, **k: seen.extend(texts) or encode(texts, *a, **k)
-    )
+    look_up = model().retrieve
+    monkeypatch.setattr(model(), "retrieve", lambda texts: seen.extend(texts) or look_up(texts))
     evaluate_editing(model(), EXAMPLES)
     assert set(seen) == {*PROMPTS, *_REPHRASINGS, *(prompt for prompt, _ in _LOCALITY)}
 
@@ -217,9 +215,9 @@ def test_generation_takes_any_of_several_right_answers():
 
 def test_under_the_protocol_of_the_paper_the_retriever_sees_the_answer_but_its_last_token(monkeypatch):
     seen: list[str] = []
-    encode = model().retriever.encode_queries
+    look_up = model().retrieve
     monkeypatch.setattr(
-        model().retriever, "encode_queries", lambda texts, *a, **k: seen.extend(texts) or encode(texts, *a, **k)
+        model(), "retrieve", lambda text, namespace: seen.append(text) or look_up(text, namespace=namespace)
     )
     evaluate_editing(model(), EXAMPLES[:1], protocol="paper")
     example = EXAMPLES[0]
@@ -380,3 +378,13 @@ def test_model_without_tokenizer(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(model(), "tokenizer", None)
     with pytest.raises(RuntimeError, match="has no tokenizer"):
         evaluate_editing(model(), EXAMPLES)
+
+
+@pytest.mark.parametrize(("offset", "fired"), [(9.0, 100), (-9.0, 0)])
+@pytest.mark.parametrize("num_edits", [1, None])
+def test_the_verifier_decides_for_facts_held_together_and_alone(num_edits, offset: float, fired: float):
+    edited = verified_recipe(offset)
+    trial = Trial.draw(EXAMPLES, num_edits, general={"chat": GeneralPrompts(["Good morning!"])})
+    (found,) = run_trial(edited, trial, ["strict"], Answers(edited))
+    shares = [found.metrics[name] for name in ("reliability_fired", "locality_fired", "general_fired/chat")]
+    assert shares == [fired] * 3

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from recipe_hf.evaluation.general import GeneralPrompts, load_prompts
-from recipe_hf.evaluation.held import HeldAlone, hold_together
+from recipe_hf.evaluation.held import hold
 from tests.evaluation.test_editing import EXAMPLES, model
 from tests.tiny_recipe import PROMPTS, UNRELATED
 
@@ -69,21 +69,22 @@ def test_empty_file(tmp_path: Path):
 
 def test_fired_are_those_that_the_model_retrieves_a_fact_for():
     prompts = GeneralPrompts([*UNRELATED, *PROMPTS])
-    with hold_together(model(), EXAMPLES) as held:
-        found = prompts.fired(model(), held)
+    with hold(model(), EXAMPLES) as held:
+        found = prompts.fired(held)
         right = {hit.statement: hit for hit in model().retrieve(PROMPTS)}
     assert found["prompts"] == 9 and [row["prompt"] for row in found["fired"]] == PROMPTS
     for row in found["fired"]:
         hit = right[row["statement"]]
         assert (row["score"], row["threshold"]) == pytest.approx((hit.score, hit.threshold), rel=1e-4)
-    with hold_together(model(), EXAMPLES[:1]) as held:
+    with hold(model(), EXAMPLES[:1]) as held:
         expected = [
             text for text, hit in zip(prompts.texts, model().retrieve(prompts.texts), strict=True) if hit.fired
         ]
-        assert [row["prompt"] for row in prompts.fired(model(), held)["fired"]] == expected != PROMPTS
+        assert [row["prompt"] for row in prompts.fired(held)["fired"]] == expected != PROMPTS
 
 
 def test_facts_held_alone_take_turns():
     prompts = GeneralPrompts([EXAMPLES[i].prompt for i in (0, 0, 2, 2)])
-    fired = prompts.fired(model(), HeldAlone(model(), EXAMPLES[:3], False))["fired"]
+    with hold(model(), EXAMPLES[:3], alone=True) as held:
+        fired = prompts.fired(held)["fired"]
     assert [row["statement"] for row in fired] == [f"{EXAMPLES[i].prompt} {EXAMPLES[i].answer}" for i in (0, 2)]

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from recipe_hf import RecipeForCausalLM
-from recipe_hf.modeling.verifier import VERIFIER_FILE, Verifier, answer_in, encode_pairs
-from tests.tiny_recipe import FACTS, GREEDY, MIXED, PROMPTS, UNRELATED, batch_of, edited_recipe
+from recipe_hf.modeling.verifier import VERIFIER_FILE, answer_in, encode_pairs
+from tests.tiny_recipe import FACTS, GREEDY, MIXED, PROMPTS, UNRELATED, batch_of, edited_recipe, verified_recipe
 
 PAIRS = [
     ("Who runs Acme?", "The CEO of Acme is Ann Lee"),
@@ -18,27 +18,15 @@ PAIRS = [
 ]
 
 
-def verified(offset: float = 0.0, of_logit: float = 0.0, of_margin: float = 0.0) -> RecipeForCausalLM:
-    """An edited model whose verifier gives the probability sigmoid(offset + of_logit * head + of_margin * margin)."""
-    model = edited_recipe()
-    model.config.num_verified_facts = 4
-    model.config.verifier_margin = 1e6
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model.verifier = Verifier(model.config).eval()
-    model.verifier.calibration.copy_(torch.tensor([offset, of_logit, of_margin]))
-    return model
-
-
 def test_pairs_are_read_alike_alone_and_together() -> None:
-    model = verified()
+    model = verified_recipe()
     together = model.verifier.read(model.retriever, PAIRS)
     for row, pair in zip(together, PAIRS, strict=True):
         torch.testing.assert_close(model.verifier.read(model.retriever, [pair])[0], row, rtol=1e-4, atol=1e-4)
 
 
 def test_pairs_hold_the_end_of_a_long_query_and_the_start_of_a_long_statement() -> None:
-    model = verified()
+    model = verified_recipe()
     encoded = encode_pairs(model.retriever, [("q" * 500 + "!", "s" * 500), ("q", "s")])
     text = model.retriever.tokenizer.decode(encoded.input_ids[0])
     assert encoded.input_ids.shape[1] <= model.retriever.max_length and "q![SEP]s" in text
@@ -46,7 +34,7 @@ def test_pairs_hold_the_end_of_a_long_query_and_the_start_of_a_long_statement() 
 
 
 def test_the_answer_is_words_of_the_statement() -> None:
-    model = verified(offset=9.0)
+    model = verified_recipe(offset=9.0)
     logit, first, last = model.verifier.read(model.retriever, PAIRS[:1])[0].tolist()
     assert 0 <= first <= last < len(PAIRS[0][1])
     assert answer_in(model.retriever, PAIRS[0][1], int(first), int(last)) in PAIRS[0][1]
@@ -54,7 +42,7 @@ def test_the_answer_is_words_of_the_statement() -> None:
 
 
 def test_a_verifier_that_repeats_the_retriever_changes_nothing() -> None:
-    model, plain = verified(of_margin=3.0), edited_recipe()
+    model, plain = verified_recipe(of_margin=3.0), edited_recipe()
     queries = [*PROMPTS, *UNRELATED, ""]
     found, expected = model.retrieve(queries), plain.retrieve(queries)
     assert [(hit.id, hit.fired, hit.score) for hit in found] == [(hit.id, hit.fired, hit.score) for hit in expected]
@@ -62,18 +50,18 @@ def test_a_verifier_that_repeats_the_retriever_changes_nothing() -> None:
 
 def test_what_it_affirms_fires_and_what_it_denies_does_not() -> None:
     prompts = [*PROMPTS, *UNRELATED]
-    assert all(hit.fired and hit.probability > 0.99 for hit in verified(offset=9.0).retrieve(prompts))
-    assert not any(hit.fired or hit.probability > 0.01 for hit in verified(offset=-9.0).retrieve(prompts))
+    assert all(hit.fired and hit.probability > 0.99 for hit in verified_recipe(offset=9.0).retrieve(prompts))
+    assert not any(hit.fired or hit.probability > 0.01 for hit in verified_recipe(offset=-9.0).retrieve(prompts))
 
 
 def test_facts_far_below_the_threshold_are_not_read() -> None:
-    model = verified(offset=9.0)
+    model = verified_recipe(offset=9.0)
     model.config.verifier_margin = 0.0
     assert [hit.fired for hit in model.retrieve([*PROMPTS, *UNRELATED])] == [True] * 4 + [False] * 5
 
 
 def test_of_facts_that_answer_the_same_the_newest_is_used() -> None:
-    model = verified(offset=9.0)
+    model = verified_recipe(offset=9.0)
     (newest,) = model.add_knowledge(["Ann Lee's successor runs Acme: Bo Roe."])
     assert model.retrieve(PROMPTS[0])[0].id == newest
     model.remove_knowledge(newest)
@@ -81,7 +69,7 @@ def test_of_facts_that_answer_the_same_the_newest_is_used() -> None:
 
 
 def test_a_batch_is_one_call_and_repeats_are_remembered() -> None:
-    model = verified(of_logit=1.0)
+    model = verified_recipe(of_logit=1.0)
     calls: list[int] = []
     model.verifier.encoder.register_forward_hook(lambda *_: calls.append(1))
     first = model.retrieve([*PROMPTS, *UNRELATED])
@@ -93,24 +81,24 @@ def test_a_batch_is_one_call_and_repeats_are_remembered() -> None:
 
 
 def test_a_statement_is_prefixed_with_the_answer_found_in_it() -> None:
-    model = verified(offset=9.0)
+    model = verified_recipe(offset=9.0)
     statement = "The river through Gotham is the Sprang."
     (id_,) = model.add_knowledge([statement])
-    _, _, answers = model._look_up([PROMPTS[3]])
-    assert model.retrieve(PROMPTS[3])[0].id == id_ and answers[0][0] and answers[0][0] in statement
+    (hit,) = model.retrieve(PROMPTS[3])
+    assert hit.id == id_ and hit.answer and hit.answer in statement and hit.answer != statement
 
 
 def test_explanations_say_what_the_verifier_makes_of_each() -> None:
-    explanation = verified(offset=-9.0).explain(PROMPTS[0])
+    explanation = verified_recipe(offset=-9.0).explain(PROMPTS[0])
     assert not any(candidate.fired for candidate in explanation.candidates)
     assert all("the verifier takes it for the answer with 0% only" in c.reason for c in explanation.candidates)
-    used = verified(offset=9.0).explain(PROMPTS[0]).candidates
+    used = verified_recipe(offset=9.0).explain(PROMPTS[0]).candidates
     assert sum(candidate.fired for candidate in used) == 1
     assert all(candidate.probability > 0.99 for candidate in used)
 
 
 def test_a_checkpoint_keeps_it_apart_and_can_leave_it_out(tmp_path: Path) -> None:
-    model = verified(of_logit=1.0, of_margin=1.0)
+    model = verified_recipe(of_logit=1.0, of_margin=1.0)
     model.save_pretrained(tmp_path / "with")
     loaded = RecipeForCausalLM.from_pretrained(tmp_path / "with", base_model=model.lm)
     for hit, expected in zip(loaded.retrieve(PROMPTS), model.retrieve(PROMPTS), strict=True):
@@ -126,7 +114,7 @@ def test_a_checkpoint_keeps_it_apart_and_can_leave_it_out(tmp_path: Path) -> Non
 
 
 def test_a_damaged_or_missing_file_is_named(tmp_path: Path) -> None:
-    verified().save_pretrained(tmp_path)
+    verified_recipe().save_pretrained(tmp_path)
     (tmp_path / "checksums.json").unlink()
     path = tmp_path / VERIFIER_FILE
     path.write_bytes(path.read_bytes()[:-100])
@@ -138,7 +126,7 @@ def test_a_damaged_or_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_it_shares_the_word_embeddings_and_needs_no_base() -> None:
-    model = verified()
+    model = verified_recipe()
     names = {name for name, _ in model.verifier.named_parameters()}
     assert not any("word_embeddings" in name or "pooler" in name for name in names)
     assert not any(name.startswith("verifier") for name in model.state_dict())
