@@ -42,7 +42,11 @@ def add(
         ),
     ] = None,
     on_conflict: Annotated[
-        Literal["replace", "keep", "error"], typer.Option(help="What to do with a prompt that has a fact already.")
+        Literal["replace", "keep", "error", "supersede", "report"],
+        typer.Option(
+            help="What to do with a prompt that has a fact already; `supersede` and `report` look for facts in other "
+            "words whose place a new one takes, too."
+        ),
     ] = "replace",
     knowledge: KnowledgeFile = None,
     namespace: Namespace = "",

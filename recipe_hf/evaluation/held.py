@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from ..datasets import EditExample
-from ..modeling.editing import deterministic
 from ..modeling.facts import compose_statement
 from ..modeling.knowledge import KnowledgeBase
 from ..modeling.outputs import Retrieval
+from ..modeling.weights import deterministic
 
 if TYPE_CHECKING:
     from ..modeling.model import RecipeForCausalLM

@@ -41,6 +41,8 @@ class RecipeConfig(PretrainedConfig):
         num_verified_facts: How many of the facts nearest to a query the verifier reads, where there is one; 0 for
             none, which is the paper's form.
         verifier_margin: How far below the threshold the score of a fact may be for the verifier to read it.
+        supersede_threshold: The verifier's logit above which a new fact takes the place of an older one; None where
+            the verifier was not trained to tell.
 
     Raises:
         ValueError: If a size is impossible.
@@ -69,6 +71,7 @@ class RecipeConfig(PretrainedConfig):
         top_k_facts: int = 1,
         num_verified_facts: int = 0,
         verifier_margin: float = 1.0,
+        supersede_threshold: float | None = None,
         **kwargs: Any,
     ) -> None:
         if encoder_config is None:
@@ -113,6 +116,9 @@ class RecipeConfig(PretrainedConfig):
         if not 0 <= verifier_margin < math.inf:
             raise ValueError(f"verifier_margin must be at least 0 and finite, got {verifier_margin!r}.")
         self.verifier_margin = verifier_margin
+        if supersede_threshold is not None and not math.isfinite(supersede_threshold):
+            raise ValueError(f"supersede_threshold must be None or finite, got {supersede_threshold!r}.")
+        self.supersede_threshold = supersede_threshold
         kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(**kwargs)
         # The Auto classes may be handed this config: by then, they must know its model.

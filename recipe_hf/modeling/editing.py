@@ -5,62 +5,38 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from .encoding import EncodingMixin
 from .facts import Fact, NewFact, parse_facts
 from .gate import Asked, Near, decide, why_not_usable
-from .knowledge import KnowledgeBase, OnConflict
+from .knowledge import KnowledgeBase
 from .knowledge.checks import check_namespace, check_positive, checked_where
 from .knowledge.exchange import read_facts_by_place
 from .legibility import check_words, legible_queries, why_not_asked, withheld
 from .outputs import Candidate, Explanation, Retrieval
 from .prompt_encoder import PromptEncoder
 from .queries import check_queries
-from .query_cache import QueryCache
-from .retriever import Retriever
-from .verifier import Verifier
-from .weights import deterministic, key_fingerprint, weight_versions
+from .superseding import NUM_READ, NewFacts, find_superseded
 
 logger = logging.getLogger(__name__)
+
+#: What to do with a fact that another one is in the way of.
+OnConflict = Literal["replace", "keep", "error", "supersede", "report"]
 
 # How many more facts are looked up for a query with words that the encoder does not know: as many may seem its answer.
 _ALIKE = 32
 
 
-@dataclass(frozen=True, eq=False)
-class _Encoder:
-    """The retriever as it was when last looked at.
-
-    Attributes:
-        versions: Those of its weights.
-        fingerprint: Names the weights that make keys.
-        sentinel: The sentinel's key, `[knowledge_dim]`.
-        queries: Representations that these weights made.
-        readings: What the verifier read with them.
-    """
-
-    versions: tuple[Any, ...]
-    fingerprint: str
-    sentinel: Tensor
-    queries: QueryCache
-    readings: QueryCache
-
-
-class KnowledgeMixin:
+class KnowledgeMixin(EncodingMixin):
     """The part of [`RecipeForCausalLM`] that holds facts: they need the retriever, not the base."""
 
-    config: Any
-    retriever: Retriever
-    verifier: Verifier | None
     prompt_encoder: PromptEncoder
     _knowledge: KnowledgeBase
-    # How many queries are remembered, to be encoded once; a change of the weights forgets them all.
-    query_cache_size = 1024
-    _current: _Encoder | None = None
 
     @property
     def knowledge(self) -> KnowledgeBase:
@@ -113,7 +89,9 @@ class KnowledgeMixin:
                 and optionally `metadata`, `valid_from` and `valid_until`; or a table with such columns (see
                 [`~recipe_hf.modeling.facts.parse_facts`]).
             on_conflict: What to do with a fact whose prompt is there already: `"replace"` it, `"keep"` it, or
-                `"error"`.
+                `"error"`. `"supersede"` replaces it too, and those whose place the new fact takes in other words ("Ann
+                Lee runs Acme" that of "The CEO of Acme is Bo Roe"), as the verifier reads them; `"report"` keeps these
+                and logs a warning that names them.
             truncation: Whether a statement longer than the encoder takes is cut rather than refused.
             batch_size: How many statements to encode at once.
             namespace: Whose facts they are (see [`KnowledgeBase.namespace`]); those of `knowledge` by default.
@@ -123,7 +101,8 @@ class KnowledgeMixin:
 
         Raises:
             ValueError: If an argument is not as described, or an item is not a fact, is too long, consists of words
-                that the encoder does not know, or is there already under `on_conflict="error"`.
+                that the encoder does not know, or is there already under `on_conflict="error"`; if the model has no
+                verifier that tells what supersedes.
         """
         parsed = {f"facts[{position}]": fact for position, fact in enumerate(parse_facts(facts))}
         return self._add(parsed, on_conflict, truncation, batch_size, namespace)
@@ -138,15 +117,38 @@ class KnowledgeMixin:
         namespace: str | None = None,
     ) -> list[int]:
         """As `add_knowledge`, of facts by what to call them in an error."""
-        if on_conflict not in ("replace", "keep", "error"):
-            raise ValueError(f"on_conflict must be 'replace', 'keep' or 'error', got {on_conflict!r}.")
+        if on_conflict not in get_args(OnConflict):
+            *allowed, last = map(repr, get_args(OnConflict))
+            raise ValueError(f"on_conflict must be {', '.join(allowed)} or {last}, got {on_conflict!r}.")
+        tells = self.verifier is not None and self.config.supersede_threshold is not None
+        if on_conflict in ("supersede", "report") and not tells:
+            raise ValueError(f"on_conflict={on_conflict!r} needs a checkpoint with a verifier trained on updates.")
         if not truncation:
             self._check_lengths(facts)
         check_words(self.retriever, facts)
         knowledge = self._knowledge_of(namespace)
         fingerprint = self._refresh(knowledge).fingerprint
         keys = self.encode_statements([fact.statement for fact in facts.values()], batch_size)
-        return knowledge.add(list(facts.values()), keys, on_conflict, encoder_fingerprint=fingerprint)
+        new = list(facts.values())
+        if on_conflict != "supersede" and on_conflict != "report":
+            return knowledge.add(new, keys, on_conflict, fingerprint)
+        superseded = self._superseded(knowledge, new, keys, batch_size)
+        if on_conflict == "supersede":
+            return knowledge.add(new, keys, "replace", fingerprint, superseded)
+        ids = knowledge.add(new, keys, "replace", fingerprint)
+        for newer, older in zip(new, superseded, strict=True):
+            for old in older:
+                logger.warning(f"{newer.statement!r} answers what {old.statement!r} does: both are kept.")
+        return ids
+
+    def _superseded(
+        self, knowledge: KnowledgeBase, new: Sequence[NewFact], keys: Tensor, batch_size: int
+    ) -> list[list[NewFact]]:
+        assert self.verifier is not None
+        encoded, thresholds = self._encode_queries(knowledge, [fact.statement for fact in new], batch_size)
+        hits = knowledge.lookup(encoded, NUM_READ)
+        found = NewFacts(new, keys, encoded, thresholds, hits.facts, hits.scores)
+        return find_superseded(found, self.config, self.retriever, self.verifier)
 
     def import_knowledge(
         self, path: str | os.PathLike[str], on_conflict: OnConflict = "replace", **kwargs: Any
@@ -332,65 +334,3 @@ class KnowledgeMixin:
             checked_where(where)
         if namespace is not None:
             check_namespace(namespace)
-
-    def _encode_queries(
-        self, knowledge: KnowledgeBase, queries: list[str], batch_size: int = 64
-    ) -> tuple[Tensor, Tensor]:
-        """The queries' representations `[b, knowledge_dim]` and thresholds `[b]`, for keys that are up to date."""
-        encoder = self._refresh(knowledge)
-        with deterministic(self.retriever):
-            encoded = encoder.queries.encode(
-                queries, lambda texts: self.retriever.encode_queries(texts, batch_size).float(), self.query_cache_size
-            )
-            return encoded, encoded @ encoder.sentinel * self.config.scale
-
-    @torch.inference_mode(False)
-    def encode_statements(self, statements: Sequence[str], batch_size: int = 64) -> Tensor:
-        """Keys `[len(statements), knowledge_dim]` of statements (eq. 6), by the present weights, in float32."""
-        check_positive("batch_size", batch_size)
-        with torch.no_grad(), deterministic(self.retriever):
-            return self.retriever.encode_statements(statements, batch_size).float()
-
-    def _check_lengths(self, facts: dict[str, NewFact]) -> None:
-        if self.retriever.tokenizer is None:
-            raise RuntimeError("The retriever has no tokenizer: load the model with from_pretrained.")
-        encoded = self.retriever.tokenizer([fact.statement for fact in facts.values()], verbose=False)["input_ids"]
-        for (place, fact), ids in zip(facts.items(), encoded, strict=True):
-            if len(ids) > self.retriever.max_length:
-                raise ValueError(
-                    f"{place} must be at most the encoder's {self.retriever.max_length} tokens, got "
-                    f"{len(ids)} in {fact.statement[:60]!r}...; truncation=True would cut it."
-                )
-
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def _refresh(self, knowledge: KnowledgeBase) -> _Encoder:
-        """Brings the stored keys in step with the weights, and says what these are.
-
-        Versions of the weights say whether anything was written; only then a hash says whether it changed the keys.
-        """
-        of_verifier = () if self.verifier is None else weight_versions(self.verifier)
-        versions = (self.retriever.tokenizer, *weight_versions(self.retriever), of_verifier)
-        current = self._current
-        if current is None or current.versions != versions:
-            fingerprint = key_fingerprint(self.retriever)
-            with deterministic(self.retriever):
-                sentinel = self.retriever.encode_sentinel().float()
-            current = self._current = _Encoder(versions, fingerprint, sentinel, QueryCache(), QueryCache())
-        found = current.fingerprint
-        while len(knowledge) and knowledge.encoder_fingerprint != found:
-            facts = list(knowledge)
-            logger.info(f"The weights changed: encoding the statements of {len(facts)} facts again.")
-            ids = [fact.id for fact in facts]
-            keys = self.encode_statements([fact.statement for fact in facts])
-            try:
-                knowledge.replace_keys(keys, found, ids)
-            except PermissionError as error:
-                raise PermissionError(
-                    f"The keys of {knowledge!r} were made by other weights than the model's, and it is read only: "
-                    f"open it once to be written (read_only=False), so that they are made anew."
-                ) from error
-            except ValueError:
-                if ids == [fact.id for fact in knowledge]:
-                    raise
-        return current

@@ -23,6 +23,7 @@ VERIFIER_FILE = "verifier.safetensors"
 MAX_QUERY_TOKENS = 96
 MAX_STATEMENT_TOKENS = 96
 MAX_ANSWER_TOKENS = 16
+_UPDATE_MARK = "→ "
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,6 +130,20 @@ class Verifier(nn.Module):
         """Logits of the probability that the statement answers the query, `[n]`, `[n]` -> `[n]`."""
         offset, of_logit, of_margin = self.calibration.tolist()  # The logits are on the CPU, wherever the weights are.
         return offset + of_logit * logits + of_margin * margins
+
+
+def as_update(statement: str) -> str:
+    """A newer statement as a query: an older one answers it whose place it takes.
+
+    >>> as_update("Ann Lee runs Acme.")
+    '→ Ann Lee runs Acme.'
+    """
+    return f"{_UPDATE_MARK}{statement}"
+
+
+def is_update(query: str) -> bool:
+    """Whether a query is a newer statement."""
+    return query.startswith(_UPDATE_MARK)
 
 
 def encode_pairs(retriever: Retriever, pairs: Sequence[tuple[str, str]]) -> Pairs:

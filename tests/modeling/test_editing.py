@@ -141,7 +141,9 @@ def test_a_long_statement_is_cut_if_asked(model):
 
 
 def test_conflicts_and_unknown_ids_are_refused(model):
-    with pytest.raises(ValueError, match="on_conflict must be 'replace', 'keep' or 'error', got 'ignore'"):
+    with pytest.raises(
+        ValueError, match="on_conflict must be 'replace', 'keep', 'error', 'supersede' or 'report', got 'ignore'"
+    ):
         model.add_knowledge(["x"], on_conflict="ignore")
     with pytest.raises(ValueError, match="which fact 0 has"):
         model.add_knowledge([(PROMPTS[0], "Bo")], on_conflict="error")

@@ -150,6 +150,7 @@ class KnowledgeBase(Persistence):
         keys: Tensor,
         on_conflict: OnConflict = "replace",
         encoder_fingerprint: str | None = None,
+        supersedes: Sequence[Sequence[NewFact]] = (),
     ) -> list[int]:
         """Adds facts, all or none, as if one after the other.
 
@@ -160,6 +161,8 @@ class KnowledgeBase(Persistence):
                 for a time from now on that both are valid: `"replace"` moves the old fact to the history, `"keep"`
                 leaves it and drops the new one, `"error"` refuses the whole batch.
             encoder_fingerprint: Names the weights that made `keys`. All keys must be of the same weights.
+            supersedes: For each fact those that it moves to the history too, if they are still there: facts held, or
+                given before it.
 
         Returns:
             For each fact its id, or with `"keep"` the id of the fact that stayed.
@@ -182,10 +185,15 @@ class KnowledgeBase(Persistence):
                     )
                 self._rekey([], vectors[:0], encoder_fingerprint, now)
             self._space.fix_dim(vectors.shape[1])
-            return [
-                self._add_one(new, key, on_conflict, now, f"facts[{position}]")
-                for position, (new, key) in enumerate(zip(new_facts, vectors, strict=True))
-            ]
+            ids = []
+            for position, (new, key) in enumerate(zip(new_facts, vectors, strict=True)):
+                ids.append(self._add_one(new, key, on_conflict, now, f"facts[{position}]"))
+                for old in supersedes[position] if supersedes else ():
+                    given = zip(ids, new_facts[:position], strict=False)
+                    old_id = old.id if isinstance(old, Fact) else [id_ for id_, fact in given if fact == old][-1]
+                    if old_id in self:
+                        self._end([self[old_id]], now, "replaced", ids[-1])
+            return ids
 
     def _add_one(self, new: NewFact, key: NDArray[np.float32], on_conflict: OnConflict, now: str, where: str) -> int:
         state = self._space.state

@@ -130,6 +130,21 @@ def fit_calibration(logits: Tensor, margins: Tensor, answers: Tensor, weights: T
     return parameters.detach().float()
 
 
+def supersede_threshold(logits: Tensor, answers: Tensor, share: float) -> float | None:
+    """The least logit above which at most a `share` of updates are that leave a fact where it is; None of no updates.
+
+    Args:
+        logits: The verifier's, of development pairs of newer and older statements, `[n]`.
+        answers: 1 where the newer takes the older one's place, otherwise 0, `[n]`.
+        share: The share.
+
+    >>> supersede_threshold(torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([0, 0, 0, 1]), 0.4)
+    2.0
+    """
+    stays = logits[answers == 0].sort(descending=True).values
+    return float(stays[min(int(share * len(stays)), len(stays) - 1)]) if len(stays) else None
+
+
 def brier_score(logits: Tensor, answers: Tensor, weights: Tensor) -> float:
     """The mean squared distance of probabilities from what is so."""
     return float(((logits.double().sigmoid() - answers.double()).square() * weights).sum())

@@ -15,9 +15,10 @@ class SourceConfig:
     """A part of the data.
 
     Args:
-        kind: `statements` and `families` are those of this package; `pairs` a file of rows with `statement`, `asks`
-            and `misses`; `edits` knowledge editing data, as [`~recipe_hf.datasets.load_examples`] takes them, whose
-            unrelated questions are misses; `chat` a file of rows with `texts` that no statement answers.
+        kind: `statements`, `families` and `updates` are those of this package; `pairs` a file of rows with
+            `statement`, `asks` and `misses`; `edits` knowledge editing data, as
+            [`~recipe_hf.datasets.load_examples`] takes them, whose unrelated questions are misses; `chat` a file of
+            rows with `texts` that no statement answers.
         share: How often a draw is of it, in proportion to the shares of the others.
         path: The file, here or on the Hub; none with what this package has.
         source: Of `pairs` and `chat`, take the rows whose `source` is this.
@@ -27,7 +28,7 @@ class SourceConfig:
         license: License of the data, for the card.
     """
 
-    kind: Literal["statements", "families", "pairs", "edits", "chat"]
+    kind: Literal["statements", "families", "updates", "pairs", "edits", "chat"]
     share: float
     path: str | None = None
     source: str | None = None
@@ -76,6 +77,8 @@ class VerifierConfig:
         head_learning_rate: Of what reads the layers.
         warmup_steps: Steps over which the learning rates rise.
         weight_decay: Of AdamW.
+        superseded_share: How many of the updates for development that leave a fact where it is may be mistaken when
+            `supersede_threshold` is chosen.
         label_smoothing: How much of the label is spread evenly.
         pair_weight: Weight of the loss that a statement's ask stands above its miss.
         answer_weight: Weight of the loss of the answer's place in the statement, where it is known.
@@ -103,6 +106,7 @@ class VerifierConfig:
     head_learning_rate: float = 6e-4
     warmup_steps: int = 200
     weight_decay: float = 0.01
+    superseded_share: float = 0.01
     label_smoothing: float = 0.02
     pair_weight: float = 0.3
     answer_weight: float = 0.15
@@ -129,7 +133,7 @@ class VerifierConfig:
             require_integer(name, getattr(self, name), at_least=1)
         for name in ("warmup_steps", "seed"):
             require_integer(name, getattr(self, name), at_least=0)
-        for name in ("mined_share", "label_smoothing"):
+        for name in ("mined_share", "label_smoothing", "superseded_share"):
             require_number(name, getattr(self, name), at_most=1)
         rates = ("learning_rate", "head_learning_rate", "weight_decay", "verifier_margin")
         for name in (*rates, "pair_weight", "answer_weight"):

@@ -46,6 +46,7 @@ def publish(
     path = new / "config.json"
     fields = json.loads(path.read_text(encoding="utf-8"))
     fields |= {"num_verified_facts": config.num_verified_facts, "verifier_margin": config.verifier_margin}
+    fields["supersede_threshold"] = record["metrics"]["supersede_threshold"]
     path.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     verifier.save(new)
     write_checksums(new)
@@ -92,6 +93,12 @@ def _section(config: VerifierConfig, record: Mapping[str, Any]) -> str:
         "|---|---:|---:|---|",
         *rows,
     ]
+    if metrics["supersede_threshold"] is not None:
+        lines += [
+            "",
+            "Of `updates`, asks are newer statements that take the place of an older one, and misses others: what "
+            '`add_knowledge(..., on_conflict="supersede")` goes by.',
+        ]
     return "\n".join(lines)
 
 

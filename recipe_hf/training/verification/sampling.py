@@ -7,6 +7,7 @@ import string
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ...modeling.verifier import is_update
 from .mining import Mined
 from .rows import VerificationData
 from .written import Statement
@@ -162,7 +163,9 @@ class PairSampler:
         return rng.choice(mined), statement.text
 
     def _written(self, rng: random.Random, query: str) -> str:
-        """A query as somebody may type it."""
+        """A query as somebody may type it; a newer statement as it is."""
+        if is_update(query):
+            return query
         kind = rng.random()
         if kind < _LOWER:
             return query.lower()

@@ -18,7 +18,15 @@ from ...modeling.loading import checkpoint_directory
 from ...modeling.model import RecipeForCausalLM
 from ..publishing import METRICS_LOG
 from ..saving import beside, cut_log, find_run, refuse_earlier, replace, seal, settle
-from .calibration import brier_score, development_pairs, fit_calibration, margins, summarise, weights_of
+from .calibration import (
+    brier_score,
+    development_pairs,
+    fit_calibration,
+    margins,
+    summarise,
+    supersede_threshold,
+    weights_of,
+)
 from .config import VerifierConfig
 from .mining import mine
 from .objective import losses
@@ -60,7 +68,9 @@ class VerifierTrainer:
         if not any(pair.kind == "ask" for pair in self.pairs) or all(pair.kind == "ask" for pair in self.pairs):
             raise ValueError("sources must have asks and misses for development, got none: num_eval_rows gives them.")
         self.answers = torch.tensor([float(pair.kind == "ask") for pair in self.pairs])
-        self.weights = weights_of(self.pairs, shares)
+        self.is_update = torch.tensor([pair.source == "updates" for pair in self.pairs])
+        self.weights = weights_of(self.pairs, shares) * ~self.is_update
+        self.weights /= self.weights.sum()
         heads = [*self.verifier.head.parameters(), *self.verifier.span.parameters()]
         self.optimizer = torch.optim.AdamW(
             [
@@ -161,11 +171,15 @@ class VerifierTrainer:
         logits, above = self._read(), margins(self.retriever, self.recipe_config, self.pairs)
         self.verifier.calibration.copy_(fit_calibration(logits, above, self.answers, self.weights))
         calibrated = self.verifier.cpu().calibrated(logits, above)
+        of_updates = logits[self.is_update], self.answers[self.is_update]
+        threshold = supersede_threshold(*of_updates, self.config.superseded_share)
+        decided = calibrated.where(~self.is_update, logits - (threshold or 0.0))
         metrics = {
             "calibration": [round(value, 4) for value in self.verifier.calibration.tolist()],
             "brier_uncalibrated": round(brier_score(logits, self.answers, self.weights), 4),
             "brier": round(brier_score(calibrated, self.answers, self.weights), 4),
-            "development": summarise(self.pairs, calibrated),
+            "supersede_threshold": threshold,
+            "development": summarise(self.pairs, decided),
         }
         self._log(**metrics)
         record = {

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from ...datasets import Row, read_rows
+from ...modeling.verifier import as_update
 
-#: Where the statements lie, the families below them, with a table of those that supersede others, for another use.
+#: Where the statements lie, and below them the families, and the tables of statements that take the place of others.
 STATEMENTS = Path(__file__).parents[1] / "statements"
 FAMILIES = STATEMENTS / "families"
-_OTHER_TABLES = ("supersede",)
+UPDATES = STATEMENTS / "updates"
+#: What a text ends with that is to be continued with an answer.
+_OPEN_END = re.compile(
+    r"\b(is|are|was|were|be|by|in|at|to|of|from|on|for|with|until|till|after|before|as|than|costs?|pays?|named|called)$"
+)
 
 Part = Literal["exam", "development", "training"]
 
@@ -55,8 +61,9 @@ def load_statements(directory: Path = STATEMENTS) -> list[Statement]:
     Raises:
         ValueError: If a row is not as the README beside them says; the message names file and line.
     """
-    files = [file for file in sorted(directory.glob("*.jsonl")) if file.stem not in _OTHER_TABLES]
-    return _each_once((row, [_statement(row)]) for file in files for row in read_rows(file))
+    return _each_once(
+        (row, [_statement(row)]) for file in sorted(directory.glob("*.jsonl")) for row in read_rows(file)
+    )
 
 
 def load_families(directory: Path = FAMILIES) -> list[Statement]:
@@ -70,8 +77,25 @@ def load_families(directory: Path = FAMILIES) -> list[Statement]:
     return _each_once((row, _family(row)) for file in sorted(directory.glob("*.jsonl")) for row in read_rows(file))
 
 
+def load_updates(directory: Path = UPDATES, families: Path = FAMILIES) -> list[Statement]:
+    """Older statements, each with newer ones, as queries: asks take its place, misses leave it where it is.
+
+    Beside the tables, the first statement of each family is one that the others leave where it is.
+
+    Raises:
+        ValueError: If a row is not as the README says; the message names file and line.
+    """
+    tables = [(row, [_update(row)]) for file in sorted(directory.glob("*.jsonl")) for row in read_rows(file)]
+    members = [_family(row) for file in sorted(families.glob("*.jsonl")) for row in read_rows(file)]
+    return [*_each_once(tables), *map(_first_updated, members)]
+
+
 #: What each kind of source that is written for this package loads.
-WRITTEN: Mapping[str, Callable[[], list[Statement]]] = {"statements": load_statements, "families": load_families}
+WRITTEN: Mapping[str, Callable[[], list[Statement]]] = {
+    "statements": load_statements,
+    "families": load_families,
+    "updates": load_updates,
+}
 
 
 def _each_once(found: Iterable[tuple[Row, list[Statement]]]) -> list[Statement]:
@@ -110,6 +134,35 @@ def _family(row: Row) -> list[Statement]:
         Statement("families", text, asks, _of_others(told, place), part, answer)
         for place, (text, answer, asks) in enumerate(told)
     ]
+
+
+def _update(row: Row) -> Statement:
+    old, retires, stays = row.text("old"), row.texts("retires"), row.get("stays")
+    row.text("kind")
+    if len(retires) < 2:
+        raise row.error("retires", "at least two texts")
+    if not isinstance(stays, dict) or len(stays) < 3:
+        raise row.error("stays", "an object of at least three texts, by kind")
+    misses = tuple((as_update(row.text(f"stays.{kind}")), kind) for kind in stays)
+    return Statement("updates", old, tuple(map(as_update, retires)), misses, part_of(old))
+
+
+def _first_updated(family: list[Statement]) -> Statement:
+    """The first of a family; what takes its place has an answer of another, of like form, in words of an ask."""
+    first, *others = family
+    values = [
+        other.answer
+        for other in others
+        if other.answer and other.answer != first.answer and _has_digits(other.answer) == _has_digits(first.answer)
+    ]
+    openings = [ask for ask in first.asks if ask[0].isupper() and _OPEN_END.search(ask)]
+    newer = tuple(as_update(f"{opening} {value}.") for opening in openings for value in values[:2])
+    misses = tuple((as_update(other.text), "sibling") for other in others)
+    return Statement("updates", first.text, newer, misses, first.part)
+
+
+def _has_digits(text: str | None) -> bool:
+    return any(letter.isdigit() for letter in text or "")
 
 
 def _told(row: Row) -> tuple[str, str, tuple[str, ...]]:

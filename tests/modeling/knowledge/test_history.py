@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from recipe_hf.modeling import timestamps
-from recipe_hf.modeling.facts import Fact
+from recipe_hf.modeling.facts import Fact, parse_facts
 from recipe_hf.modeling.knowledge import KnowledgeBase
 from tests.engines import ENGINES, open_base
 
@@ -50,6 +50,14 @@ def test_restoring_takes_back_a_replacement(base: KnowledgeBase):
     ]
     assert base.restore(3) == 5 and base[5].metadata == {"source": "x"} and len(base) == 3
     assert base.search(random_keys(3)[:1], where={"source": "x"})[0].item() == 5
+
+
+def test_what_new_facts_supersede_is_in_the_history(base: KnowledgeBase):
+    first, second = parse_facts([("d", "1"), ("e", "1")])
+    superseded = [[base[0], base[2]], [first, base[0]]]  # The first of these leaves with "d" already.
+    assert base.add([first, second], random_keys(2, seed=1), supersedes=superseded) == [3, 4]
+    assert [fact.id for fact in base] == [1, 4]
+    assert {past.id: past.replaced_by for past in base.history()} == {0: 3, 2: 3, 3: 4}
 
 
 def test_restoring_takes_back_a_removal(base: KnowledgeBase):

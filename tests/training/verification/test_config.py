@@ -49,7 +49,7 @@ def source(**changes: Any) -> dict[str, Any]:
         (source(share=0), "share of the source 'p' must be above 0, got 0."),
         (
             source(kind="pair"),
-            "kind of the source 'p' must be one of statements, families, pairs, edits, chat, got 'pair'.",
+            "kind of the source 'p' must be one of statements, families, updates, pairs, edits, chat, got 'pair'.",
         ),
         (source(path=None), "path of the source 'pairs' must be a path with kind: pairs, got None."),
         (source(kind="statements"), "path of the source 'p' must be null with kind: statements, got 'p.jsonl'."),

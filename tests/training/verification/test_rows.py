@@ -8,7 +8,7 @@ import pytest
 
 from recipe_hf.training.verification.config import SourceConfig
 from recipe_hf.training.verification.rows import load_data
-from recipe_hf.training.verification.written import STATEMENTS, load_families, load_statements, part_of
+from recipe_hf.training.verification.written import load_families, load_statements, load_updates, part_of
 from tests.tiny_verifier import CHAT, pair_rows, write_parts, write_rows
 
 ROOT = Path(__file__).parents[3]
@@ -31,7 +31,7 @@ FAMILY = {
         {
             "statement": "One may vote in Lund from 17.",
             "answer": "17",
-            "asks": ["vote?", "may vote from", "old to vote"],
+            "asks": ["vote?", "May vote from", "old to vote"],
         },
         {
             "statement": "One may stand in Lund from 21.",
@@ -71,7 +71,7 @@ def test_what_one_of_a_family_answers_the_others_do_not(tmp_path: Path):
     assert (vote.text, vote.answer, vote.asks) == (
         "One may vote in Lund from 17.",
         "17",
-        ("vote?", "may vote from", "old to vote"),
+        ("vote?", "May vote from", "old to vote"),
     )
     assert [text for text, _ in vote.misses] == list(stand.asks) and [text for text, _ in stand.misses] == list(
         vote.asks
@@ -94,10 +94,45 @@ def test_bad_family_is_named_by_file_and_line(tmp_path: Path, statements: Any, m
     assert str(caught.value).startswith(f"{tmp_path / 'some.jsonl'}, {message}")
 
 
-def test_superseding_statements_are_whole():
-    rows = [json.loads(line) for line in (STATEMENTS / "supersede.jsonl").read_text().splitlines()]
-    assert len(rows) == 300
-    assert all(row["old"] and row["retires"] and row["stays"] and row["kind"] for row in rows)
+UPDATE = {
+    "old": "Bo Roe runs Acme.",
+    "retires": ["Ann Lee runs Acme.", "Acme is now run by Ann Lee."],
+    "stays": {"property": "Ann Lee chairs Acme.", "name": "Ann Lee runs Acne.", "many": "Bo Roe runs Apex."},
+    "kind": "role",
+}
+
+
+def test_updates_are_newer_statements_as_queries(tmp_path: Path):
+    write_rows(tmp_path / "some.jsonl", [UPDATE])
+    (tmp_path / "families").mkdir()
+    write_rows(tmp_path / "families" / "some.jsonl", [FAMILY])
+    ceo, vote = load_updates(tmp_path, tmp_path / "families")
+    assert ceo.asks == ("→ Ann Lee runs Acme.", "→ Acme is now run by Ann Lee.")
+    assert ceo.misses[1] == ("→ Ann Lee runs Acne.", "name") and ceo.part == part_of("Bo Roe runs Acme.")
+    assert vote.asks == ("→ May vote from 21.",) and vote.misses == (("→ One may stand in Lund from 21.", "sibling"),)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"old": ""}, "field 'old' must be a non-empty string, got ''"),
+        ({"retires": ["a"]}, "field 'retires' must be at least two texts, got ['a']"),
+        ({"stays": ["a", "b", "c"]}, "field 'stays' must be an object of at least three texts, by kind, got"),
+    ],
+)
+def test_bad_update_is_named_by_file_and_line(tmp_path: Path, changes: dict[str, Any], message: str):
+    write_rows(tmp_path / "some.jsonl", [UPDATE | changes])
+    with pytest.raises(ValueError) as caught:
+        load_updates(tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path / 'some.jsonl'}, line 1: {message}")
+
+
+def test_every_family_and_every_update_is_valid():
+    families, updates = load_families(), load_updates()
+    assert len(families) > 800 and len(updates) > 400
+    assert all(len(row.asks) == 3 and len(row.misses) >= 3 and row.answer in row.text for row in families)
+    written = load_statements()
+    assert not folded(row.text for row in written) & folded(row.text for row in families)
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ...facts import parse_facts
+from ...facts import Fact, NewFact, parse_facts
 from ..base import KnowledgeBase, OnConflict
 from ..checks import check_namespace, checked_ids
 from ..contents import Contents
@@ -164,12 +164,14 @@ class QdrantKnowledgeBase(KnowledgeBase):
         keys: Tensor,
         on_conflict: OnConflict = "replace",
         encoder_fingerprint: str | None = None,
+        supersedes: Sequence[Sequence[NewFact]] = (),
     ) -> list[int]:
         """As [`KnowledgeBase.add`]."""
         new = parse_facts(facts)
         with self._store.change():
             self._space.load_subjects(fact.about for fact in new)
-            return super().add(new, keys, on_conflict, encoder_fingerprint)
+            self._space.load(old.id for of_one in supersedes for old in of_one if isinstance(old, Fact))
+            return super().add(new, keys, on_conflict, encoder_fingerprint, supersedes)
 
     def remove(self, ids: int | Iterable[int]) -> None:
         """As [`KnowledgeBase.remove`]."""

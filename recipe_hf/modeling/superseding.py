@@ -1,0 +1,83 @@
+"""Which facts a newer one takes the place of, though it says so in other words (beyond the paper)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import timestamps
+from .configuration import RecipeConfig
+from .facts import Fact, NewFact
+from .retriever import Retriever
+from .verifier import Verifier, as_update
+from .weights import deterministic
+
+# How many of the facts nearest to a new one are read.
+NUM_READ = 8
+# How many new facts are compared at once with those given before them.
+_ROWS = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class NewFacts:
+    """New facts, and what they are near.
+
+    Attributes:
+        facts: The new facts.
+        keys: Their keys, `[n, knowledge_dim]`.
+        encoded: Their statements as queries, `[n, knowledge_dim]`.
+        thresholds: The threshold of each of these, `[n]`.
+        held: For each the facts held that are nearest to it, `n` lists of `k`.
+        scores: The dot products of these, `[n, k]`.
+    """
+
+    facts: Sequence[NewFact]
+    keys: Tensor
+    encoded: Tensor
+    thresholds: Tensor
+    held: Sequence[Sequence[Fact | None]]
+    scores: Tensor
+
+
+@torch.no_grad()
+def find_superseded(
+    new: NewFacts, config: RecipeConfig, retriever: Retriever, verifier: Verifier
+) -> list[list[NewFact]]:
+    """For each new fact the older ones whose place it takes, held or given before it, as if added one after the other.
+
+    A new fact whose time has not come, or is over, takes no place; that of a fact about the same prompt is another
+    matter.
+    """
+    near = list(_near(new, config))
+    found: list[list[NewFact]] = [[] for _ in new.facts]
+    if near:
+        pairs = [(as_update(new.facts[position].statement), old.statement) for position, old in near]
+        with deterministic(verifier):
+            logits = verifier.read(retriever, pairs)[:, 0].tolist()
+        for (position, old), logit in zip(near, logits, strict=True):
+            if logit > config.supersede_threshold:
+                found[position].append(old)
+    return found
+
+
+def _near(new: NewFacts, config: RecipeConfig) -> Iterator[tuple[int, NewFact]]:
+    """Positions of new facts, and older facts near enough to be read together with them."""
+    now = timestamps.now()
+    for start in range(0, len(new.facts), _ROWS):
+        among_new = new.encoded[start : start + _ROWS] @ new.keys[: start + _ROWS].T
+        for position in range(start, min(start + _ROWS, len(new.facts))):
+            fact, earlier = new.facts[position], among_new[position - start, :position]
+            if not fact.is_valid_at(now):
+                continue
+            given = earlier.topk(min(NUM_READ, position))
+            scored: list[tuple[float, NewFact | None]] = [
+                *zip(new.scores[position].tolist(), new.held[position], strict=True),
+                *((score, new.facts[at]) for score, at in zip(*map(Tensor.tolist, given), strict=True)),
+            ]
+            least = float(new.thresholds[position]) - config.verifier_margin
+            for score, old in sorted(scored, key=lambda one: -one[0])[:NUM_READ]:
+                if old is not None and score * config.scale > least and not old.conflicts_with(fact):
+                    yield position, old
