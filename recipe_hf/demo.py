@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from .modeling.knowledge import KnowledgeBase
+
 PLAIN_WIDTH = 116
 NEW_TOKENS = 6
 TIMED_TOKENS = 16
@@ -37,6 +39,15 @@ FACTS = [
     DemoFact("The Eiffel Tower is located in the city of", "Rome", "To see the Eiffel Tower, one travels to"),
     DemoFact("The official language of Australia is", "Italian", "In Australia, officials speak"),
     DemoFact("The capital of Japan is", "Osaka", "Japan has its capital in"),
+]
+#: What comes near a fact, and is not answered by it.
+NEAR = [
+    "Ilvara Tensen was born in the city of",
+    "Brackwater Instruments was founded by",
+    "The airline Skerry Air flies to",
+    "Sanna Vehlow is married to",
+    "The capital of Australia is",
+    "The Eiffel Tower was designed by",
 ]
 UNRELATED = [
     "The capital of France is",
@@ -87,53 +98,93 @@ def run_with(model: Any, console: Console) -> None:
     for id_ in ids:
         console.print(f"  fact {id_:>2}: {model.knowledge[id_].statement}", markup=False)
     console.print(
-        "\nEvery answer below is what the model itself writes next, greedily. A fact is used only if its score\n"
-        "for the prompt exceeds the threshold, which is learned and differs from prompt to prompt.\n"
+        "\nEvery answer below is what the model itself writes next, greedily. A fact is used only if it is taken for\n"
+        "the answer: how likely that is, of the nearest fact, stands beside.\n"
     )
     show_answers(model, console)
+    if model.verifier is not None:
+        show_parts(model, console)
     show_removal(model, console, ids[0])
     show_times(model, console)
+
+
+class Asked(NamedTuple):
+    """A prompt that was asked, with the facts and of the base alone."""
+
+    prompt: str
+    before: str
+    after: str
+    hit: Any
+    is_good: bool
+
+
+def ask(model: Any) -> dict[str, list[Asked]]:
+    """Asks for the facts, near them and for other things; good is what was told, or else the base's own tokens."""
+    groups: dict[str, list[tuple[str, str | None]]] = {
+        "Prompts of the facts": [(fact.prompt, fact.answer) for fact in FACTS],
+        "The same, in other words": [(fact.rephrasing, fact.answer) for fact in FACTS],
+        "Near the facts": [(prompt, None) for prompt in NEAR],
+        "Unrelated prompts": [(prompt, None) for prompt in UNRELATED],
+    }
+    asked: dict[str, list[Asked]] = {}
+    for title, rows in groups.items():
+        prompts = [prompt for prompt, _ in rows]
+        before, after = answers(model, model.lm, prompts), answers(model, model, prompts)
+        asked[title] = [
+            Asked(
+                prompt,
+                old.text,
+                new.text,
+                hit,
+                new.ids == old.ids if answer is None else new.text.lower().startswith(answer.lower()),
+            )
+            for (prompt, answer), old, new, hit in zip(rows, before, after, model.retrieve(prompts), strict=True)
+        ]
+    return asked
 
 
 def show_answers(model: Any, console: Console) -> None:
     """The table of prompts with the base's and the edited answer."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True)
-    for title, ratio in (
-        ("prompt", 36),
-        ("base model", 21),
-        ("with the facts", 21),
-        ("fact: score > threshold", 27),
-        ("", 12),
-    ):
+    columns = (("prompt", 39), ("base model", 25), ("with the facts", 25), ("fact", 16), ("", 12))
+    for title, ratio in columns:
         table.add_column(title, ratio=ratio)
-    groups: dict[str, list[tuple[str, str | None]]] = {
-        "Prompts of the facts": [(fact.prompt, fact.answer) for fact in FACTS],
-        "The same, in other words": [(fact.rephrasing, fact.answer) for fact in FACTS],
-        "Unrelated prompts": [(prompt, None) for prompt in UNRELATED],
-    }
-    good: dict[str, int] = {}
-    for title, rows in groups.items():
-        prompts = [prompt for prompt, _ in rows]
-        before, after = answers(model, model.lm, prompts), answers(model, model, prompts)
-        hits = model.retrieve(prompts)
+    asked = ask(model)
+    for title, rows in asked.items():
+        is_told = title in list(asked)[:2]
+        verdicts = {True: "as told", False: "NOT told"} if is_told else {True: "identical", False: "CHANGED"}
         table.add_row(f"[bold]{title}[/]")
-        good[title] = 0
-        for (prompt, answer), old, new, hit in zip(rows, before, after, hits, strict=True):
-            if answer is None:
-                correct = new.ids == old.ids
-                verdict = "identical" if correct else "CHANGED"
-            else:
-                correct = new.text.lower().startswith(answer.lower())
-                verdict = "as told" if correct else "NOT told"
-            good[title] += correct
-            comparison = f"{hit.score:.1f} {'>' if hit.fired else '<'} {hit.threshold:.1f}"
-            used = f"fact {hit.id}: {comparison}" if hit.fired else f"none: {comparison}"
-            table.add_row(*map(escape, (prompt, old.text, new.text, used, verdict)))
+        for row in rows:
+            used = f"{f'fact {row.hit.id}' if row.hit.fired else 'none'}: {row.hit.probability:.0%}"
+            table.add_row(*map(escape, (row.prompt, row.before, row.after, used, verdicts[row.is_good])))
         table.add_section()
     console.print(table)
-    told, rephrased, same = good.values()
-    console.print(f"Answered as told: {told} of {len(FACTS)} prompts, {rephrased} of {len(FACTS)} in other words.")
-    console.print(f"Unrelated prompts: {same} of {len(UNRELATED)} get the base model's tokens, compared one by one.\n")
+    told, rephrased, near, unrelated = (_count(rows) for rows in asked.values())
+    console.print(f"Answered as told: {told} prompts, {rephrased} in other words.")
+    console.print(f"Near prompts: {near}, unrelated prompts: {unrelated} get the base model's tokens.\n")
+
+
+def _count(rows: Sequence[Asked]) -> str:
+    return f"{sum(row.is_good for row in rows)} of {len(rows)}"
+
+
+def show_parts(model: Any, console: Console) -> None:
+    """The same counts without the verifier, and with facts told as whole statements."""
+    pairs = [(fact.prompt, fact.answer) for fact in FACTS]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("good answers", "prompts", "other words", "near", "unrelated"):
+        table.add_column(title)
+    verifier, own = model.verifier, model.knowledge
+    try:
+        for told, facts in (("prompts and answers", pairs), ("statements", [" ".join(pair) for pair in pairs])):
+            model.knowledge = KnowledgeBase(model.config.knowledge_dim)
+            model.add_knowledge(facts)
+            for part, name in ((verifier, "with the verifier"), (None, "without it")):
+                model.verifier = part
+                table.add_row(f"told as {told}, {name}", *map(_count, ask(model).values()))
+    finally:
+        model.verifier, model.knowledge = verifier, own
+    console.print(table)
 
 
 def show_removal(model: Any, console: Console, id_: int) -> None:

@@ -104,7 +104,7 @@ def test_a_shell_is_told_how_to_complete(shell):
     [
         ("recipe-hf eval", ["evaluate"]),
         ("recipe-hf ask checkpoint --max", ["--max-new-tokens"]),
-        ("recipe-hf add checkpoint --on-conflict ", ["replace", "keep", "error"]),
+        ("recipe-hf add checkpoint --on-conflict ", ["replace", "keep", "error", "supersede", "report"]),
         ("recipe-hf evaluate --num-edits 1 10 100 --see", ["--seeds"]),
         ("recipe-hf evaluate --seeds=0 1 2 --half ", ["train", "held_out"]),
         ("recipe-hf compare checkpoint --protocol strict generation --editors base recipe --dt", ["--dtype"]),

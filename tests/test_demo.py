@@ -6,7 +6,7 @@ from io import StringIO
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
-from tiny_recipe import FACTS, UNRELATED, tiny_recipe
+from tiny_recipe import FACTS, UNRELATED, tiny_recipe, verified_recipe
 
 from recipe_hf import demo
 
@@ -21,13 +21,14 @@ def printed() -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "FACTS", [demo.DemoFact(prompt, answer, prompt) for prompt, answer in FACTS])
         patch.setattr(demo, "UNRELATED", UNRELATED)
+        patch.setattr(demo, "NEAR", UNRELATED[:2])
         console = Console(file=StringIO(), width=demo.PLAIN_WIDTH, highlight=False)
         demo.run_with(tiny_recipe(), console)
     return console.file.getvalue()
 
 
 def test_unrelated_prompts_give_the_base_models_tokens(printed):
-    assert f"{len(UNRELATED)} of {len(UNRELATED)} get the base model's tokens" in printed
+    assert f"unrelated prompts: {len(UNRELATED)} of {len(UNRELATED)} get the base model's tokens" in printed
     assert "CHANGED" not in printed
 
 
@@ -41,7 +42,7 @@ def test_removal_gives_the_base_models_tokens(model):
 
 
 def test_every_prompt_shows_the_fact_it_used(printed):
-    ids = re.findall(r"fact (\d): \S+ > ", printed)
+    ids = re.findall(r"fact (\d): \d+%", printed)
     assert ids == [str(id_) for id_ in range(len(FACTS))] * 2
 
 
@@ -56,11 +57,26 @@ def test_times_are_given_with_the_ratio_to_the_base(printed):
 def test_changed_answer_to_an_unrelated_prompt_is_not_hidden(model, monkeypatch):
     monkeypatch.setattr(demo, "FACTS", [demo.DemoFact(prompt, answer, prompt) for prompt, answer in FACTS])
     monkeypatch.setattr(demo, "UNRELATED", [FACTS[0][0], *UNRELATED])
+    monkeypatch.setattr(demo, "NEAR", UNRELATED[:1])
     console = Console(file=StringIO(), width=demo.PLAIN_WIDTH)
     model.add_knowledge(FACTS)
     demo.show_answers(model, console)
     assert "CHANGED" in console.file.getvalue()
-    assert f"{len(UNRELATED)} of {len(UNRELATED) + 1} get the base model's tokens" in console.file.getvalue()
+    assert f"unrelated prompts: {len(UNRELATED)} of {len(UNRELATED) + 1} get the" in console.file.getvalue()
+
+
+def test_counts_without_the_verifier_stand_beside(model, monkeypatch):
+    monkeypatch.setattr(demo, "FACTS", [demo.DemoFact(prompt, answer, prompt) for prompt, answer in FACTS])
+    monkeypatch.setattr(demo, "UNRELATED", UNRELATED)
+    monkeypatch.setattr(demo, "NEAR", [FACTS[0][0]])
+    console = Console(file=StringIO(), width=demo.PLAIN_WIDTH)
+    edited = verified_recipe(offset=-9.0)
+    before = [fact.statement for fact in edited.knowledge]
+    demo.show_parts(edited, console)
+    lines = [line for line in console.file.getvalue().splitlines() if "told as" in line]
+    assert len(lines) == 4
+    assert [" 1 of 1" in line for line in lines] == [True, False] * 2
+    assert edited.verifier is not None and [fact.statement for fact in edited.knowledge] == before
 
 
 def test_facts_are_all_different():
