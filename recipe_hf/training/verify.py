@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None, program: str = "verify.py") -> None:
     parser.add_argument("--resume", action="store_true", help="go on from output_dir/checkpoint")
     parser.add_argument("--checkpoint", help="takes the place of checkpoint in the config")
     parser.add_argument("--encoder", help="takes the place of encoder")
+    parser.add_argument("--verifier", help="takes the place of verifier")
     parser.add_argument("--output-dir", help="takes the place of output_dir")
     arguments = vars(parser.parse_args(argv))
     resume, config = arguments.pop("resume"), existing_file("--config", Path(arguments.pop("config")))
