@@ -119,7 +119,7 @@ def test_directory_without_checkpoint_is_refused(tmp_path, arguments):
 
 
 def test_add_without_facts_is_refused(stored):
-    assert_refused(invoke("add", stored), "add needs at least one statement, or --from FILE.")
+    assert_refused(invoke("add", stored), "add needs at least one statement, --prompt with --answer, or --from FILE.")
 
 
 def test_facts_file_that_is_not_json_is_refused(stored):
@@ -161,6 +161,19 @@ def test_a_fact_is_added_that_the_terminal_cannot_show(checkpoint):
     result = CliRunner(charset="cp1252").invoke(app, ["add", str(checkpoint), party])
     assert result.exit_code == 0 and lines(result)[0] == "added 0 ? is for parties."
     assert [fact.statement for fact in KnowledgeBase.load(checkpoint / "knowledge")] == [party]
+
+
+def test_prompts_with_answers_are_added_together(checkpoint):
+    told = ["--prompt", "Zork was written by", "--answer", "Infocom", "--prompt", "Dogs are", "--answer", "loud"]
+    assert invoke("add", checkpoint, *told, "Oslo is cold.").exit_code == 0
+    facts = list(KnowledgeBase.load(checkpoint / "knowledge"))
+    assert [(fact.prompt, fact.answer) for fact in facts] == [
+        ("Zork was written by", "Infocom"),
+        ("Dogs are", "loud"),
+        (None, None),
+    ]
+    refused = invoke("add", checkpoint, "--prompt", "Dogs are", "Oslo is cold.")
+    assert_refused(refused, "--answer must be given once for each --prompt, got 0 for 1.")
 
 
 def test_add_reads_json_lines_in_every_form(checkpoint, tmp_path):

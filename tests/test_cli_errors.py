@@ -161,7 +161,9 @@ def test_facts_that_a_file_does_not_hold(parts):
     message = "--from must be a file of at least one fact, got 'empty.jsonl', which holds none."
     assert_refused(invoke("add", "checkpoint", "--from", "empty.jsonl"), message)
     assert_refused(invoke("add", "checkpoint", "A fact.", "--from", "empty.jsonl"), message)
-    assert_refused(invoke("add", "checkpoint"), "add needs at least one statement, or --from FILE.")
+    assert_refused(
+        invoke("add", "checkpoint"), "add needs at least one statement, --prompt with --answer, or --from FILE."
+    )
     assert_refused(invoke("add", "checkpoint", ""), "facts[0].statement must be a non-empty string, got ''.")
     assert len(KnowledgeBase.load(parts / "checkpoint" / "knowledge")) == 4
 

@@ -33,6 +33,11 @@ Prompts = Annotated[list[str], typer.Argument(help="Prompts.", show_default=Fals
 def add(
     checkpoint: Checkpoint,
     statements: Annotated[list[str] | None, typer.Argument(help='Facts, as "The CEO of Acme is Ann Lee."')] = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(help='What the fact continues or answers, as "The CEO of Acme is"; may be given again.'),
+    ] = None,
+    answer: Annotated[list[str] | None, typer.Option(help='The answer to each --prompt, as "Ann Lee".')] = None,
     source: Annotated[
         Path | None,
         typer.Option(
@@ -52,9 +57,13 @@ def add(
     namespace: Namespace = "",
 ) -> None:
     """Adds facts to a checkpoint: all of them, or none if one is refused."""
-    if not statements and source is None:
-        raise ValueError("add needs at least one statement, or --from FILE.")
-    facts = _told(statements or [], source)
+    prompts, answers = prompt or [], answer or []
+    if len(prompts) != len(answers):
+        raise ValueError(f"--answer must be given once for each --prompt, got {len(answers)} for {len(prompts)}.")
+    told = [*zip(prompts, answers, strict=True), *(statements or [])]
+    if not told and source is None:
+        raise ValueError("add needs at least one statement, --prompt with --answer, or --from FILE.")
+    facts = _told(told, source)
     # A fact is encoded by the retriever alone: no base is needed.
     model = load_model(checkpoint, False, knowledge, namespace, read_only=False)
     before = {fact.id for fact in model.knowledge}
@@ -177,11 +186,11 @@ def salvage(
         say(f"{count_facts(saved.keys_lost)} lost the key: the model makes all keys anew when it next opens the file.")
 
 
-def _told(statements: list[str], source: Path | None) -> list[Any]:
+def _told(told: list[Any], source: Path | None) -> list[Any]:
     """The facts of the command line and of a file, checked."""
     from ..modeling.facts import parse_facts
 
-    facts = parse_facts(statements) if statements else []
+    facts = parse_facts(told) if told else []
     if source is None:
         return facts
     from ..modeling.knowledge.exchange import read_facts
