@@ -41,6 +41,7 @@ class RecipeConfig(PretrainedConfig):
         num_verified_facts: How many of the facts nearest to a query the verifier reads, where there is one; 0 for
             none, which is the paper's form.
         verifier_margin: How far below the threshold the score of a fact may be for the verifier to read it.
+        verifier_gap: How far below that of the best fact it may be; None for as far as may be.
         supersede_threshold: The verifier's logit above which a new fact takes the place of an older one; None where
             the verifier was not trained to tell.
 
@@ -71,6 +72,7 @@ class RecipeConfig(PretrainedConfig):
         top_k_facts: int = 1,
         num_verified_facts: int = 0,
         verifier_margin: float = 1.0,
+        verifier_gap: float | None = None,
         supersede_threshold: float | None = None,
         **kwargs: Any,
     ) -> None:
@@ -116,6 +118,9 @@ class RecipeConfig(PretrainedConfig):
         if not 0 <= verifier_margin < math.inf:
             raise ValueError(f"verifier_margin must be at least 0 and finite, got {verifier_margin!r}.")
         self.verifier_margin = verifier_margin
+        if verifier_gap is not None and not 0 <= verifier_gap < math.inf:
+            raise ValueError(f"verifier_gap must be None, or at least 0 and finite, got {verifier_gap!r}.")
+        self.verifier_gap = verifier_gap
         if supersede_threshold is not None and not math.isfinite(supersede_threshold):
             raise ValueError(f"supersede_threshold must be None or finite, got {supersede_threshold!r}.")
         self.supersede_threshold = supersede_threshold

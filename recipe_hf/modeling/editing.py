@@ -320,9 +320,7 @@ class KnowledgeMixin(EncodingMixin):
             return f"not used: top_k_facts is {self.config.top_k_facts}, and as many are closer"
         if near.logit is not None:
             return f"not used: the verifier takes it for the answer with {near.probability:.0%} only"
-        return (
-            "not used: not above the threshold" if self.verifier is None else "not used: too far below the threshold"
-        )
+        return "not used: not above the threshold" if self.verifier is None else "not used: too far below to be read"
 
     def _knowledge_of(self, namespace: str | None) -> KnowledgeBase:
         return self.knowledge if namespace is None else self.knowledge.namespace(namespace)

@@ -70,9 +70,9 @@ def decide(
     """For each query its facts with what the gate makes of them, those let through first.
 
     Without a verifier, a fact is let through if its score exceeds the threshold (eq. 9). With one, the
-    `config.num_verified_facts` nearest whose score is at most `config.verifier_margin` below the threshold are read
-    together with the query, all in one call, and those let through that it affirms, the most probable first. Of
-    several that are as probable the newest is first.
+    `config.num_verified_facts` nearest whose score is at most `config.verifier_margin` below the threshold, and
+    `config.verifier_gap` below the best, are read together with the query, all in one call, and those let through that
+    it affirms, the most probable first. Of several that are as probable the newest is first.
 
     Args:
         asked: What was looked up.
@@ -89,7 +89,7 @@ def decide(
         (row, rank)
         for row, query in enumerate(asked)
         for rank, near in enumerate(query.near[: config.num_verified_facts])
-        if near.score > query.threshold - config.verifier_margin
+        if _is_read(near.score, query.near[0].score, query.threshold, config)
     ]
     if open_:
         pairs = [(asked[row].query, decided[row][rank].fact.statement) for row, rank in open_]
@@ -109,6 +109,12 @@ def decide(
                 answer = answer_in(retriever, near.fact.statement, *span)
             decided[row][rank] = replace(near, fired=logit > 0, probability=probability, logit=logit, answer=answer)
     return [_in_order([near if near.logit is not None else replace(near, fired=False) for near in r]) for r in decided]
+
+
+def _is_read(score: float, best: float, threshold: float, config: RecipeConfig) -> bool:
+    """Whether the verifier reads a fact of this score."""
+    near_best = config.verifier_gap is None or score >= best - config.verifier_gap
+    return near_best and score > threshold - config.verifier_margin
 
 
 def _by_threshold(near: Near, threshold: float, config: RecipeConfig) -> Near:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from recipe_hf import RecipeForCausalLM
+from recipe_hf import RecipeConfig, RecipeForCausalLM
 from recipe_hf.modeling.verifier import VERIFIER_FILE, answer_in, encode_pairs
 from tests.tiny_recipe import FACTS, GREEDY, MIXED, PROMPTS, UNRELATED, batch_of, edited_recipe, verified_recipe
 
@@ -131,3 +131,14 @@ def test_it_shares_the_word_embeddings_and_needs_no_base() -> None:
     assert not any("word_embeddings" in name or "pooler" in name for name in names)
     assert not any(name.startswith("verifier") for name in model.state_dict())
     assert len(FACTS) == len(model.knowledge)
+
+
+def test_only_what_is_near_the_best_is_read() -> None:
+    model = verified_recipe(offset=9.0)
+    scores = sorted((candidate.score for candidate in model.explain(PROMPTS[0]).candidates), reverse=True)
+    for gap, num_read in ((0.0, 1), (scores[0] - scores[2] + 0.1, 3), (None, 4)):
+        model.config.verifier_gap = gap
+        read = [c for c in model.explain(PROMPTS[0]).candidates if c.probability > 0.99 and "below" not in c.reason]
+        assert len(read) == num_read
+    with pytest.raises(ValueError, match="verifier_gap must be None, or at least 0 and finite, got -1"):
+        RecipeConfig(verifier_gap=-1)

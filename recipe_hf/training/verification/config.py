@@ -71,6 +71,7 @@ class VerifierConfig:
         verifier: Directory or Hub id of a checkpoint whose verifier is trained on, in place of an encoder's layers.
         num_verified_facts: See [`RecipeConfig`].
         verifier_margin: See [`RecipeConfig`].
+        verifier_gap: See [`RecipeConfig`].
         batch_size: Pairs of query and statement in a step, half of them misses: an even number.
         mined_share: Share of the misses that are mined, where a statement has both kinds.
         learning_rate: Of the layers. It rises over `warmup_steps`, then falls along a line.
@@ -100,6 +101,7 @@ class VerifierConfig:
     verifier: str | None = None
     num_verified_facts: int = 4
     verifier_margin: float = 1.0
+    verifier_gap: float | None = None
     batch_size: int = 32
     mined_share: float = 0.28
     learning_rate: float = 1.5e-4
@@ -138,6 +140,8 @@ class VerifierConfig:
         rates = ("learning_rate", "head_learning_rate", "weight_decay", "verifier_margin")
         for name in (*rates, "pair_weight", "answer_weight"):
             require_number(name, getattr(self, name))
+        if self.verifier_gap is not None:
+            require_number("verifier_gap", self.verifier_gap)
         require(self.max_grad_norm > 0, "max_grad_norm", self.max_grad_norm, "above 0")
 
     @classmethod

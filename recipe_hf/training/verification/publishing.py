@@ -45,7 +45,7 @@ def publish(
     shutil.copytree(checkpoint, new)
     path = new / "config.json"
     fields = json.loads(path.read_text(encoding="utf-8"))
-    fields |= {"num_verified_facts": config.num_verified_facts, "verifier_margin": config.verifier_margin}
+    fields |= {name: getattr(config, name) for name in ("num_verified_facts", "verifier_margin", "verifier_gap")}
     fields["supersede_threshold"] = record["metrics"]["supersede_threshold"]
     path.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     verifier.save(new)

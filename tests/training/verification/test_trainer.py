@@ -93,7 +93,8 @@ def test_best_is_the_checkpoint_with_a_verifier(parts: Path, trained: Path):
     best, checkpoint = trained / "best", parts / "checkpoint"
     assert sha256(best / "model.safetensors") == sha256(checkpoint / "model.safetensors")
     config, before = (json.loads((path / "config.json").read_text()) for path in (best, checkpoint))
-    assert config == before | {"num_verified_facts": 4, "verifier_margin": 1.0, "supersede_threshold": None}
+    fields = {"num_verified_facts": 4, "verifier_margin": 1.0, "verifier_gap": None, "supersede_threshold": None}
+    assert config == before | fields
     sums = json.loads((best / "checksums.json").read_text())
     assert sums["verifier.safetensors"] == sha256(best / "verifier.safetensors")
     model = RecipeForCausalLM.from_pretrained(best, base_model=False)
