@@ -31,11 +31,14 @@ lint: .venv/.installed
 
 # Trains a checkpoint like the released one from scratch into runs/release (docs/training.md says how long it takes).
 # The data are not in the repository: put counterfact-train.json, as EasyEdit and the RECIPE authors publish it, and
-# KnowEdit's files, as knowedit-zsre.json, knowedit-wiki-recent.json and knowedit-wiki-counterfact.json, into data/.
+# KnowEdit's files, as knowedit-zsre.json, knowedit-wiki-recent.json and knowedit-wiki-counterfact.json, into data/,
+# and for its verifier answerability.jsonl and paraphrases.jsonl. runs/verifier-families/best is the whole.
 BASE := $(MODELS)/smollm2-135m-instruct
 KNOWEDIT := data/knowedit-zsre.json data/knowedit-wiki-recent.json data/knowedit-wiki-counterfact.json
 TRAIN := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 	training/train.py --config training/configs/smollm2-135m
+
+VERIFIER := $(BIN)/recipe-hf train-verifier --config training/configs/verifier
 
 train-release: .venv/.installed models data/counterfact-train.json $(KNOWEDIT) data/general.jsonl data/invented.jsonl
 	$(TRAIN)-counterfact.yaml
@@ -46,11 +49,14 @@ train-release: .venv/.installed models data/counterfact-train.json $(KNOWEDIT) d
 		--share 0.3 --share 0.7 --output runs/smollm2-135m-queries/averaged
 	$(TRAIN)-known-answers.yaml
 	$(BIN)/python scripts/release.py weights runs/smollm2-135m-known-answers runs/release --base-model $(BASE)
+	$(VERIFIER).yaml --checkpoint runs/release
+	$(VERIFIER)-families.yaml --checkpoint runs/release
 
-# Trains a verifier for the released checkpoint into runs/verifier, some hours on two cores. Besides, data/ needs
-# answerability.jsonl and paraphrases.jsonl: rows as docs/training.md describes them under "The verifier".
+# Trains a verifier for the released checkpoint into runs/verifier-families, two hours or so on two cores. Besides, data/
+# needs answerability.jsonl and paraphrases.jsonl: rows as docs/training.md describes them under "The verifier".
 train-verifier: .venv/.installed models data/counterfact-train.json $(KNOWEDIT) data/invented.jsonl
-	$(BIN)/recipe-hf train-verifier --config training/configs/verifier.yaml
+	$(VERIFIER).yaml
+	$(VERIFIER)-families.yaml
 
 # Measures the released checkpoint and rebuilds docs/results.md and the figures of README.md and the card. The steps
 # that are finished are not run again; `make results STEPS="zsre probes"` runs these. It also needs
