@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_recipe import FACTS, UNRELATED, tiny_base, tiny_recipe
+from tiny_recipe import FACTS, UNRELATED, tiny_base, tiny_recipe, verified_recipe
 from tiny_training import write_parts
 from typer.testing import CliRunner, Result
 
@@ -154,6 +154,25 @@ def test_added_facts_are_answered_until_removed(checkpoint, saved):
     assert invoke("remove", checkpoint, 0, 1).exit_code == 0
     asked = lines(invoke("ask", checkpoint, prompt, "--base-model", base, "--max-new-tokens", 3))
     assert asked[2] == "no fact applies: the base model's own answer"
+
+
+def test_no_verifier_leaves_it_out(saved, dataset, tmp_path):
+    """The verifier here affirms nothing; the retriever alone finds every fact."""
+    verified_recipe(offset=-50).save_pretrained(tmp_path / "verified")
+    (prompt, _), base = FACTS[0], ["--base-model", saved[1]]
+    evaluated = ["evaluate", "--dataset", dataset, *base]
+    for more, used, read in (([], "", True), (["--no-verifier"], "fact 0: ", False)):
+        assert ("(used)" in invoke("explain", tmp_path / "verified", prompt, *more).output) == bool(used)
+        asked = lines(invoke("ask", tmp_path / "verified", prompt, *base, "--max-new-tokens", 3, *more))
+        assert asked[2].startswith(used or "no fact applies")
+        output = tmp_path / f"evaluation-{read}.json"
+        assert invoke(*evaluated, tmp_path / "verified", "--output", output, *more).exit_code == 0
+        assert (json.loads(output.read_text())["settings"]["verifier"] is not None) == read
+
+
+@pytest.mark.parametrize("command", ["ask", "explain", "evaluate", "compare", "ablate", "harness", "efficiency"])
+def test_commands_that_ask_a_model_can_leave_the_verifier_out(command):
+    assert "--no-verifier" in invoke(command, "--help").output
 
 
 def test_a_fact_is_added_that_the_terminal_cannot_show(checkpoint):

@@ -189,6 +189,7 @@ Dtype = Annotated[
     Literal["float32", "bfloat16", "float16"] | None,
     typer.Option(help="Precision of the base; by default that of its files.", show_default=False),
 ]
+NoVerifier = Annotated[bool, typer.Option("--no-verifier", help="Leave the verifier out: the paper's form.")]
 
 
 def say(text: str, err: bool = False) -> None:
@@ -215,6 +216,7 @@ def load_model(
     namespace: str = "",
     read_only: bool = True,
     dtype: str | None = None,
+    no_verifier: bool = False,
 ) -> Any:
     """The model of a checkpoint, with its own facts or those of a file.
 
@@ -232,7 +234,9 @@ def load_model(
         from ..modeling.model import RecipeForCausalLM
 
         disable_progress_bar()
-        model = RecipeForCausalLM.from_pretrained(checkpoint, base_model=base_model, dtype=dtype)
+        model = RecipeForCausalLM.from_pretrained(
+            checkpoint, base_model=base_model, dtype=dtype, verifier=not no_verifier
+        )
     finally:
         gc.freeze()
         gc.enable()

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import existing_file
-from .app import BaseModel, Checkpoint, Dataset, Dtype, TakesLists, app, are_data, load_model, report, say
+from .app import BaseModel, Checkpoint, Dataset, Dtype, NoVerifier, TakesLists, app, are_data, load_model, report, say
 
 NumEdits = Annotated[list[int], typer.Option(help="How many facts to hold at once, such as 100 1000.")]
 Seeds = Annotated[list[int], typer.Option(help="Seeds that choose the facts, such as 0 1 2.")]
@@ -64,6 +64,7 @@ def compare(
     batch_size: BatchSize = 32,
     base_model: BaseModel = None,
     dtype: Dtype = None,
+    no_verifier: NoVerifier = False,
     output: Output = None,
 ) -> None:
     """Compares RECIPE with other editors on the same facts: quality, tokens added, time to edit and to generate."""
@@ -86,7 +87,13 @@ def compare(
         num_validation=num_validation,
         options=options,
     )
-    _run(load_model(checkpoint, base_model, dtype=dtype), comparison, output, "compare", batch_size)
+    _run(
+        load_model(checkpoint, base_model, dtype=dtype, no_verifier=no_verifier),
+        comparison,
+        output,
+        "compare",
+        batch_size,
+    )
 
 
 @app.command(cls=TakesLists)
@@ -106,6 +113,7 @@ def ablate(
     batch_size: BatchSize = 32,
     base_model: BaseModel = None,
     dtype: Dtype = None,
+    no_verifier: NoVerifier = False,
     output: Output = None,
 ) -> None:
     """Measures RECIPE without continuous prompts, without the sentinel, and without both (Table 4 of the paper)."""
@@ -123,7 +131,7 @@ def ablate(
         num_questions=num_questions or None,
         num_validation=num_validation,
     )
-    model = load_model(checkpoint, base_model, dtype=dtype)
+    model = load_model(checkpoint, base_model, dtype=dtype, no_verifier=no_verifier)
     _run(model, comparison, output, "ablate", batch_size)
     if output is not None and picture:
         shown = collect_embeddings(model, comparison.examples[:picture_facts])

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from ..errors import existing_file
-from .app import BaseModel, Checkpoint, Dataset, Dtype, TakesLists, app, load_model, report
+from .app import BaseModel, Checkpoint, Dataset, Dtype, NoVerifier, TakesLists, app, load_model, report
 
 
 @app.command(cls=TakesLists)
@@ -56,6 +56,7 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1, help="Rows in one call of the base.")] = 32,
     base_model: BaseModel = None,
     dtype: Dtype = None,
+    no_verifier: NoVerifier = False,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -94,7 +95,7 @@ def evaluate(
         as_statements=as_statements,
         general={path.name: GeneralPrompts(load_prompts(path)) for path in general},
     )
-    model = load_model(checkpoint, base_model, dtype=dtype)
+    model = load_model(checkpoint, base_model, dtype=dtype, no_verifier=no_verifier)
     if probes:
         evaluation = replace(evaluation, probes=make_probes(evaluation.examples, model.tokenizer))
     reports = run_evaluation(model, evaluation, output, batch_size, progress=True)

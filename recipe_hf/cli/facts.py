@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ..errors import existing_file
-from .app import BaseModel, Checkpoint, app, count_facts, load_knowledge, load_model, say
+from .app import BaseModel, Checkpoint, NoVerifier, app, count_facts, load_knowledge, load_model, say
 
 KnowledgeFile = Annotated[
     Path | None,
@@ -142,9 +142,10 @@ def ask(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of an answer, in tokens.")] = 16,
     knowledge: KnowledgeFile = None,
     namespace: Namespace = "",
+    no_verifier: NoVerifier = False,
 ) -> None:
     """Answers prompts greedily, and says which fact each answer rests on."""
-    model = load_model(checkpoint, base_model, knowledge, namespace)
+    model = load_model(checkpoint, base_model, knowledge, namespace, no_verifier=no_verifier)
     _check_lengths(model, prompts, max_new_tokens)
     for prompt in prompts:
         batch = model.tokenizer(prompt, return_tensors="pt").to(model.device)
@@ -164,9 +165,10 @@ def explain(
     prompts: Prompts,
     knowledge: KnowledgeFile = None,
     namespace: Namespace = "",
+    no_verifier: NoVerifier = False,
 ) -> None:
     """Shows the nearest facts to each prompt, their scores, which are used (*), and why the others are not."""
-    model = load_model(checkpoint, False, knowledge, namespace)
+    model = load_model(checkpoint, False, knowledge, namespace, no_verifier=no_verifier)
     for prompt in prompts:
         say(model.explain(prompt))
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .app import BaseModel, Checkpoint, Dtype, TakesLists, app, are_data, load_model, report
+from .app import BaseModel, Checkpoint, Dtype, NoVerifier, TakesLists, app, are_data, load_model, report
 
 Output = Annotated[Path | None, typer.Option(help="JSON file, with the table (.md) beside it.", show_default=False)]
 
@@ -32,6 +32,7 @@ def harness(
     batch_size: Annotated[int, typer.Option(min=1, help="Rows in one call of the base.")] = 16,
     base_model: BaseModel = None,
     dtype: Dtype = None,
+    no_verifier: NoVerifier = False,
     output: Output = None,
 ) -> None:
     """Puts tasks of lm-eval to the base, and to the model that holds facts.
@@ -44,7 +45,7 @@ def harness(
     examples = load_examples(facts)
     if len(examples) < num_facts:
         raise ValueError(f"num_facts must be at most the {len(examples)} of {facts}, got {num_facts}.")
-    model = load_model(checkpoint, base_model, dtype=dtype)
+    model = load_model(checkpoint, base_model, dtype=dtype, no_verifier=no_verifier)
     record = run_harness(model, tasks, examples[:num_facts], data, limit, num_fewshot, batch_size, output)
     report(harness_table(record), output)
 
@@ -63,6 +64,7 @@ def efficiency(
     repeats: Annotated[int, typer.Option(min=1, help="How often to time what is short.")] = 10,
     base_model: BaseModel = None,
     dtype: Dtype = None,
+    no_verifier: NoVerifier = False,
     output: Output = None,
 ) -> None:
     """Times edits and generation against the base, and weighs facts, as these grow in number."""
@@ -70,6 +72,6 @@ def efficiency(
     from ..evaluation.efficiency import efficiency_page, measure_efficiency
 
     examples = load_examples(dataset)
-    model = load_model(checkpoint, base_model, dtype=dtype)
+    model = load_model(checkpoint, base_model, dtype=dtype, no_verifier=no_verifier)
     record = measure_efficiency(model, examples, num_edits, new_tokens, repeats, output)
     report(efficiency_page(record), output)
