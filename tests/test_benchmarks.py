@@ -9,8 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from tests.tiny_recipe import FACTS, UNRELATED, tiny_base, tiny_recipe
+from recipe_hf.modeling.verifier import is_update
+from recipe_hf.training.verification.written import number_of, part_of
+from tests.tiny_recipe import FACTS, UNRELATED, tiny_base, tiny_recipe, verified_recipe
 
 ROOT = Path(__file__).parent.parent
 
@@ -95,3 +98,61 @@ def test_memory(document: Path, checkpoint: Path):
     assert len(rows) == 4
     stored = [float(row[3].removesuffix(" KB")) for row in rows]
     assert stored[1] > 0.25 and stored[0] == stored[2] == stored[3] == 0  # A key is 64 float32 numbers.
+
+
+def test_the_gate_is_measured_with_and_without_the_verifier(document: Path):
+    """A verifier that affirms all that it reads: every miss fires, and every newer statement retires all old ones."""
+    gate = importlib.import_module("gate")
+    model = verified_recipe(offset=5.0)
+    model.config.supersede_threshold = -1e3
+    told = [f"{prompt} {answer}" for prompt, answer in FACTS]
+    asked = [gate.Asked("asks", prompt, place) for place, (prompt, _) in enumerate(FACTS)]
+    misses = [gate.Asked("misses, name", text) for text in UNRELATED]
+    newer = [
+        gate.Asked(kind, "The river through Gotham is the Dart.", 0) for kind in ("retires", "stays", "unrelated")
+    ]
+    sets = [gate.FactSet("statements", told, [*asked, *misses]), gate.FactSet("chat", FACTS[:1], misses)]
+    record = gate.measure(model, sets, gate.FactSet("updates", told, newer))
+    without, with_it = record["without"], record["with"]
+    every = {"asked": len(FACTS), "right": len(FACTS), "wrong": []}
+    assert without["sets"]["statements"]["asks"] == without["sets"]["statements"]["asks, another used"] == every
+    assert without["sets"]["statements"]["misses"]["right"] == len(UNRELATED)
+    assert list(without["sets"]) == ["statements", "chat"] and list(without["calibration"]) == ["statements"]
+    missed = {"asked": len(UNRELATED), "right": 0, "wrong": UNRELATED}
+    assert with_it["sets"]["chat"] == {"misses, name": missed, "misses": missed}
+    used = with_it["sets"]["statements"]
+    assert used["asks, another used"]["right"] == used["asks"]["right"] < len(FACTS)  # The newest of all is used.
+    found = with_it["calibration"]["statements"]
+    share = used["asks"]["right"] / (len(FACTS) + len(UNRELATED))
+    assert found["at least 0.9"] == {"fired": len(FACTS) + len(UNRELATED), "right": used["asks"]["right"]}
+    assert found["0.5 to 0.9"]["fired"] == 0 and found["error"] == pytest.approx(torch.tensor(5.0).sigmoid() - share)
+    right = {kind: count["right"] for kind, count in with_it["sets"]["updates"].items()}
+    others = {"retires, another retired": 0, "stays, another retired": 0, "unrelated": 0}
+    assert right == {"retires": 1, "stays": 0} | others
+    assert len(model.knowledge) == len(FACTS), "what was retired in a copy is held still"
+    assert f"| statements | misses | {len(UNRELATED)} of {len(UNRELATED)} | 0 of {len(UNRELATED)} |" in gate.table(
+        record
+    )
+    model.verifier = None
+    assert list(gate.measure(model, sets, gate.FactSet("updates", told, newer))) == ["without"]
+
+
+def test_the_sets_of_the_gate_were_not_trained_on(document: Path, tmp_path: Path):
+    gate = importlib.import_module("gate")
+    chat = [{"texts": [f"play song {number}"], "source": "clinc150" if number else "other"} for number in range(30)]
+    (tmp_path / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chat))
+    (tmp_path / "facts.json").write_text(
+        json.dumps([{"prompt": prompt, "answer": answer} for prompt, answer in FACTS])
+    )
+    sets = {one.name: one for one in gate.fact_sets(tmp_path / "facts.json", tmp_path / "chat.jsonl")}
+    assert list(sets) == ["unseen_wordings", "unseen_wordings_near", "statements", "families", "chat"]
+    assert len(sets["unseen_wordings_near"].facts) == 60
+    assert {part_of(text) for text in sets["statements"].facts} == {"exam"}
+    assert 0 < len(sets["chat"].asked) < 29 and {ask.kind for ask in sets["chat"].asked} == {"clinc150"}
+    assert all(number_of(ask.text) % 2 == 0 for ask in sets["chat"].asked)
+    old = gate.updates()
+    assert {part_of(text) for text in old.facts} == {"exam"} and not any(is_update(ask.text) for ask in old.asked)
+    assert {ask.kind for ask in old.asked} == {"retires", "stays", "unrelated"}
+    assert [old.facts[ask.place] for ask in old.asked if ask.kind == "unrelated"] == [
+        ask.text for ask in old.asked if ask.kind == "unrelated"
+    ]

@@ -31,10 +31,21 @@ def calibration(outcomes: Sequence[Outcome], temperature: float = 1.0) -> dict[s
     """
     rows = [o for o in outcomes if o.kind in KINDS]
     counts = {kind: _counts([o.margin for o in rows if o.kind == kind]) for kind in KINDS}
+    estimates = [(probability_of(o.margin, temperature), o.concerns and o.nearest_id == o.fact_id) for o in rows]
+    return {"edges": EDGES, "counts": counts, **reliability_diagram(estimates)}
+
+
+def reliability_diagram(estimates: Sequence[tuple[float, bool]]) -> dict[str, Any]:
+    """Compares probabilities, in ten bins of equal width, with how often what they are of is so.
+
+    Args:
+        estimates: Probabilities, and whether it is so.
+
+    Returns:
+        `diagram` and `error`, as in [`calibration`].
+    """
     bins: list[list[tuple[float, bool]]] = [[] for _ in range(_BINS)]
-    for outcome in rows:
-        estimate = probability_of(outcome.margin, temperature)
-        right = outcome.concerns and outcome.nearest_id == outcome.fact_id
+    for estimate, right in estimates:
         bins[min(int(estimate * _BINS), _BINS - 1)].append((estimate, right))
     diagram = [
         {
@@ -45,8 +56,8 @@ def calibration(outcomes: Sequence[Outcome], temperature: float = 1.0) -> dict[s
         for found in bins
         if found
     ]
-    error = sum(abs(b["estimate"] - b["right"]) * b["count"] for b in diagram) / max(len(rows), 1)
-    return {"edges": EDGES, "counts": counts, "diagram": diagram, "error": error}
+    error = sum(abs(b["estimate"] - b["right"]) * b["count"] for b in diagram) / max(len(estimates), 1)
+    return {"diagram": diagram, "error": error}
 
 
 def _counts(margins: Sequence[float]) -> list[int]:
