@@ -60,7 +60,7 @@ train-verifier: .venv/.installed models data/counterfact-train.json $(KNOWEDIT) 
 
 # Measures the released checkpoint and rebuilds docs/results.md and the figures of README.md and the card. The steps
 # that are finished are not run again; `make results STEPS="zsre probes"` runs these. It also needs
-# counterfact-edit.json and general-mmlu.jsonl, general-piqa.jsonl and general-rte.jsonl in data/.
+# counterfact-edit.json, paraphrases.jsonl and general-mmlu.jsonl, general-piqa.jsonl and general-rte.jsonl in data/.
 STEPS :=
 
 results: .venv/.installed models

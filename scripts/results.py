@@ -4,8 +4,10 @@ python scripts/results.py run [STEP ...]   those named, or all, unless finished;
 python scripts/results.py summary          results/ -> docs/results.json (and the plots, docs/images)
 python scripts/results.py page             docs/results.json -> docs/results.md, README.md, the checkpoint's card
 
-Results of each checkpoint have a directory of their own, so that a new one starts anew. The sweep trains checkpoints
-of its own, in runs/.
+Most steps measure the paper's form; `gate` and those named `verified` measure the verifier. Results of each checkpoint
+have a directory of their own, and those of each verifier, so that a new one starts anew. `summary` keeps what
+docs/results.json holds of steps that were not run here, if it is of the same weights: a clone without results/ can run
+some steps alone. The sweep trains checkpoints of its own, in runs/.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from recipe_hf.evaluation.inputs import machine
 from recipe_hf.evaluation.records import write_record
 from recipe_hf.evaluation.summary import failures, summarize_record
 from recipe_hf.modeling.facts import compose_statement
+from recipe_hf.modeling.verifier import VERIFIER_FILE
 
 ROOT = Path(__file__).parent.parent
 SUMMARY = ROOT / "docs/results.json"
@@ -40,10 +43,12 @@ KNOWEDIT = {
 }
 VALIDATION = ["--validation", str(DATA / "counterfact-train.json")]
 SEEDS = ["--seeds", "0", "1", "2"]
+#: What the configuration says of a verifier.
+VERIFIER_SETTINGS = ("num_verified_facts", "verifier_margin", "supersede_threshold")
 #: What each step asks of `recipe-hf`, in the order they run.
 STEPS: dict[str, list[str]] = {
     "efficiency": ["efficiency", *COUNTERFACT],
-    "unseen": [],
+    "gate": ["gate", "--counterfact", COUNTERFACT[1], "--chat", str(DATA / "paraphrases.jsonl")],
     "counterfact": [
         *("evaluate", *COUNTERFACT, "--num-edits", "1", "10", "100", "1000", "10000", *SEEDS),
         *("--num-questions", "500", "--general", *GENERAL, "--plots"),
@@ -86,10 +91,24 @@ STEPS: dict[str, list[str]] = {
     ],
     "sweep": ["sweep", *COUNTERFACT, "--num-edits", "500", "--num-questions", "100", "--picture"],
 }
+STEPS |= {
+    "verified": [
+        *("evaluate", *COUNTERFACT, "--num-edits", "1", "1000", "10000", *SEEDS),
+        *("--num-questions", "500", "--general", *GENERAL),
+    ],
+    **{f"verified-{name}": STEPS[name] for name in ("statements", "zsre", "wiki")},
+    "verified-protocols": [
+        *("evaluate", *COUNTERFACT, "--num-edits", "1000", "10000", "--num-questions", "100"),
+        *("--protocol", "generation"),
+    ],
+    "verified-generation-zsre": [word for word in STEPS["generation-zsre"] if word != "paper"],
+}
 #: Evaluations of which examples of failures are shown: number of edits (all if None) and protocol.
 EXAMPLES_OF = {"counterfact": (10_000, "strict"), "zsre": (None, "strict"), "protocols": (10_000, "generation")}
 #: Steps whose page is taken in as it is.
 PAGES = ("ablate", "compare", "sweep")
+#: Parts of docs/results.json that go by step.
+PARTS = ("times", "evaluations", "failures", "tables")
 
 app = typer.Typer(pretty_exceptions_enable=False, help=__doc__)
 Checkpoint = Annotated[Path, typer.Option(help="The checkpoint.")]
@@ -97,10 +116,20 @@ RELEASED = Path("checkpoints/recipe-smollm2-135m")
 BASE = "models/smollm2-135m-instruct"
 
 
-def results_directory(checkpoint: Path) -> Path:
-    """Where the results of these weights are."""
-    weights = hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
-    return Path("results") / weights[:12]
+def reads_verifier(step: str) -> bool:
+    """Whether a step measures the verifier; all others measure the paper's form."""
+    return step.partition("-")[0] in ("gate", "verified")
+
+
+def results_directory(checkpoint: Path, step: str) -> Path:
+    """Where the results of a step are, by the weights that it reads."""
+    weights = hashlib.sha256((checkpoint / "model.safetensors").read_bytes())
+    verifier = checkpoint / VERIFIER_FILE
+    if reads_verifier(step) and verifier.exists():
+        config = _read(checkpoint / "config.json")
+        weights.update(verifier.read_bytes())
+        weights.update(json.dumps([config.get(name) for name in VERIFIER_SETTINGS]).encode())
+    return Path("results") / weights.hexdigest()[:12]
 
 
 @app.command()
@@ -111,18 +140,17 @@ def run(
     dtype: Annotated[str, typer.Option(help="Precision of the base.")] = "float32",
 ) -> None:
     """Runs the steps that are not finished, and says how long each took."""
-    unknown = sorted(set(steps or ()) - set(STEPS))
-    if unknown:
-        raise typer.BadParameter(f"STEP must be one of {', '.join(STEPS)}, got {', '.join(unknown)}.")
-    directory = results_directory(checkpoint)
-    directory.mkdir(parents=True, exist_ok=True)
-    print(f"Results of {checkpoint} are in {directory}.", flush=True)
-    for step in steps or STEPS:
+    possible = [s for s in STEPS if (checkpoint / VERIFIER_FILE).exists() or not s.startswith("verified")]
+    if unknown := sorted(set(steps or ()) - set(possible)):
+        raise typer.BadParameter(f"STEP must be one of {', '.join(possible)}, got {', '.join(unknown)}.")
+    for step in steps or possible:
+        directory = results_directory(checkpoint, step)
+        directory.mkdir(parents=True, exist_ok=True)
         times = _read(directory / "times.json", {})
         if times.get(step, {}).get("finished"):
             print(f"{step}: finished before, in {times[step]['seconds']:,.0f} s")
             continue
-        print(f"{step}: ...", flush=True)
+        print(f"{step}: ... (results in {directory})", flush=True)
         start, status = time.monotonic(), 1
         try:
             status = _execute(_command(step, checkpoint, base_model, dtype, directory))
@@ -142,12 +170,14 @@ def _execute(words: list[str]) -> int:
 
 def _command(step: str, checkpoint: Path, base_model: str, dtype: str, directory: Path) -> list[str]:
     output = ["--output", str(directory / f"{step}.json")]
-    if step == "unseen":
-        return [sys.executable, str(ROOT / "benchmarks/unseen_wordings.py"), str(checkpoint), *output]
     name, *options = STEPS[step]
+    if step == "gate":
+        return [sys.executable, str(ROOT / "benchmarks/gate.py"), str(checkpoint), *options, *output]
     tool = str(Path(sys.executable).with_name("recipe-hf"))
     if step == "sweep":
         return [tool, name, *options, "--base-model", base_model, *output]
+    if not reads_verifier(step):
+        options.append("--no-verifier")
     return [tool, name, str(checkpoint), *options, "--base-model", base_model, "--dtype", dtype, *output]
 
 
@@ -158,30 +188,43 @@ def _read(path: Path, default: Any = None) -> Any:
 @app.command()
 def summary(checkpoint: Checkpoint = RELEASED) -> None:
     """Condenses the finished results into docs/results.json: means, intervals and examples, no rows."""
-    directory = results_directory(checkpoint)
-    times = {step: time for step, time in _read(directory / "times.json", {}).items() if time["finished"]}
-    if not times:
-        raise typer.BadParameter(f"No finished results of {checkpoint} in {directory}: first run the steps.")
-    IMAGES.mkdir(parents=True, exist_ok=True)
-    condensed: dict[str, Any] = {"checkpoint": str(checkpoint), "times": times, "evaluations": {}, "failures": {}}
-    condensed["tables"] = {}
-    for step in times:
-        if (plot := directory / f"{step}.png").exists():
-            shutil.copy(plot, IMAGES / f"results-{step}.png")
-        if step in PAGES:
-            condensed["tables"][step] = (directory / f"{step}.md").read_text(encoding="utf-8")
-            continue
-        record = _read(directory / f"{step}.json")
-        if not STEPS[step] or STEPS[step][0] != "evaluate":
-            condensed[step] = record
-            continue
-        condensed["evaluations"][step] = summarize_record(record)
-        if step in EXAMPLES_OF:
-            number, protocol = EXAMPLES_OF[step]
-            number = number or max(record["settings"]["num_edits"])
-            condensed["failures"][step] = failures(record, number, protocol, _statements(step, record, number))
+    kept = _read(SUMMARY, {})
+    condensed: dict[str, Any] = {"checkpoint": str(checkpoint), **{part: {} for part in PARTS}}
+    measured = []
+    for step in STEPS:
+        directory = results_directory(checkpoint, step)
+        taken = _read(directory / "times.json", {}).get(step, {})
+        if taken.get("finished"):
+            condensed["times"][step] = taken | {"weights": directory.name}
+            _condense(step, directory, condensed)
+            measured.append(step)
+        elif kept.get("times", {}).get(step, {}).get("weights") == directory.name:
+            condensed |= {step: kept[step]} if step in kept else {}
+            for part in PARTS:
+                condensed[part] |= {step: kept[part][step]} if step in kept[part] else {}
+    if not measured:
+        raise typer.BadParameter(f"No finished results of {checkpoint} in {directory.parent}: first run the steps.")
     SUMMARY.write_text(json.dumps(condensed, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    print(f"{SUMMARY.relative_to(ROOT)}: {SUMMARY.stat().st_size / 1024:.0f} KB of {', '.join(times)}")
+    size = f"{SUMMARY.stat().st_size / 1024:.0f} KB"
+    print(f"{SUMMARY.relative_to(ROOT)}: {size} of {', '.join(condensed['times'])}; new are {', '.join(measured)}")
+
+
+def _condense(step: str, directory: Path, condensed: dict[str, Any]) -> None:
+    if (plot := directory / f"{step}.png").exists():
+        IMAGES.mkdir(parents=True, exist_ok=True)
+        shutil.copy(plot, IMAGES / f"results-{step}.png")
+    if step in PAGES:
+        condensed["tables"][step] = (directory / f"{step}.md").read_text(encoding="utf-8")
+        return
+    record = _read(directory / f"{step}.json")
+    if STEPS[step][0] != "evaluate":
+        condensed[step] = record
+        return
+    condensed["evaluations"][step] = summarize_record(record)
+    if step in EXAMPLES_OF:
+        number, protocol = EXAMPLES_OF[step]
+        number = number or max(record["settings"]["num_edits"])
+        condensed["failures"][step] = failures(record, number, protocol, _statements(step, record, number))
 
 
 def _statements(step: str, record: dict[str, Any], number: int) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,26 @@ NAMES = {
 }
 NAMES = {step: name for short, name in NAMES.items() for step in (short, f"generation-{short}")}
 OTHER_PROTOCOLS = ("protocols", "generation-zsre", "generation-wiki")
+#: What was asked with the verifier and without: step without it, protocol, and what it is.
+VERIFIED = {
+    "verified": ("counterfact", "strict", "CounterFact"),
+    "verified-statements": ("statements", "strict", "CounterFact, told as statements"),
+    "verified-zsre": ("zsre", "strict", NAMES["zsre"]),
+    "verified-wiki": ("wiki", "strict", NAMES["wiki"]),
+    "verified-protocols": ("protocols", "generation", "CounterFact"),
+    "verified-generation-zsre": ("generation-zsre", "generation", NAMES["zsre"]),
+}
+FORMS = {"without": "without the verifier", "with": "with it"}
+#: The sets of benchmarks/gate.py: what should use a fact (or retire one), and what should not.
+GATE = {
+    "unseen_wordings": (("prompts", "rephrasings"), ("other properties", "other subjects")),
+    "unseen_wordings_near": (("prompts", "rephrasings"), ("other properties", "other subjects")),
+    "statements": (("asks",), ("misses",)),
+    "families": (("asks",), ("asks, another used",)),
+    "updates": (("retires",), ("stays", "unrelated")),
+    "chat": ((), ("clinc150", "clinc150-oos")),
+}
+FOUND = {kind for found, _ in GATE.values() for kind in found}
 #: What the retriever did: metric and heading.
 RETRIEVER = {
     "reliability_nearest": "recall@1, edits",
@@ -58,7 +78,8 @@ def write_pages(summary: Mapping[str, Any], root: Path, checkpoint: Path) -> Ite
     quoted = _tidy(environment.get_template("results_in_readme.md").render(values))
     readme.write_text(_MARKED.sub(lambda found: f"{found[1]}{quoted}{found[2]}", text), encoding="utf-8")
     yield readme
-    update_results(root / checkpoint, card_results(summary))
+    text = environment.get_template("results_in_card.md").render(values)
+    update_results(root / checkpoint, card_results(summary), _tidy(text))
     yield root / checkpoint / "README.md"
 
 
@@ -85,7 +106,10 @@ def tables(summary: Mapping[str, Any]) -> dict[str, Any]:
         "general_fired": _general(evaluations),
         "harness": harness_table(summary["harness"]) if "harness" in summary else "",
         "efficiency": efficiency_page(summary["efficiency"]) if "efficiency" in summary else "",
-        "unseen": _unseen(summary["unseen"]) if "unseen" in summary else "",
+        "gate": _gate(summary["gate"]) if "gate" in summary else {},
+        "gate_in_short": _gate_in_short(summary["gate"]) if "gate" in summary else "",
+        "verified": _verified(evaluations),
+        "general_verified": _general(evaluations, "verified"),
         "failures": [_failures(step, found) for step, found in summary["failures"].items()],
         "commands": {name: re.sub(r"(?m)^#+ ", "### ", text) for name, text in summary["tables"].items()},
         "paper": [" / ".join(f"{row[name]:.1f}" for name in METRICS) for row in _paper().values()],
@@ -103,14 +127,72 @@ def tables(summary: Mapping[str, Any]) -> dict[str, Any]:
     return made
 
 
-def _unseen(sets: Mapping[str, Mapping[str, Any]]) -> str:
-    """Of how many questions of each kind what should be found, or nothing, was found."""
-    kinds = list(next(iter(sets.values())))
+def _gate(record: Mapping[str, Any]) -> dict[str, str]:
+    """For how many of each kind of text the right fact was used, or wrongly one, and what probabilities are worth."""
+    forms = [FORMS[form] for form in record]
+    made = {}
+    for name, wanted in (("found", True), ("wrong", False)):
+        rows = [
+            [f"`{set_}`", kind, *_shares(record, set_, (kind,), wanted)]
+            for set_, kinds in list(record.values())[-1]["sets"].items()
+            for kind in kinds
+            if (kind in FOUND) == wanted
+        ]
+        made[name] = markdown_rows([["facts", "asked", "texts", *forms], *rows], first="---")
     rows = [
-        [f"`{name}`", *(f"{found[kind]['right']} of {found[kind]['asked']}" for kind in kinds)]
-        for name, found in sets.items()
+        [
+            *(f"`{set_}`", FORMS[form], _fired(found["at least 0.9"]), _fired(found["0.5 to 0.9"])),
+            f"{100 * found['error']:.1f}",
+        ]
+        for form, measured in record.items()
+        for set_, found in measured["calibration"].items()
     ]
-    return markdown_rows([["facts", *kinds], *rows], first="---")
+    headings = ["facts", "", "fired at 90% or more", "fired at 50 to 90%", "calibration error"]
+    made["calibration"] = markdown_rows([headings, *rows], first="---") if rows else ""
+    return made
+
+
+def _fired(count: Mapping[str, int]) -> str:
+    """How many retrievals fired, and how many in a hundred of these were right."""
+    return f"{count['fired']:,}" + (f", {100 * count['right'] / count['fired']:.1f} right" if count["fired"] else "")
+
+
+def _shares(record: Mapping[str, Any], name: str, kinds: Sequence[str], wanted: bool) -> list[str]:
+    """How many texts of these kinds there are, and for how many in a hundred of them a fact was used."""
+    asked, cells = "–", []
+    for form in record.values():
+        counts = [form["sets"][name][kind] for kind in kinds if kind in form["sets"].get(name, {})]
+        number, right = (sum(count[key] for count in counts) for key in ("asked", "right"))
+        asked = f"{number:,}" if number else asked
+        cells.append(f"{100 * (right if wanted else number - right) / number:.1f}" if number else "–")
+    return [asked, *cells]
+
+
+def _gate_in_short(record: Mapping[str, Any]) -> str:
+    """A row for each set."""
+    headings = [f"{what}, {FORMS[form]}" for what in ("found", "wrongly used") for form in record]
+    rows = [
+        [f"`{name}`", *_shares(record, name, found, True)[1:], *_shares(record, name, wrong, False)[1:]]
+        for name, (found, wrong) in GATE.items()
+        if any(name in form["sets"] for form in record.values())
+    ]
+    return markdown_rows([["facts", *headings], *rows], first="---")
+
+
+def _verified(evaluations: Mapping[str, Any]) -> str:
+    """What was asked with the verifier, beside the same without it."""
+    columns = METRICS | {name: COLUMNS[name] for name in ("locality_fired", "locality_fired_on_subject")}
+    rows = [["", "protocol", "facts", "", *columns.values()]]
+    for verified, (plain, protocol, name) in VERIFIED.items():
+        both = {"without": evaluations.get(plain), "with": evaluations.get(verified)}
+        if both["with"] is None:
+            continue
+        for number in summary_rows(both["with"], protocol):
+            for form, found in both.items():
+                for cells in summary_rows(found, protocol, columns, [number]).values() if found else ():
+                    figures = [cells.get(heading, "–") for heading in columns.values()]
+                    rows.append([name, f"`{protocol}`", f"{number:,}", FORMS[form], *figures])
+    return markdown_rows(rows, first="---") if len(rows) > 1 else ""
 
 
 def _paper() -> dict[int, dict[str, float]]:
@@ -191,11 +273,11 @@ def _retriever(evaluations: Mapping[str, Any]) -> str:
     return markdown_rows(rows, first="---") if len(rows) > 1 else ""
 
 
-def _general(evaluations: Mapping[str, Any]) -> str:
+def _general(evaluations: Mapping[str, Any], step: str = "counterfact") -> str:
     """How often a fact is used for prompts that none concerns."""
-    if "counterfact" not in evaluations:
+    if step not in evaluations:
         return ""
-    by_number = evaluations["counterfact"]["protocols"]["strict"]
+    by_number = evaluations[step]["protocols"]["strict"]
     names = [name for name in next(iter(by_number.values())) if name.startswith("general_fired/")]
     titles = [name.partition("/")[2].removeprefix("general-").removesuffix(".jsonl").upper() for name in names]
     rows = [["facts held", *titles]]
@@ -229,13 +311,14 @@ def card_results(summary: Mapping[str, Any]) -> list[EvaluationResult]:
     for step, found in summary["evaluations"].items():
         if step == "probes":
             continue
-        asked = found["num_questions"]
+        asked, with_verifier = found["num_questions"], ", with the verifier" if step in VERIFIED else ""
         for protocol in found["protocols"]:
             rows = summary_rows(found, protocol)
             fewer = asked and any(number > asked for number in rows)
             results.append(
                 EvaluationResult(
                     dataset=found["dataset"]
+                    + with_verifier
                     + (f", asking about at most {asked:,} of the facts held" if fewer else ""),
                     protocol=protocol,
                     seeds=found["seeds"],

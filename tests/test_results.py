@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -33,6 +34,11 @@ def evaluation(dataset: str, by_protocol: dict[str, list[int]], asked: int | Non
     return head | {"asked": questions, "protocols": protocols}
 
 
+def counts(**right: int) -> dict[str, Any]:
+    """Of 30 texts of each kind, so many came out right."""
+    return {kind: {"asked": 30, "right": number, "wrong": ["x"]} for kind, number in right.items()}
+
+
 SUMMARY: dict[str, Any] = {
     "checkpoint": "checkpoint",
     "times": {"counterfact": {"seconds": 61.0, "finished": True, "machine": "2 threads"}},
@@ -57,8 +63,23 @@ SUMMARY: dict[str, Any] = {
         }
     },
     "tables": {"compare": "# Editors\n\n| editor | reliability |\n| --- | ---: |\n| mine | 1.0 |"},
-    "unseen": {"wordings": {"prompts": {"asked": 30, "right": 29, "wrong": ["x"]}}},
+    "gate": {"without": {"sets": {"statements": counts(asks=29, misses=20)}, "calibration": {}}},
 }
+
+
+def with_verifier() -> dict[str, Any]:
+    """The same, once the verifier's steps were run."""
+    calibration = {"at least 0.9": {"fired": 30, "right": 27}, "0.5 to 0.9": {"fired": 0, "right": 0}, "error": 0.042}
+    sets = {"statements": counts(asks=30, misses=24), "updates": counts(retires=15, unrelated=30, stays=21)}
+    verified = evaluation("counterfact-edit.json", {"strict": [1, 1000, 10000]}, 100)
+    verified["protocols"]["strict"]["1000"] |= {
+        "locality_fired": [0.3, 0.1],
+        "general_fired/general-rte.jsonl": [7, 0],
+    }
+    return SUMMARY | {
+        "evaluations": SUMMARY["evaluations"] | {"verified": verified},
+        "gate": SUMMARY["gate"] | {"with": {"sets": sets, "calibration": {"statements": calibration}}},
+    }
 
 
 @pytest.fixture
@@ -82,7 +103,8 @@ def test_pages_say_what_the_summary_says(root: Path):
     assert "| Who \\| is it? | generality | It is Bo (1.0, 1.5) | (nothing) | Bo |" in page
     assert "## Against other editors\n\n### Editors\n\n| editor |" in page
     assert "Not measured" in page.split("## Ablations")[1].split("## The number of prompt tokens")[0]
-    assert "| `wordings` | 29 of 30 |" in page and "| together | 61 |" in page
+    assert "| `statements` | asks | 30 | 96.7 |" in page and "| together | 61 |" in page
+    assert "With and without the verifier" not in readme and "| `statements` | 96.7 | 33.3 |" in readme
     assert readme.startswith("# Mine\n\n<!-- results -->\n") and readme.endswith("<!-- /results -->\n\nThe end.\n")
     assert "old" not in readme and "96.4 / 96.0 / 93.7 and 95.5 / 93.8 / 90.8" in readme
     assert "| statement and answer | 10,000 | 100 | 89.0 ± 0.5 |" in readme
@@ -91,6 +113,26 @@ def test_pages_say_what_the_summary_says(root: Path):
     assert "| CounterFact | `generation` | 1,000 | 50 | 89.9 ± 0.5 |" in readme and "`paper`" not in readme
     assert "| CounterFact | `paper` | 1,000 | 50 | 2 |" in page
     assert "Protocol `strict`; asked were 50 of reliability:" in page
+
+
+def test_pages_put_the_verifier_beside_the_form_without(root: Path):
+    list(results_page.write_pages(with_verifier(), root, Path("checkpoint")))
+    page, readme = (root / "docs/results.md").read_text(), (root / "README.md").read_text()
+    card = ModelCard.load(root / "checkpoint/README.md")
+    assert page.index("with and without the verifier") < page.index("told as whole statements")
+    without = "| CounterFact | `strict` | 1,000 | without the verifier | 89.9 ± 0.5 | 90.9 ± 0.5 | 91.9 ± 0.5 | 96.9"
+    with_it = "| CounterFact | `strict` | 1,000 | with it | 89.9 ± 0.5 | 90.9 ± 0.5 | 91.9 ± 0.5 | 0.3 ± 0.1"
+    assert f"{without} ± 0.5 | 97.9 ± 0.5 |\n{with_it} | 97.9 ± 0.5 |" in page and with_it in readme
+    assert "| facts held | RTE |\n| ---: | ---: |\n| 1 | 99.00 ± 0.50 |\n| 1,000 | 7.00 |" in page
+    assert "| `statements` | asks | 30 | 96.7 | 100.0 |" in page and "| `updates` | retires | 30 | – | 50.0 |" in page
+    assert (
+        "| `statements` | misses | 30 | 33.3 | 20.0 |" in page and "| `updates` | unrelated | 30 | – | 0.0 |" in page
+    )
+    assert "| `statements` | with it | 30, 90.0 right | 0 | 4.2 |" in page
+    in_short = "| `statements` | 96.7 | 100.0 | 33.3 | 20.0 |\n| `updates` | – | 50.0 | – | 15.0 |"
+    assert in_short in readme and in_short in card.text
+    names = {result.dataset_name for result in card.data.eval_results}
+    assert "counterfact-edit.json, with the verifier, asking about at most 100 of the facts held" in names
 
 
 def test_pages_are_the_same_the_second_time(root: Path):
@@ -138,7 +180,7 @@ def test_steps_are_timed_and_not_run_twice(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(results, "_command", command)
     with pytest.raises(typer.Exit):
         results.run(None, checkpoint)
-    times = json.loads((results.results_directory(checkpoint) / "times.json").read_text())
+    times = json.loads((results.results_directory(checkpoint, "one") / "times.json").read_text())
     assert {step: time["finished"] for step, time in times.items()} == {"one": True, "two": False}
     log.with_suffix(".ok").touch()
     results.run(None, checkpoint)
@@ -146,9 +188,69 @@ def test_steps_are_timed_and_not_run_twice(tmp_path: Path, monkeypatch: pytest.M
     assert log.read_text() == "onetwotwo" and "one: finished before" in capsys.readouterr().out
     with pytest.raises(typer.BadParameter, match="STEP must be one of one, two, got three"):
         results.run(["three"], checkpoint)
-    first = results.results_directory(checkpoint)
-    (checkpoint / "model.safetensors").write_bytes(b"others")
-    assert results.results_directory(checkpoint) != first
+
+
+def test_results_are_those_of_the_weights_that_a_step_reads(tmp_path: Path):
+    checkpoint = make_checkpoint(tmp_path / "checkpoint")
+
+    def directories() -> tuple[Path, ...]:
+        return tuple(results.results_directory(checkpoint, step) for step in ("zsre", "verified-zsre", "gate"))
+
+    def change(name: str, text: str) -> tuple[Path, ...]:
+        (checkpoint / name).write_text(text)
+        return directories()
+
+    alone = change("model.safetensors", "weights")
+    assert len(set(alone)) == 1
+    verified = change("verifier.safetensors", "verifier")
+    assert verified[0] == alone[0] != verified[1] == verified[2]
+    config = json.loads((checkpoint / "config.json").read_text())
+    other = change("config.json", json.dumps(config | {"verifier_margin": 2.0}))
+    assert other[0] == alone[0] and other[1] not in (alone[0], verified[1])
+    assert change("verifier.safetensors", "another")[1] not in (other[1], verified[1])
+    assert change("model.safetensors", "others")[0] != alone[0]
+
+
+def test_steps_of_the_verifier_need_one(tmp_path: Path):
+    checkpoint = make_checkpoint(tmp_path / "checkpoint")
+    with pytest.raises(typer.BadParameter, match="got verified-zsre"):
+        results.run(["gate", "verified-zsre"], checkpoint)
+
+
+def test_a_summary_keeps_what_it_holds_of_the_same_weights(root: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(results, "ROOT", root)
+    monkeypatch.setattr(results, "SUMMARY", root / "docs/results.json")
+    checkpoint = root / "checkpoint"
+    for name in ("model", "verifier"):
+        (checkpoint / f"{name}.safetensors").write_text(name)
+    with pytest.raises(typer.BadParameter, match="No finished results"):
+        results.summary(checkpoint)
+    kept = {
+        step: {"seconds": 1.0, "finished": True, "machine": "another", "weights": weights}
+        for step, weights in {
+            "counterfact": results.results_directory(checkpoint, "counterfact").name,
+            "compare": results.results_directory(checkpoint, "compare").name,
+            "zsre": "of other weights",
+            "verified": "of another verifier",
+        }.items()
+    }
+    (root / "docs/results.json").write_text(json.dumps(with_verifier() | {"times": kept}))
+    directory = results.results_directory(checkpoint, "gate")
+    directory.mkdir(parents=True)
+    (directory / "gate.json").write_text(json.dumps({"without": {"sets": {}, "calibration": {}}}))
+    taken = {"seconds": 2.0, "finished": True, "machine": "this"}
+    (directory / "times.json").write_text(json.dumps({"gate": taken, "verified-zsre": taken | {"finished": False}}))
+    results.summary(checkpoint)
+    summary = json.loads((root / "docs/results.json").read_text())
+    assert summary["times"] == {name: kept[name] for name in ("counterfact", "compare")} | {
+        "gate": taken | {"weights": directory.name}
+    }
+    assert summary["evaluations"] == {"counterfact": SUMMARY["evaluations"]["counterfact"]}
+    assert (summary["tables"], summary["failures"]) == (SUMMARY["tables"], SUMMARY["failures"])
+    assert summary["gate"] == {"without": {"sets": {}, "calibration": {}}}
+    results.summary(checkpoint)
+    assert json.loads((root / "docs/results.json").read_text()) == summary
 
 
 def test_every_step_is_a_command_of_the_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -158,14 +260,20 @@ def test_every_step_is_a_command_of_the_tool(tmp_path: Path, monkeypatch: pytest
     Path("data").mkdir()
     Path("base.gguf").touch()
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    if not (results.ROOT / "benchmarks").is_dir():
+        pytest.skip("the benchmarks are not in a source distribution")
+    monkeypatch.syspath_prepend(str(results.ROOT / "benchmarks"))
+    gate = typer.Typer()
+    gate.command()(importlib.import_module("gate").main)
     for step in results.STEPS:
         words = results._command(step, Path("checkpoint"), "base.gguf", "float32", Path("results/x"))
         for word in words:
             if word.startswith("data/"):
                 Path(word).touch()
-        if step != "unseen":
-            name = words[1]
-            commands[name].make_context(name, words[2:], resilient_parsing=False)
+        name = "gate" if step == "gate" else words[1]
+        command = typer.main.get_command(gate) if step == "gate" else commands[name]
+        parameters = command.make_context(name, words[2:], resilient_parsing=False).params
+        assert parameters.get("no_verifier", False) == (step not in ("gate", "sweep") and "verified" not in step)
 
 
 def test_small_steps_become_pages(root: Path, monkeypatch: pytest.MonkeyPatch):

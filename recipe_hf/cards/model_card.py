@@ -168,12 +168,13 @@ def model_card(
     )
 
 
-def update_results(model_dir: str | Path, results: list[EvaluationResult]) -> ModelCard:
+def update_results(model_dir: str | Path, results: list[EvaluationResult], text: str = "") -> ModelCard:
     """Gives a checkpoint's card other results, in its text and its metadata; all else stays.
 
     Args:
         model_dir: Directory of the checkpoint.
         results: The results.
+        text: What follows their tables.
 
     Returns:
         The card written.
@@ -187,7 +188,8 @@ def update_results(model_dir: str | Path, results: list[EvaluationResult]) -> Mo
         raise ValueError(f"model_dir must hold a card with a section {_RESULTS_HEADING!r}, got {str(model_dir)!r}.")
     before, _, rest = card.text.partition(f"{_RESULTS_HEADING}\n")
     _, heading, after = rest.partition("\n## ")
-    card.text = f"{before}{_RESULTS_HEADING}\n\n{_results_section(results)}\n{heading}{after}"
+    section = "\n\n".join(part for part in (_results_section(results), text.strip()) if part)
+    card.text = f"{before}{_RESULTS_HEADING}\n\n{section}\n{heading}{after}"
     title = card.text.strip().splitlines()[0].removeprefix("# ")
     card.data.model_name, card.data.eval_results = (card.data.model_name or title), _eval_results(results)
     card.save(path)
