@@ -167,16 +167,14 @@ def counts(rows: Iterable[Judged]) -> dict[str, dict[str, Any]]:
 
 def calibration(asked: Sequence[Asked], ids: Sequence[int], hits: Sequence[Retrieval]) -> dict[str, Any]:
     """How often retrievals that fired are right, where they are sure and where not, and the error of all estimates."""
-    rows = [
-        (hit.probability, place is not None and hit.id == ids[place], hit.fired)
-        for (*_, place), hit in zip(asked, hits, strict=True)
-    ]
-    fired = {
-        "at least 0.9": [is_right for probability, is_right, fired in rows if fired and probability >= 0.9],
-        "0.5 to 0.9": [is_right for probability, is_right, fired in rows if fired and probability < 0.9],
+    rights = [place is not None and hit.id == ids[place] for (*_, place), hit in zip(asked, hits, strict=True)]
+    rows = list(zip(hits, rights, strict=True))
+    found = {
+        "at least 0.9": [is_right for hit, is_right in rows if hit.fired and hit.probability >= 0.9],
+        "0.5 to 0.9": [is_right for hit, is_right in rows if hit.fired and hit.probability < 0.9],
     }
-    error = reliability_diagram([(probability, is_right) for probability, is_right, _ in rows])["error"]
-    return {name: {"fired": len(found), "right": sum(found)} for name, found in fired.items()} | {"error": error}
+    error = reliability_diagram([(hit.probability, is_right) for hit, is_right in rows])["error"]
+    return {name: {"fired": len(fired), "right": sum(fired)} for name, fired in found.items()} | {"error": error}
 
 
 def measure(model: RecipeForCausalLM, sets: Iterable[FactSet], old: FactSet) -> dict[str, Any]:

@@ -108,7 +108,8 @@ def tables(summary: Mapping[str, Any]) -> dict[str, Any]:
         "efficiency": efficiency_page(summary["efficiency"]) if "efficiency" in summary else "",
         "gate": _gate(summary["gate"]) if "gate" in summary else {},
         "gate_in_short": _gate_in_short(summary["gate"]) if "gate" in summary else "",
-        "verified": _verified(evaluations),
+        "verified": _verified(evaluations, 2),
+        "verified_in_short": _verified(evaluations, 1),
         "general_verified": _general(evaluations, "verified"),
         "failures": [_failures(step, found) for step, found in summary["failures"].items()],
         "commands": {name: re.sub(r"(?m)^#+ ", "### ", text) for name, text in summary["tables"].items()},
@@ -179,15 +180,15 @@ def _gate_in_short(record: Mapping[str, Any]) -> str:
     return markdown_rows([["facts", *headings], *rows], first="---")
 
 
-def _verified(evaluations: Mapping[str, Any]) -> str:
-    """What was asked with the verifier, beside the same without it."""
+def _verified(evaluations: Mapping[str, Any], largest: int) -> str:
+    """What was asked with the verifier, beside the same without it, of so many of the largest numbers of facts."""
     columns = METRICS | {name: COLUMNS[name] for name in ("locality_fired", "locality_fired_on_subject")}
     rows = [["", "protocol", "facts", "", *columns.values()]]
     for verified, (plain, protocol, name) in VERIFIED.items():
         both = {"without": evaluations.get(plain), "with": evaluations.get(verified)}
         if both["with"] is None:
             continue
-        for number in summary_rows(both["with"], protocol):
+        for number in list(summary_rows(both["with"], protocol))[-largest:]:
             for form, found in both.items():
                 for cells in summary_rows(found, protocol, columns, [number]).values() if found else ():
                     figures = [cells.get(heading, "–") for heading in columns.values()]
