@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .encoding import EncodingMixin
 from .facts import Fact, NewFact, parse_facts
-from .gate import Asked, Near, decide, why_not_usable
+from .gate import Asked, Near, Reader, decide, why_not_usable
 from .knowledge import KnowledgeBase
 from .knowledge.checks import check_namespace, check_positive, checked_where
 from .knowledge.exchange import read_facts_by_place
@@ -309,7 +309,9 @@ class KnowledgeMixin(EncodingMixin):
     def _decide(self, asked: Sequence[Asked]) -> list[list[Near]]:
         encoder = self._current
         assert encoder is not None, "queries were encoded"
-        return decide(asked, self.config, self.retriever, self.verifier, encoder.readings, self.query_cache_size)
+        size = self.query_cache_size
+        reader = None if self.verifier is None else Reader(self.verifier, self.retriever, encoder.readings, size)
+        return decide(asked, self.config, reader)
 
     def _why_not(self, near: Near, where: Mapping[str, Any] | None, is_withheld: bool) -> str:
         if reason := why_not_usable(near.fact, where):

@@ -15,11 +15,8 @@ from .facts import Fact
 from .outputs import Retrieval, probability_of
 from .query_cache import QueryCache
 from .retriever import Retriever
-from .verifier import Verifier, answer_in
+from .verifier import Verifier, answer_in, as_update
 from .weights import deterministic
-
-# Of facts affirmed with logits as close as this, the newest is used: they answer the same, and the last one counts.
-_EQUALLY_AFFIRMED = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,31 +56,48 @@ class Asked:
     near: Sequence[Near]
 
 
-def decide(
-    asked: Sequence[Asked],
-    config: RecipeConfig,
-    retriever: Retriever,
-    verifier: Verifier | None,
-    readings: QueryCache,
-    cache_size: int,
-) -> list[list[Near]]:
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """The verifier, with what it has read already.
+
+    Attributes:
+        verifier: The verifier.
+        retriever: The retriever, whose tokenizer and word embeddings it shares.
+        readings: What it has read.
+        cache_size: How many of these to keep.
+    """
+
+    verifier: Verifier
+    retriever: Retriever
+    readings: QueryCache
+    cache_size: int
+
+    def read(self, pairs: Sequence[tuple[str, str]]) -> Tensor:
+        """What [`Verifier.read`] says of queries and statements, `[len(pairs), 3]`; what is new, in one call."""
+        pair_of = {"\0".join(pair): pair for pair in pairs}
+
+        def read_new(texts: list[str]) -> Tensor:
+            return self.verifier.read(self.retriever, [pair_of[text] for text in texts])
+
+        with deterministic(self.verifier):
+            return self.readings.encode(["\0".join(pair) for pair in pairs], read_new, self.cache_size)
+
+
+def decide(asked: Sequence[Asked], config: RecipeConfig, reader: Reader | None) -> list[list[Near]]:
     """For each query its facts with what the gate makes of them, those let through first.
 
     Without a verifier, a fact is let through if its score exceeds the threshold (eq. 9). With one, the
     `config.num_verified_facts` nearest whose score is at most `config.verifier_margin` below the threshold, and
     `config.verifier_gap` below the best, are read together with the query, all in one call, and those let through that
-    it affirms, the most probable first. Of several that are as probable the newest is first.
+    it affirms, the most probable first; but before that one a newer one that takes its place.
 
     Args:
         asked: What was looked up.
         config: The model's.
-        retriever: The retriever, whose tokenizer and word embeddings the verifier shares.
-        verifier: The verifier, if there is one.
-        readings: What the verifier has read already.
-        cache_size: How many of its readings to keep.
+        reader: The verifier, if there is one.
     """
     decided = [[_by_threshold(near, query.threshold, config) for near in query.near] for query in asked]
-    if verifier is None:
+    if reader is None:
         return decided
     open_ = [
         (row, rank)
@@ -92,23 +106,49 @@ def decide(
         if _is_read(near.score, query.near[0].score, query.threshold, config)
     ]
     if open_:
-        pairs = [(asked[row].query, decided[row][rank].fact.statement) for row, rank in open_]
-        texts = ["\0".join(pair) for pair in pairs]
-        pair_of = dict(zip(texts, pairs, strict=True))
-        with deterministic(verifier):
-            found = readings.encode(
-                texts, lambda new: verifier.read(retriever, [pair_of[text] for text in new]), cache_size
-            )
+        found = reader.read([(asked[row].query, decided[row][rank].fact.statement) for row, rank in open_])
         margins = torch.tensor([decided[row][rank].score - asked[row].threshold for row, rank in open_])
-        logits = verifier.calibrated(found[:, 0], margins)
+        logits = reader.verifier.calibrated(found[:, 0], margins)
         rows = zip(open_, logits.tolist(), logits.sigmoid().tolist(), found[:, 1:].long().tolist(), strict=True)
         for (row, rank), logit, probability, span in rows:
             near = decided[row][rank]
             answer = near.answer
             if answer is None and logit > 0:
-                answer = answer_in(retriever, near.fact.statement, *span)
+                answer = answer_in(reader.retriever, near.fact.statement, *span)
             decided[row][rank] = replace(near, fired=logit > 0, probability=probability, logit=logit, answer=answer)
-    return [_in_order([near if near.logit is not None else replace(near, fired=False) for near in r]) for r in decided]
+    fired = [sorted(_affirmed(row), key=lambda near: -near.logit) for row in decided]  # type: ignore[operator]
+    _newest_first(fired, config, reader)
+    return [
+        [
+            *first,
+            *(near if near.logit is not None else replace(near, fired=False) for near in row if near not in first),
+        ]
+        for first, row in zip(fired, decided, strict=True)
+    ]
+
+
+def _affirmed(row: Sequence[Near]) -> list[Near]:
+    return [near for near in row if near.logit is not None and near.fired]
+
+
+def _newest_first(fired: list[list[Near]], config: RecipeConfig, reader: Reader) -> None:
+    """Puts before each row's most probable fact the newest of those affirmed that takes its place."""
+    newer = [
+        (row, near) for row, affirmed in enumerate(fired) for near in affirmed[1:] if _age(near) > _age(affirmed[0])
+    ]
+    if not newer or config.supersede_threshold is None:
+        return
+    found = reader.read([(as_update(near.fact.statement), fired[row][0].fact.statement) for row, near in newer])
+    taking = [
+        one for one, logit in zip(newer, found[:, 0].tolist(), strict=True) if logit > config.supersede_threshold
+    ]
+    for row, near in sorted(taking, key=lambda one: _age(one[1])):
+        fired[row].remove(near)
+        fired[row].insert(0, near)
+
+
+def _age(near: Near) -> tuple[str, int]:
+    return near.fact.begin, near.fact.id
 
 
 def _is_read(score: float, best: float, threshold: float, config: RecipeConfig) -> bool:
@@ -121,17 +161,6 @@ def _by_threshold(near: Near, threshold: float, config: RecipeConfig) -> Near:
     margin = near.score - threshold
     probability = probability_of(margin, config.similarity_temperature)
     return replace(near, fired=margin > 0, probability=probability, answer=near.fact.answer)
-
-
-def _in_order(found: list[Near]) -> list[Near]:
-    """The facts let through before the others, the most probable first, the newest of those that are as probable."""
-    fired = sorted((near for near in found if near.fired), key=lambda near: -(near.logit or 0.0))
-    if fired:
-        least = (fired[0].logit or 0.0) - _EQUALLY_AFFIRMED
-        equal = [near for near in fired if (near.logit or 0.0) >= least]
-        newest = max(equal, key=lambda near: (near.fact.begin, near.fact.id))
-        fired = [newest, *(near for near in fired if near is not newest)]
-    return fired + [near for near in found if not near.fired]
 
 
 def why_not_usable(fact: Fact, where: Mapping[str, Any] | None) -> str | None:

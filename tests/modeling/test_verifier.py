@@ -62,10 +62,11 @@ def test_facts_far_below_the_threshold_are_not_read() -> None:
 
 def test_of_facts_that_answer_the_same_the_newest_is_used() -> None:
     model = verified_recipe(offset=9.0)
+    model.config.supersede_threshold = -1e3
     (newest,) = model.add_knowledge(["Ann Lee's successor runs Acme: Bo Roe."])
     assert model.retrieve(PROMPTS[0])[0].id == newest
-    model.remove_knowledge(newest)
-    assert model.retrieve(PROMPTS[0])[0].id == 3
+    model.config.supersede_threshold = 1e3
+    assert model.retrieve(PROMPTS[0])[0].id == model.explain(PROMPTS[0]).candidates[0].fact.id != newest
 
 
 def test_a_batch_is_one_call_and_repeats_are_remembered() -> None:
