@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -43,8 +44,6 @@ KNOWEDIT = {
 }
 VALIDATION = ["--validation", str(DATA / "counterfact-train.json")]
 SEEDS = ["--seeds", "0", "1", "2"]
-#: What the configuration says of a verifier.
-VERIFIER_SETTINGS = ("num_verified_facts", "verifier_margin", "supersede_threshold")
 #: What each step asks of `recipe-hf`, in the order they run.
 STEPS: dict[str, list[str]] = {
     "efficiency": ["efficiency", *COUNTERFACT],
@@ -122,13 +121,13 @@ def reads_verifier(step: str) -> bool:
 
 
 def results_directory(checkpoint: Path, step: str) -> Path:
-    """Where the results of a step are, by the weights that it reads."""
+    """Where the results of a step are, by the weights that it reads and how the verifier among them is set."""
     weights = hashlib.sha256((checkpoint / "model.safetensors").read_bytes())
     verifier = checkpoint / VERIFIER_FILE
     if reads_verifier(step) and verifier.exists():
         config = _read(checkpoint / "config.json")
-        weights.update(verifier.read_bytes())
-        weights.update(json.dumps([config.get(name) for name in VERIFIER_SETTINGS]).encode())
+        settings = {name: value for name, value in config.items() if re.search("verifie|supersede", name)}
+        weights.update(verifier.read_bytes() + json.dumps(settings, sort_keys=True).encode())
     return Path("results") / weights.hexdigest()[:12]
 
 

@@ -206,8 +206,9 @@ def test_results_are_those_of_the_weights_that_a_step_reads(tmp_path: Path):
     verified = change("verifier.safetensors", "verifier")
     assert verified[0] == alone[0] != verified[1] == verified[2]
     config = json.loads((checkpoint / "config.json").read_text())
-    other = change("config.json", json.dumps(config | {"verifier_margin": 2.0}))
-    assert other[0] == alone[0] and other[1] not in (alone[0], verified[1])
+    for name in ("num_verified_facts", "verifier_margin", "verifier_gap", "supersede_threshold"):
+        other = change("config.json", json.dumps(config | {name: 7}))
+        assert other[0] == alone[0] and other[1] not in (alone[0], verified[1])
     assert change("verifier.safetensors", "another")[1] not in (other[1], verified[1])
     assert change("model.safetensors", "others")[0] != alone[0]
 

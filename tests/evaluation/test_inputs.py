@@ -15,7 +15,7 @@ from recipe_hf import RecipeForCausalLM
 from recipe_hf.evaluation.inputs import describe_file, describe_rows, model_settings
 from recipe_hf.evaluation.records import difference
 from recipe_hf.modeling.verifier import Verifier
-from tests.tiny_recipe import FACTS, GREEDY, PROMPTS, base_tokenizer, batch_of, tiny_base, tiny_recipe
+from tests.tiny_recipe import FACTS, GREEDY, PROMPTS, base_tokenizer, batch_of, tiny_base, tiny_recipe, verified_recipe
 
 
 def add_adapter(model: Any) -> None:
@@ -62,6 +62,14 @@ def test_what_decides_figures_tells_models_apart(change: Callable[[Any], object]
     change(model)
     found = difference(before, model_settings(model))
     assert found is not None and found.startswith(f"{name} was ")
+
+
+@pytest.mark.parametrize("name", ["num_verified_facts", "verifier_margin", "verifier_gap"])
+def test_how_a_verifier_is_set_tells_models_apart(name: str):
+    model = verified_recipe()
+    before = model_settings(model)
+    setattr(model.config, name, 3)
+    assert (difference(before, model_settings(model)) or "").startswith("verifier was ")
 
 
 def test_use_and_place_do_not(tmp_path: Path):
