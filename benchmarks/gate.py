@@ -7,7 +7,7 @@ The facts of each set are held at once, and no others. None of these texts was t
   subject. The 60 were written by someone who knew neither the training data nor its wordings, with questions that come
   near ("was born in" for "lives in") and rephrasings that go far ("breaks out in hives if she touches" for "is
   allergic to").
-- `statements`: whole statements. Asks should find their own, misses of several kinds none.
+- `statements`: whole statements. Asks should find their own, also as people type them; misses of several kinds none.
 - `families`: statements that resemble one another. Each ask should find its own among them.
 - `updates`: old statements, and newer ones, each added alone with `on_conflict="supersede"`. Those that take the place
   of an old one are `retires`, those that leave it `stays`; `unrelated` is each old one told again, which retires no
@@ -36,13 +36,21 @@ from recipe_hf.datasets import load_examples, read_rows
 from recipe_hf.evaluation.calibration import reliability_diagram
 from recipe_hf.evaluation.report import markdown_rows
 from recipe_hf.modeling.verifier import as_update
+from recipe_hf.training.verification.sampling import mistyped
 from recipe_hf.training.verification.written import Statement, load_families, load_statements, load_updates, number_of
 
 FOLDER = Path(__file__).parent
 WORDINGS = ("unseen_wordings", "unseen_wordings_near")
 CHAT = ("clinc150", "clinc150-oos")
 CALIBRATED = ("statements", "families")
-MAX_UPDATES, MAX_WRONG = 300, 100
+MAX_DRAWN, MAX_WRONG = 300, 100
+#: What somebody may have said before.
+STORIES = (
+    "Hello! I hope you can help me with this one.",
+    "good morning, sorry, me again.",
+    "My sister and I have been arguing about it all through dinner, and neither of us would give in.",
+    "Thanks, that worked. Something else:",
+)
 
 
 class Asked(NamedTuple):
@@ -81,7 +89,7 @@ def fact_sets(counterfact: Path | None, chat: Path | None) -> Iterator[FactSet]:
         yield FactSet(name, [(fact.prompt, fact.answer) for fact in examples], asked)
     rows = exam(load_statements())
     misses = [Asked(f"misses, {kind}", text) for row in rows for text, kind in row.misses]
-    yield FactSet("statements", [row.text for row in rows], [*asks(rows), *misses])
+    yield FactSet("statements", [row.text for row in rows], [*asks(rows), *as_typed(asks(rows)), *misses])
     rows = exam(load_families())
     yield FactSet("families", [row.text for row in rows], asks(rows))
     if counterfact is not None and chat is not None:
@@ -104,7 +112,7 @@ def updates() -> FactSet:
     drawn = [
         Asked(kind, text.removeprefix(mark), place)
         for kind, texts in newer.items()
-        for text, place in random.Random(0).sample(texts, min(MAX_UPDATES, len(texts)))
+        for text, place in random.Random(0).sample(texts, min(MAX_DRAWN, len(texts)))
     ]
     return FactSet("updates", [row.text for row in rows], drawn)
 
@@ -117,6 +125,15 @@ def exam(rows: Iterable[Statement]) -> list[Statement]:
 def asks(rows: Sequence[Statement]) -> list[Asked]:
     """What statements answer."""
     return [Asked("asks", text, place) for place, row in enumerate(rows) for text in row.asks]
+
+
+def as_typed(asked: Sequence[Asked]) -> Iterator[Asked]:
+    """Some of these in lower case, with typing errors, and after something else."""
+    rng = random.Random(0)
+    for _, text, place in rng.sample(asked, min(MAX_DRAWN, len(asked))):
+        yield Asked("asks in lower case", text.lower(), place)
+        yield Asked("asks mistyped", mistyped(text, rng), place)
+        yield Asked("asks after a story", f"{rng.choice(STORIES)} {text}", place)
 
 
 def judged(asked: Sequence[Asked], ids: Sequence[int], hits: Sequence[Retrieval]) -> Iterator[Judged]:

@@ -1,4 +1,4 @@
-"""How well the margin, score minus threshold, tells whether the nearest fact is the one asked for."""
+"""How well margin and probability tell whether the nearest fact is the one asked for."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ _BINS = 10
 def calibration(outcomes: Sequence[Outcome], temperature: float = 1.0) -> dict[str, Any]:
     """Histograms of the margin for each kind of question, and a reliability diagram.
 
-    The sigmoid of the margin over the temperature of training is the model's own estimate that the nearest fact is the
-    one asked for (see [`~recipe_hf.modeling.outputs.probability_of`]). The diagram compares this estimate, in ten bins
-    of equal width, with how often it is so, over edits, rephrasings and unrelated questions.
+    The diagram compares the model's own estimate that the best fact is the one asked for (`Retrieval.probability`), in
+    ten bins of equal width, with how often it is so, over edits, rephrasings and unrelated questions.
 
     Args:
         outcomes: What happened to each question.
-        temperature: `similarity_temperature` of the model.
+        temperature: `similarity_temperature` of the model, by which records without estimates go.
 
     Returns:
         `edges` of the bins and for each kind its `counts`; in `diagram`, for each bin that is not empty, the mean
@@ -31,7 +30,13 @@ def calibration(outcomes: Sequence[Outcome], temperature: float = 1.0) -> dict[s
     """
     rows = [o for o in outcomes if o.kind in KINDS]
     counts = {kind: _counts([o.margin for o in rows if o.kind == kind]) for kind in KINDS}
-    estimates = [(probability_of(o.margin, temperature), o.concerns and o.nearest_id == o.fact_id) for o in rows]
+    estimates = [
+        (
+            probability_of(o.margin, temperature) if o.probability is None else o.probability,
+            o.concerns and o.nearest_id == o.fact_id,
+        )
+        for o in rows
+    ]
     return {"edges": EDGES, "counts": counts, **reliability_diagram(estimates)}
 
 

@@ -300,6 +300,7 @@ def _outcomes(
                 else tokenizer.decode(expected, skip_special_tokens=True).strip(),
                 names_subject=subject in question.text if subject else None,
                 base_accuracy=base_accuracy,
+                probability=hit.probability,
             )
         )
     return outcomes

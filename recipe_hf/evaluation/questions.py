@@ -58,6 +58,8 @@ class Outcome:
         names_subject: Whether a fact was used whose subject the question names; `None` where the data do not say what
             the fact is about.
         base_accuracy: Accuracy of the unedited base, for what follows from a fact: some of it the base says anyway.
+        probability: How likely the best fact is the one asked for, by the model's own estimate; `None` in older
+            records, which go by the margin.
     """
 
     kind: str
@@ -76,6 +78,7 @@ class Outcome:
     expected: str = ""
     names_subject: bool | None = None
     base_accuracy: float | None = None
+    probability: float | None = None
 
     @property
     def margin(self) -> float:
