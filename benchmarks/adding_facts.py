@@ -24,7 +24,7 @@ from report import Clock, publish, table, times, wall_clock
 from recipe_hf import KnowledgeBase, RecipeForCausalLM
 from recipe_hf.datasets import EditExample, load_examples
 from recipe_hf.evaluation.efficiency import machine
-from recipe_hf.modeling.facts import compose_statement
+from recipe_hf.knowledge.facts import compose_statement
 
 CHUNK = 10_000
 Fact = tuple[str, str]

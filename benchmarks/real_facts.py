@@ -29,7 +29,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from recipe_hf import RecipeConfig
-from recipe_hf.modeling.facts import compose_statement
+from recipe_hf.knowledge.facts import compose_statement
 from recipe_hf.modeling.loading import ENCODER_DIRECTORY, prepare_encoder_tokenizer
 from recipe_hf.modeling.retriever import Retriever
 

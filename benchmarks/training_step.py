@@ -28,7 +28,7 @@ from torch import Tensor
 
 from recipe_hf import RecipeForCausalLM
 from recipe_hf.datasets import load_examples
-from recipe_hf.modeling.facts import compose_statement
+from recipe_hf.knowledge.facts import compose_statement
 from recipe_hf.training.config import StageConfig, TrainingConfig
 from recipe_hf.training.objective import RecipeObjective, parameter_groups
 from recipe_hf.training.sampling import FactSampler, TrainingFact

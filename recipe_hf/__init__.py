@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from wrapt import when_imported
 
 if TYPE_CHECKING:
+    from .knowledge import KnowledgeBase
     from .modeling.configuration import RecipeConfig
-    from .modeling.knowledge import KnowledgeBase
     from .modeling.model import RecipeForCausalLM
     from .modeling.outputs import Retrieval
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["KnowledgeBase", "RecipeConfig", "RecipeForCausalLM", "Retrieval", "__version__"]
 
 _MODULES = {
-    "KnowledgeBase": ".modeling.knowledge",
+    "KnowledgeBase": ".knowledge",
     "RecipeConfig": ".modeling.configuration",
     "RecipeForCausalLM": ".modeling.model",
     "Retrieval": ".modeling.outputs",

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .modeling.knowledge import KnowledgeBase
+from .knowledge import KnowledgeBase
 
 PLAIN_WIDTH = 116
 NEW_TOKENS = 6

@@ -29,7 +29,7 @@ from recipe_hf.evaluation.editing import Trial
 from recipe_hf.evaluation.inputs import machine
 from recipe_hf.evaluation.records import write_record
 from recipe_hf.evaluation.summary import failures, summarize_record
-from recipe_hf.modeling.facts import compose_statement
+from recipe_hf.knowledge.facts import compose_statement
 from recipe_hf.modeling.verifier import VERIFIER_FILE
 
 ROOT = Path(__file__).parent.parent

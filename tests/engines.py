@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from recipe_hf.modeling.knowledge import KnowledgeBase
+from recipe_hf.knowledge import KnowledgeBase
 
 # "codes" is a file whose facts are all searched by codes.
 ENGINES = ("memory", "file", "codes", "qdrant")
@@ -16,7 +16,7 @@ ENGINES = ("memory", "file", "codes", "qdrant")
 def qdrant(location: Any = ":memory:", dim: int | None = None, **kwargs: Any) -> Any:
     """One in Qdrant's local mode, or a skipped test."""
     pytest.importorskip("qdrant_client", reason="qdrant-client is not installed: pip install 'recipe-hf[qdrant]'")
-    from recipe_hf.modeling.knowledge.qdrant import QdrantKnowledgeBase
+    from recipe_hf.knowledge.qdrant import QdrantKnowledgeBase
 
     return QdrantKnowledgeBase(location, dim=dim, **kwargs)
 

@@ -17,7 +17,7 @@ ANN = {"token": "hf_ann"}
 
 def start_client() -> None:
     """Shortens the waits between a client's tries, and stops the clock, so that the same facts are the same files."""
-    from recipe_hf.modeling import timestamps
+    from recipe_hf.knowledge import timestamps
 
     sleep = time.sleep
     time.sleep = lambda seconds: sleep(min(seconds, 0.01))

@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from recipe_hf.cli import app
 from recipe_hf.datasets import load_examples
-from recipe_hf.modeling.knowledge import KnowledgeBase
+from recipe_hf.knowledge import KnowledgeBase
 
 
 def invoke(*arguments: object) -> Result:

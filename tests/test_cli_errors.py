@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from recipe_hf.modeling.knowledge import KnowledgeBase
+from recipe_hf.knowledge import KnowledgeBase
 from tests.test_cli import assert_refused, invoke, lines
 from tests.tiny_recipe import base_tokenizer, edited_recipe, tiny_base
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from recipe_hf.modeling.knowledge import KnowledgeBase
+from recipe_hf.knowledge import KnowledgeBase
 from tests.command import run, start
 
 PARTY = "\N{PARTY POPPER}"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from recipe_hf.modeling.knowledge import KnowledgeBase
+from recipe_hf.knowledge import KnowledgeBase
 from tests.command import python, run
 from tests.tiny_recipe import base_tokenizer, edited_recipe, tiny_base
 

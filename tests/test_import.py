@@ -30,8 +30,8 @@ def test_importing_the_library_imports_neither_torch_nor_transformers():
 
 
 def test_names_are_those_of_the_modules_that_define_them():
+    from recipe_hf.knowledge import KnowledgeBase
     from recipe_hf.modeling.configuration import RecipeConfig
-    from recipe_hf.modeling.knowledge import KnowledgeBase
     from recipe_hf.modeling.model import RecipeForCausalLM
     from recipe_hf.modeling.outputs import Retrieval
 

@@ -13,8 +13,8 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..evaluation.protocols import PROTOCOLS, find_protocol
+from ..knowledge import KnowledgeBase
 from ..modeling.configuration import RecipeConfig
-from ..modeling.knowledge import KnowledgeBase
 
 _TEMPLATE = Path(__file__).with_name("model_card_template.md")
 _RESULTS_TEMPLATE = Path(__file__).with_name("results_template.md")

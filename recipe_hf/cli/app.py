@@ -249,7 +249,7 @@ def load_model(
 
 def load_knowledge(checkpoint: Path, file: Path | None = None, namespace: str = "", read_only: bool = True) -> Any:
     """The facts of a checkpoint, or of a file; no model is loaded."""
-    from ..modeling.knowledge import KnowledgeBase
+    from ..knowledge import KnowledgeBase
 
     directory = checkpoint / "knowledge"
     if namespace and file is None:

@@ -179,7 +179,7 @@ def salvage(
     new: Annotated[Path, typer.Argument(help="File to make.", show_default=False)],
 ) -> None:
     """Saves every fact that can be read of a damaged knowledge base to a new file."""
-    from ..modeling.knowledge.salvage import salvage
+    from ..knowledge.salvage import salvage
 
     saved = salvage(damaged, new)
     lost = "how many are lost, it does not say" if saved.lost is None else f"{saved.lost} lost"
@@ -190,12 +190,12 @@ def salvage(
 
 def _told(told: list[Any], source: Path | None) -> list[Any]:
     """The facts of the command line and of a file, checked."""
-    from ..modeling.facts import parse_facts
+    from ..knowledge.facts import parse_facts
 
     facts = parse_facts(told) if told else []
     if source is None:
         return facts
-    from ..modeling.knowledge.exchange import read_facts
+    from ..knowledge.exchange import read_facts
 
     read = read_facts(existing_file("--from", source))
     if not read:

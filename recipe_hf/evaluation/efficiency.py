@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..datasets import EditExample
-from ..modeling.knowledge import KnowledgeBase
+from ..knowledge import KnowledgeBase
 from .held import hold, remembering
 from .inputs import describe_rows, machine, memory_of_this_process, model_settings, run_settings
 from .records import read_record, write_record

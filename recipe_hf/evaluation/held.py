@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ..datasets import EditExample
-from ..modeling.facts import compose_statement
-from ..modeling.knowledge import KnowledgeBase
+from ..knowledge import KnowledgeBase
+from ..knowledge.facts import compose_statement
 from ..modeling.outputs import Retrieval
 from ..modeling.weights import deterministic
 

@@ -17,11 +17,11 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from ..knowledge import KnowledgeBase
 from . import base, loading
 from .configuration import RecipeConfig
 from .delegation import DelegatingPreTrainedModel
 from .editing import KnowledgeMixin
-from .knowledge import KnowledgeBase
 from .prompt_encoder import AnswerPromptEncoder
 from .verifier import VERIFIER_FILE, Verifier
 

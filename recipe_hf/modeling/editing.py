@@ -11,12 +11,12 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from ..knowledge import KnowledgeBase
+from ..knowledge.checks import check_namespace, check_positive, checked_where
+from ..knowledge.exchange import read_facts_by_place
+from ..knowledge.facts import Fact, NewFact, parse_facts
 from .encoding import EncodingMixin
-from .facts import Fact, NewFact, parse_facts
 from .gate import Asked, Near, Reader, decide, why_not_usable
-from .knowledge import KnowledgeBase
-from .knowledge.checks import check_namespace, check_positive, checked_where
-from .knowledge.exchange import read_facts_by_place
 from .legibility import check_words, legible_queries, why_not_asked, withheld
 from .outputs import Candidate, Explanation, Retrieval
 from .prompt_encoder import PromptEncoder
@@ -87,7 +87,7 @@ class KnowledgeMixin(EncodingMixin):
         Args:
             facts: A list of statements, `(prompt, answer)` pairs, or dicts with `statement`, or `prompt` and `answer`,
                 and optionally `metadata`, `valid_from` and `valid_until`; or a table with such columns (see
-                [`~recipe_hf.modeling.facts.parse_facts`]).
+                [`~recipe_hf.knowledge.facts.parse_facts`]).
             on_conflict: What to do with a fact whose prompt is there already: `"replace"` it, `"keep"` it, or
                 `"error"`. `"supersede"` replaces it too, and those whose place the new fact takes in other words ("Ann
                 Lee runs Acme" that of "The CEO of Acme is Bo Roe"), as the verifier reads them; `"report"` keeps these
@@ -157,7 +157,7 @@ class KnowledgeMixin(EncodingMixin):
 
         Args:
             path: What `knowledge.export` writes, or what
-                [`read_facts`][recipe_hf.modeling.knowledge.exchange.read_facts] describes.
+                [`read_facts`][recipe_hf.knowledge.exchange.read_facts] describes.
             on_conflict: As in `add_knowledge`.
             **kwargs: Further arguments of `add_knowledge`.
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .facts import NewFact
-from .knowledge import KnowledgeBase
-from .knowledge.checks import check_positive
+from ..knowledge import KnowledgeBase
+from ..knowledge.checks import check_positive
+from ..knowledge.facts import NewFact
 from .query_cache import QueryCache
 from .retriever import Retriever
 from .verifier import Verifier

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import timestamps
+from ..knowledge import timestamps
+from ..knowledge.facts import Fact
 from .configuration import RecipeConfig
-from .facts import Fact
 from .outputs import Retrieval, probability_of
 from .query_cache import QueryCache
 from .retriever import Retriever

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase
 
-from .facts import Fact, NewFact, comparable, show
+from ..knowledge.facts import Fact, NewFact, comparable, show
 
 if TYPE_CHECKING:
     from .retriever import Retriever

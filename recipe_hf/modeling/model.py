@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput, logging
 
+from ..knowledge import KnowledgeBase
 from .checkpoint import RecipePreTrainedModel
 from .configuration import RecipeConfig
 from .editing import check_queries
-from .knowledge import KnowledgeBase
 from .outputs import RecipeCausalLMOutput, Retrieval
 from .prefix import CACHE_NAMES, forward_keeping, hidden_prefix, prefixed_forward
 from .prompt_encoder import AnswerPromptEncoder, PromptEncoder, carried_tokens

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from .facts import Fact
+from ..knowledge.facts import Fact
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from .knowledge.checks import is_unicode
+from ..knowledge.checks import is_unicode
 
 _SYSTEM, _USER, _ASSISTANT, _NEXT_USER = ("qsystemz", "quserz", "qassistantz", "qnextuserz")
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import timestamps
+from ..knowledge import timestamps
+from ..knowledge.facts import Fact, NewFact
 from .configuration import RecipeConfig
-from .facts import Fact, NewFact
 from .retriever import Retriever
 from .verifier import Verifier, as_update
 from .weights import deterministic

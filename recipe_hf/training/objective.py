@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_gather
 
-from ..modeling.facts import compose_statement
+from ..knowledge.facts import compose_statement
 from ..modeling.model import RecipeForCausalLM
 from ..modeling.prompt_encoder import AnswerPromptEncoder
 from ..modeling.queries import as_chat

@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 
 from ..datasets import EditExample
-from ..modeling.facts import compose_statement
+from ..knowledge.facts import compose_statement
 from .wordings import OtherProperties, Wordings, template
 
 T = TypeVar("T")

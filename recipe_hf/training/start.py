@@ -12,7 +12,7 @@ from accelerate.utils import set_seed
 from ..datasets import DataSource, EditExample, load_mixture
 from ..evaluation.general import load_prompts
 from ..evaluation.inputs import describe_rows, digest, model_settings
-from ..modeling.knowledge import KnowledgeBase
+from ..knowledge import KnowledgeBase
 from ..modeling.model import RecipeForCausalLM
 from .config import TrainingConfig
 from .wordings import PROPERTIES

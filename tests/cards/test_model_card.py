@@ -9,8 +9,8 @@ from huggingface_hub import ModelCard
 from transformers import BertConfig
 
 from recipe_hf.cards import EvaluationResult, TrainingRun, model_card, published_card, write_model_card
+from recipe_hf.knowledge import KnowledgeBase
 from recipe_hf.modeling.configuration import RecipeConfig
-from recipe_hf.modeling.knowledge import KnowledgeBase
 
 
 def make_checkpoint(

@@ -18,7 +18,7 @@ from recipe_hf.evaluation.editing import KINDS, EditingReport, Outcome, Trial, e
 from recipe_hf.evaluation.general import GeneralPrompts
 from recipe_hf.evaluation.protocols import opens_with
 from recipe_hf.evaluation.saying import EXTRA_TOKENS
-from recipe_hf.modeling.knowledge import KnowledgeBase
+from recipe_hf.knowledge import KnowledgeBase
 from recipe_hf.teacher_forcing import answer_logits, tokenize_rows
 from recipe_hf.training.losses import editing_loss
 from tests.tiny_recipe import FACTS, PROMPTS, UNRELATED, tiny_recipe, verified_recipe

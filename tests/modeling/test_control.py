@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from recipe_hf import KnowledgeBase, RecipeConfig, RecipeForCausalLM
-from recipe_hf.modeling.knowledge.exchange import read_facts
+from recipe_hf.knowledge.exchange import read_facts
 from recipe_hf.modeling.weights import key_fingerprint
 from tests.engines import ENGINES, open_base
 from tests.tiny_recipe import FACTS, GREEDY, MIXED, PROMPTS, UNRELATED, batch_of, edited_recipe, tiny_recipe

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ...datasets import EditExample
+from ...knowledge import KnowledgeBase
+from ...knowledge.facts import compose_statement
 from ...modeling.base import loading
-from ...modeling.facts import compose_statement
-from ...modeling.knowledge import KnowledgeBase
 from ..held import encode_queries
 from ..inputs import digest, versions, weights_digest
 from ..saying import Prefix

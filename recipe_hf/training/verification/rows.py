@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from ...datasets import EditExample, Row, load_examples, read_rows
-from ...modeling.facts import compose_statement
+from ...knowledge.facts import compose_statement
 from .config import SourceConfig
 from .written import STATEMENTS, WRITTEN, Part, Statement, number_of, part_of
 

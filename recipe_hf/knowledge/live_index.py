@@ -1,0 +1,239 @@
+"""The index of the facts in use: a cache of the store, in memory and beside the store's file."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
+
+from . import code_index, timestamps
+from .code_index import CodeIndex
+from .files import MANIFEST, read_array, read_manifest, write_files
+from .key_index import Found, KeyIndex
+from .space import Space, State
+
+logger = logging.getLogger(__name__)
+
+FULL_SCAN_THRESHOLD = 10_000
+_FILE = "index.safetensors"
+_CHUNK = 20_000  # Keys that are read at once.
+_UNSAVED = 0.1  # Of an index of codes, the share of facts that may be new before it is saved again.
+
+
+class LiveIndex:
+    """Finds keys among the facts of a namespace that are present and valid now. It follows the store by itself.
+
+    Up to a number of facts it compares a query with every key, beyond it searches by codes ([`code_index`]). Beside a
+    store on disk it leaves a copy of itself, checked when read and made anew if it is missing, damaged, or not of this
+    store. Use it inside a `view` of the store.
+
+    Args:
+        space: The namespace.
+        full_scan_threshold: How many facts are searched by comparing every key.
+    """
+
+    def __init__(self, space: Space, full_scan_threshold: int = FULL_SCAN_THRESHOLD) -> None:
+        self._space = space
+        self._threshold = full_scan_threshold
+        self._index: KeyIndex | CodeIndex | None = None
+        # The state of the namespace that the index is of, and the one that its file is of.
+        self._state = State()
+        self._saved: State | None = None
+        # When it was brought in step, and when a fact next begins or ceases to be valid.
+        self._time = ""
+        self._next_change: str | None = None
+
+    def search(
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        threads: int,
+        where: Mapping[str, Any] | None = None,
+        valid_only: bool = True,
+    ) -> Found:
+        """As [`KeyIndex.search`].
+
+        Args:
+            queries: `[b, dim]`, `b` > 0.
+            k: How many.
+            threads: How many may search.
+            where: Values that the metadata of a fact must have; all facts by default.
+            valid_only: Whether to leave out what is not valid now.
+        """
+        index = self._current()
+        among = None if where is None else self._space.labelled_ids(where)
+        ids, scores, keys = index.search(queries, k, threads, among)
+        idle = KeyIndex(self._space.store.dim or 0)
+        if not valid_only:
+            idle.add(idle_ids := self._space.idle_ids(timestamps.now()), self._space.keys(idle_ids))
+        if not len(idle):
+            return ids, scores, keys
+        others, other_scores, other_keys = idle.search(queries, k, threads, among)
+        ids, scores = np.concatenate([ids, others], 1), np.concatenate([scores, other_scores], 1)
+        keys = np.concatenate([keys, other_keys], 1)
+        best = np.lexsort((ids, -scores))[:, :k]
+        return (
+            np.take_along_axis(ids, best, 1),
+            np.take_along_axis(scores, best, 1),
+            np.take_along_axis(keys, best[..., None], 1),
+        )
+
+    def save(self) -> None:
+        """Writes the index beside the store, if it was used and has changed. Failing is no harm."""
+        if self._index is None or self._directory is None:
+            return
+        with _failing_is_no_harm():
+            index = self._current()
+            if self._state != self._saved:
+                self._write(index)
+
+    def _write(self, index: KeyIndex | CodeIndex) -> None:
+        assert self._directory is not None
+        if isinstance(index, CodeIndex):
+            files: dict[str, Any] = dict(index.files())
+        else:
+            files = {_FILE: save_arrays({"ids": index.ids, "keys": index.keys})}
+        write_files(self._directory, files, {**self._origin(self._state), "time": self._time})
+        self._saved = self._state
+        for path in self._directory.iterdir():
+            if path.name not in (*files, MANIFEST):  # Of an index of the other kind.
+                path.unlink()
+
+    def _save_if_much_is_new(self) -> None:
+        """Keeps an index of codes from having to be made anew, which takes long, if nobody closes it."""
+        store, index = self._space.store, self._index
+        if not isinstance(index, CodeIndex) or store.path is None or store.read_only:
+            return
+        saved = self._saved or State()
+        num_changes = self._state.next_id - saved.next_id + self._state.num_past - saved.num_past
+        if num_changes > max(self._threshold, _UNSAVED * len(index)):
+            self._saved = self._state  # Also where it fails: not to try each time.
+            with _failing_is_no_harm():
+                self._write(index)
+
+    def _current(self) -> KeyIndex | CodeIndex:
+        """The index, brought in step with the store."""
+        space, state, time = self._space, self._space.state, timestamps.now()
+        until = self._next_change
+        if self._index is not None and state == self._state and self._time <= time and (not until or time < until):
+            return self._index
+        index, self._index = self._index, None
+        if index is None:
+            index = self._read(state)
+        elif state.rekeyed_at != self._state.rekeyed_at:
+            index = self._nothing()
+        if time < self._time:  # The clock was put back.
+            valid = space.valid_ids(time)
+            index.remove(np.setdiff1d(index.ids, valid, assume_unique=True))
+            new = np.setdiff1d(valid, index.ids, assume_unique=True)
+        else:
+            gone = np.union1d(space.departed_ids(self._state.num_past), space.ended_ids(self._time, time))
+            index.remove(index.holding(gone.astype(np.int64)))
+            begun = space.begun_ids(self._time, time)
+            new = np.union1d(begun[begun < self._state.next_id], space.valid_ids(time, first=self._state.next_id))
+        self._index, self._state, self._time = self._with(index, new), state, time
+        self._next_change = space.next_validity_change(time)
+        self._save_if_much_is_new()
+        return self._index
+
+    def _with(self, index: KeyIndex | CodeIndex, new: NDArray[np.int64]) -> KeyIndex | CodeIndex:
+        """The index with the keys of `new` added, of the kind that so many facts need."""
+        space, size = self._space, len(index) + len(new)
+        dim = space.store.dim or 0
+        if isinstance(index, CodeIndex):
+            if size > self._threshold // 2:
+                index.add(new)
+                return index
+            ids = np.union1d(index.ids, new)
+            index, new = KeyIndex(dim), ids
+        elif size > self._threshold:
+            if code_index.is_available():
+                codes = CodeIndex(dim, space.keys)
+                codes.build(np.union1d(index.ids, new))
+                return codes
+            if len(index) <= self._threshold:  # Once.
+                logger.warning(
+                    f"Each lookup compares the keys of all {size} facts: beyond {self._threshold}, "
+                    f"pip install 'recipe-hf[scale]' makes it faster."
+                )
+        for start in range(0, len(new), _CHUNK):
+            index.add(new[start : start + _CHUNK], space.keys(new[start : start + _CHUNK]))
+        return index
+
+    def _nothing(self) -> KeyIndex:
+        """An empty index, of the time before the first fact."""
+        self._state, self._time = State(), ""
+        return KeyIndex(self._space.store.dim or 0)
+
+    def _read(self, state: State) -> KeyIndex | CodeIndex:
+        """The index as it was saved, or an empty one where that cannot be used."""
+        directory = self._directory
+        index: KeyIndex | CodeIndex = self._nothing()
+        if directory is None or not directory.exists():
+            return index
+        try:
+            manifest = read_manifest(directory)
+            saved = replace(state, next_id=manifest["next_id"], num_past=manifest["num_past"])
+            is_later = saved.next_id > state.next_id or saved.num_past > state.num_past
+            if is_later or any(manifest[name] != it for name, it in self._origin(saved).items()):
+                raise ValueError("it is of another store, or of other keys.")
+            is_of_keys = _FILE in manifest["files"]
+            if not is_of_keys and not code_index.is_available():
+                return index
+            index = self._of_files(lambda name: read_array(directory, name, manifest), is_of_keys)
+            self._state, self._time = saved, manifest["time"]
+            if saved == state:
+                self._saved = state
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            logger.warning(f"The index is made anew: {error}")
+            return self._nothing()
+        return index
+
+    def _of_files(self, read: Callable[[str], NDArray[np.uint8]], is_of_keys: bool) -> KeyIndex | CodeIndex:
+        dim = self._space.store.dim or 0
+        if not is_of_keys:
+            return CodeIndex.of_files(dim, self._space.keys, read)
+        arrays, index = load_arrays(read(_FILE).tobytes()), KeyIndex(dim)
+        index.add(arrays["ids"], arrays["keys"])
+        return index
+
+    def _origin(self, state: State) -> dict[str, Any]:
+        """What only the index of this namespace can say, if it was made when its state was `state`.
+
+        A copy of the store that went on by itself gave the last id, and ended the last fact, at another moment, if at
+        all.
+        """
+        last = self._space.get(state.next_id - 1)
+        return {
+            "store": self._space.store.uuid,
+            "namespace": self._space.name,
+            "next_id": state.next_id,
+            "last_created_at": last and last.created_at,
+            "num_past": state.num_past,
+            "last_departure": self._space.departure(state.num_past - 1),
+            "rekeyed_at": self._space.state.rekeyed_at,
+        }
+
+    @property
+    def _directory(self) -> Path | None:
+        path = self._space.store.path
+        name = hashlib.sha256(self._space.name.encode()).hexdigest()[:16]
+        return path and path.with_name(path.name + "-index") / name
+
+
+@contextmanager
+def _failing_is_no_harm() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        logger.warning(f"The index was not saved, and will be made anew ({error}).")

@@ -1,0 +1,223 @@
+"""Knowledge bases copied, saved, published, and exchanged with other programs."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import timestamps
+from .contents import Contents
+from .exchange import write_facts
+from .facts import Fact, PastFact
+from .files import user_path
+from .live_index import FULL_SCAN_THRESHOLD
+from .space import Space
+from .store import Store
+from .vectors import check_vectors
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from huggingface_hub import CommitInfo
+
+    from .base import Encode
+
+
+class Persistence:
+    """The part of [`KnowledgeBase`] that makes copies of it, here and elsewhere."""
+
+    full_scan_threshold: int
+    _store: Store
+    _space: Space
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Saves facts, history and keys to a directory, in place of a knowledge base saved there before.
+
+        Writes `knowledge.jsonl`, `keys.safetensors` and `manifest.json`. If it is interrupted at any moment, the
+        directory loads as it was before or as it is after, never as a mixture. Of several namespaces, this one.
+        """
+        self._contents().write(user_path(directory))
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike[str]) -> Self:
+        """Loads what `save` wrote, into memory; `copy_to` then puts it into a file.
+
+        Raises:
+            FileNotFoundError: If a file is missing.
+            ValueError: If a file is truncated, altered or of another format version.
+        """
+        return cls._holding(Contents.read(user_path(directory)))
+
+    def copy_to(self, path: str | os.PathLike[str], namespace: str | None = None) -> Self:
+        """Puts a copy of everything, with the same ids, times and keys, into a file, and opens that.
+
+        Args:
+            path: The file, as in `KnowledgeBase.open`.
+            namespace: Where in the file to put this namespace alone. By default all namespaces are copied, each to
+                the one of its name.
+
+        Raises:
+            OSError: If the file cannot be written.
+            ValueError: If there are or were facts in such a namespace there, or its keys are of another width.
+        """
+        everything = self._everything() if namespace is None else {namespace: self._contents()}
+        base: Any = type(self).open(  # type: ignore[attr-defined]
+            path,
+            next(iter(everything.values())).dim,
+            namespace=self._space.name if namespace is None else namespace,
+            full_scan_threshold=self.full_scan_threshold,
+        )
+        try:
+            with base._store.change():
+                for name, contents in everything.items():
+                    space = Space(base._store, name)
+                    if space.state.next_id:
+                        raise ValueError(f"path must be that of an empty knowledge base, got {path}, which has facts.")
+                    contents.fill(space)
+        except BaseException:
+            base.close()
+            raise
+        return base
+
+    def snapshot(self, at: Any = None, encode: Encode | None = None) -> Self:
+        """A copy of this namespace in memory, as things are now or as they were.
+
+        Whatever its moment, a search in it finds what is valid at the present time.
+
+        Args:
+            at: A `datetime` or a string in ISO 8601, UTC where it names no time zone; now by default.
+            encode: Makes the keys of statements, for facts of that time whose keys other weights made:
+                `model.encode_statements`.
+
+        Raises:
+            ValueError: If `at` is not a time, or keys are needed and there is no `encode`.
+        """
+        contents = self._contents()
+        if at is not None:
+            contents = self._as_of(contents, timestamps.to_timestamp(at, "at"), encode)
+        return self._holding(contents, self.full_scan_threshold)
+
+    def _as_of(self, contents: Contents, time: str, encode: Encode | None) -> Contents:
+        key_of = {fact.id: key for fact, key in zip(contents.facts, contents.keys, strict=True)} | contents.past_keys
+        known = [fact for fact in [*contents.facts, *contents.past] if fact.created_at <= time]
+        past = [fact for fact in contents.past if fact.ended_at <= time]
+        gone = {fact.id for fact in past}
+        facts = [_as_present(fact) for fact in sorted(known, key=lambda fact: fact.id) if fact.id not in gone]
+        unknown = [fact for fact in facts if fact.id not in key_of]
+        key_of |= {fact.id: key for fact, key in zip(unknown, self._encoded(unknown, encode), strict=True)}
+        return Contents(
+            contents.dim,
+            max((fact.id + 1 for fact in known), default=0),
+            contents.encoder_fingerprint,
+            facts,
+            np.stack([key_of[fact.id] for fact in facts]) if facts else contents.keys[:0],
+            past,
+            {fact.id: key_of[fact.id] for fact in past if fact.id in key_of},
+        )
+
+    def _encoded(self, facts: list[Any], encode: Encode | None) -> NDArray[np.float32]:
+        """Keys `[n, dim]` of past facts that have none."""
+        if not facts:
+            return np.empty((0, self._store.dim or 0), np.float32)
+        if encode is None:
+            raise ValueError(
+                f"encode must be given (model.encode_statements): the key of fact {facts[0].id} was made by other "
+                f"weights, or is not known."
+            )
+        return check_vectors("encode(...)", encode([fact.statement for fact in facts]), self._store.dim, len(facts))
+
+    def export(self, path: str | os.PathLike[str], *, include_history: bool = False) -> None:
+        """Writes the facts, without keys, to a file that other programs read, in place of one there before.
+
+        `model.import_knowledge` takes them in again.
+
+        Args:
+            path: A `.jsonl` or a `.parquet` file; the latter needs `recipe-hf[parquet]`.
+            include_history: Whether to write past facts too; these have a `reason`.
+
+        Raises:
+            ImportError: If it is a Parquet file, and pyarrow is not installed.
+            ValueError: If it is a file of another kind.
+        """
+        contents = self._contents()
+        write_facts(path, [*contents.facts, *(contents.past if include_history else [])])
+
+    def push_to_hub(self, repo_id: str, **hub_kwargs: Any) -> CommitInfo:
+        """Pushes facts and history, without a model, to a dataset repository that `datasets` can read.
+
+        Args:
+            repo_id: The repository, made if it does not exist.
+            **hub_kwargs: `private`, `token`, `commit_message`, `revision` and `create_pr`, as in
+                [`~recipe_hf.hub.push_checkpoint`].
+
+        Raises:
+            OSError: If the Hub refuses, or the connection breaks.
+        """
+        from ..hub import push_knowledge  # It fills the card, and so depends on this module.
+
+        return push_knowledge(self, repo_id, **hub_kwargs)  # type: ignore[arg-type]
+
+    @classmethod
+    def from_pretrained(cls, repo_id: str, *, repo_type: str = "dataset", **hub_kwargs: Any) -> Self:
+        """Loads facts and history from the Hub. Give them to a model by `model.knowledge = ...`.
+
+        Args:
+            repo_id: The repository.
+            repo_type: `"dataset"`, or `"model"` for the facts that a checkpoint there ships.
+            **hub_kwargs: `revision`, `token`, `cache_dir`, `local_files_only` and `force_download`.
+
+        Raises:
+            OSError: If it cannot be found or read, or the connection breaks.
+            ValueError: If a file is truncated, altered or of another format version.
+        """
+        from ..modeling.download import download
+
+        return cls.load(download(repo_id, ["knowledge/*"], repo_type=repo_type, **hub_kwargs) / "knowledge")
+
+    # ------------------------------------------------------------------ copies
+
+    def _contents(self) -> Contents:
+        with self._store.view():
+            return Contents.of(self._space)
+
+    def _everything(self) -> dict[str, Contents]:
+        """What all namespaces hold, this one first, even if it is empty."""
+        base: Any = self
+        with self._store.view():
+            names = dict.fromkeys([self._space.name, *base.namespaces()])
+            return {name: base.namespace(name)._contents() for name in names}
+
+    @classmethod
+    def _holding(cls, contents: Contents, full_scan_threshold: int = FULL_SCAN_THRESHOLD) -> Self:
+        """A knowledge base in memory."""
+        return cls._holding_all({"": contents}, full_scan_threshold)
+
+    @classmethod
+    def _holding_all(cls, everything: dict[str, Contents], full_scan_threshold: int) -> Self:
+        """The first of several namespaces in memory."""
+        (name, contents), *_ = everything.items()
+        base: Any = cls.__new__(cls)
+        base.full_scan_threshold = full_scan_threshold
+        base._enter(Store.memory(contents.dim), name, {})
+        with base._store.change():
+            for name, contents in everything.items():
+                contents.fill(Space(base._store, name))
+        return base
+
+    def __reduce__(self) -> Any:
+        """Copies, pickled ones too, live in memory, with all namespaces."""
+        return type(self)._holding_all, (self._everything(), self.full_scan_threshold)
+
+    def __deepcopy__(self, memo: Any) -> Self:
+        return self._holding_all(self._everything(), self.full_scan_threshold)
+
+
+def _as_present(fact: Fact) -> Fact:
+    if not isinstance(fact, PastFact):
+        return fact
+    return Fact(
+        **{name: value for name, value in vars(fact).items() if name not in ("ended_at", "reason", "replaced_by")}
+    )

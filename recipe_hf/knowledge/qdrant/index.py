@@ -1,0 +1,91 @@
+"""Search in Qdrant: it names candidates, and float32 dot products with the keys themselves decide."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from qdrant_client import models
+
+from .. import timestamps
+from ..key_index import Found, nothing
+from .space import QdrantSpace
+from .store import KEY
+
+_MARGIN = 7  # Candidates beyond those asked for.
+_QUERIES = 16  # In one request.
+
+
+class QdrantIndex:
+    """Finds keys among the facts of a namespace. The counterpart of [`..live_index`].
+
+    Args:
+        space: The namespace.
+        exact: Whether Qdrant compares a query with every key, or walks its HNSW graph.
+    """
+
+    def __init__(self, space: QdrantSpace, exact: bool) -> None:
+        self.space = space
+        self._exact = exact
+
+    def save(self) -> None:
+        """Qdrant keeps the index itself."""
+
+    def search(
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        threads: int,
+        where: Mapping[str, Any] | None = None,
+        valid_only: bool = True,
+    ) -> Found:
+        """As [`LiveIndex.search`][recipe_hf.knowledge.live_index.LiveIndex.search], always `k` of them.
+
+        Where there are fewer facts, the rest is -1, -inf and 0. Qdrant's threads are its own.
+        """
+        ids, scores, keys = nothing(len(queries), k, queries.shape[1])
+        condition = self.space.usable(where, timestamps.now() if valid_only else None)
+        limit, rows = k + _MARGIN, np.arange(len(queries))
+        while len(rows):
+            doubtful = []
+            for start in range(0, len(rows), _QUERIES):
+                asked = rows[start : start + _QUERIES]
+                for row, points in zip(asked, self._candidates(queries[asked], limit, condition), strict=True):
+                    found = np.array([self.space.take(point, True) for point in points], np.int64)
+                    if not len(found):
+                        continue
+                    found.sort()
+                    vectors = self.space.keys(found.tolist())
+                    products = (vectors * queries[row]).sum(-1)
+                    best = np.argsort(-products, kind="stable")[:k]
+                    n = len(best)
+                    ids[row, :n], scores[row, :n], keys[row, :n] = found[best], products[best], vectors[best]
+                    if len(found) == limit and products[best[-1]] <= products.min() + _rounding(queries[row], vectors):
+                        doubtful.append(row)
+            rows, limit = np.array(doubtful, np.int64), 4 * limit
+        return ids, scores, keys
+
+    def _candidates(self, queries: NDArray[np.float32], limit: int, condition: models.Filter) -> list[list[Any]]:
+        store = self.space.store
+        params = models.SearchParams(exact=self._exact, hnsw_ef=max(256, 4 * limit))
+        requests = [
+            models.QueryRequest(
+                query=query.tolist(),
+                using=KEY,
+                filter=condition,
+                params=params if store.server.is_remote else None,  # Local mode is always exact.
+                limit=limit,
+                with_payload=True,
+                with_vector=[KEY],
+            )
+            for query in queries
+        ]
+        return [found.points for found in store.server.read("query_batch_points", store.collection, requests)]
+
+
+def _rounding(query: NDArray[np.float32], keys: NDArray[np.float32]) -> float:
+    """How far two float32 dot products of the same vectors may be apart, for the order in which they are summed."""
+    largest = np.linalg.norm(keys, axis=1).max() * np.linalg.norm(query)
+    return float(2 * len(query) * np.finfo(np.float32).eps * largest)

@@ -1,0 +1,241 @@
+"""One namespace in Qdrant: its facts, past ones too, as points. The counterpart of [`..space`]."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from qdrant_client import models
+
+from ..facts import Fact, NewFact, PastFact, canonical, spellings
+from ..space import CONTENT, ENDING, State, checksum, to_fact
+from .store import KEY, QdrantStore, Row
+
+_COLUMNS = (*CONTENT, "content_sum", "about", *ENDING, "departure", "ending_sum", "key_sum", "labels")
+
+
+class QdrantSpace:
+    """The points of the namespace that `store` is of. Use it inside a `view` or a `change` of the store."""
+
+    def __init__(self, store: QdrantStore) -> None:
+        self.store = store
+        self.name = store.namespace
+
+    @property
+    def state(self) -> State:
+        """The state it is in."""
+        return self.store.now.state
+
+    def changing(self) -> AbstractContextManager[None]:
+        """Context of one change; the store writes the state at its end."""
+        return nullcontext()
+
+    def set_state(self, **changes: Any) -> None:
+        """Changes fields of the state."""
+        self.store.now.state = replace(self.state, **changes)
+
+    def fix_dim(self, dim: int) -> None:
+        """A collection has its width from the start."""
+
+    # ------------------------------------------------------------------ reading points
+
+    def load(self, ids: Iterable[Any], with_keys: bool = False) -> None:
+        """Reads the points of facts in one request, so that reading one by one asks for nothing more."""
+        moment = self.store.now
+        ids = [id for id in ids if isinstance(id, int) and 0 <= id < moment.committed.next_id]
+        new = [id for id in dict.fromkeys(ids) if self._is_unread(id, with_keys)]
+        for start in range(0, len(new), 256):
+            for record in self.store.retrieve(new[start : start + 256], with_keys):
+                self.take(record, with_keys)
+
+    def load_all(self, *conditions: models.FieldCondition, past: bool = False, with_keys: bool = False) -> None:
+        """Reads the points of all present or all past facts that meet conditions."""
+        for record in self.store.scroll(self.filter(conditions, past=past), with_keys):
+            self.take(record, with_keys)
+
+    def load_subjects(self, subjects: Iterable[str]) -> None:
+        """Reads the points of all present facts about prompts or statements."""
+        moment = self.store.now
+        names = dict.fromkeys(name for subject in subjects for name in spellings(subject))
+        new = [name for name in names if name not in moment.subjects]
+        moment.subjects.update({name: [] for name in new})
+        for start in range(0, len(new), 256):
+            self.load_all(_about(new[start : start + 256]))
+        for id, row in moment.rows.items() if new else ():
+            if row.columns["about"] in new and row.columns["departure"] is None:
+                moment.subjects[row.columns["about"]].append(id)
+
+    def take(self, record: Any, with_keys: bool) -> int:
+        """Keeps what was read of a point, unless it was changed meanwhile; gives the fact's id."""
+        moment, payload = self.store.now, record.payload
+        id = payload["id"]
+        if self._is_unread(id, with_keys):
+            columns = dict.fromkeys(_COLUMNS) | payload
+            if columns["departure"] is not None and columns["departure"] >= moment.committed.num_past:
+                columns |= dict.fromkeys((*ENDING, "departure", "ending_sum"))
+            columns |= moment.ended.get(id, {})
+            vector = (record.vector or {}).get(KEY) if with_keys else None
+            key = None if vector is None else np.asarray(vector, np.float32)
+            moment.rows[id] = Row(columns, key, with_keys)
+        return id
+
+    def filter(
+        self, conditions: Iterable[Any] = (), excluded: Iterable[Any] = (), *, past: bool = False
+    ) -> models.Filter:
+        """What the points of present, or past, facts meet."""
+        moment = self.store.now
+        left = models.FieldCondition(key="departure", range=models.Range(lt=moment.committed.num_past))
+        counts = [
+            models.FieldCondition(key="id", range=models.Range(lt=moment.committed.next_id)),
+            models.FieldCondition(key="generation", match=models.MatchValue(value=moment.generation)),
+            *conditions,
+        ]
+        if past:
+            return models.Filter(must=[*counts, left], must_not=[*excluded])
+        return models.Filter(must=counts, must_not=[left, *excluded])
+
+    def usable(self, where: Mapping[str, Any] | None, time: str | None) -> models.Filter:
+        """What the points of facts that are valid at `time`, and whose metadata hold all of `where`, meet."""
+        labels = [
+            models.FieldCondition(key="labels", match=models.MatchValue(value=_label(name, value)))
+            for name, value in (where or {}).items()
+        ]
+        if time is None:
+            return self.filter(labels)
+        moment: Any = time
+        idle = [
+            models.FieldCondition(key="valid_from", range=models.DatetimeRange(gt=moment)),
+            models.FieldCondition(key="valid_until", range=models.DatetimeRange(lte=moment)),
+        ]
+        return self.filter(labels, idle)
+
+    def _is_unread(self, id: int, with_keys: bool) -> bool:
+        row = self.store.now.rows.get(id)
+        return row is None or (with_keys and not row.key_was_read)
+
+    # ------------------------------------------------------------------ facts
+
+    def get(self, id: int) -> Fact | None:
+        """The fact with this id, present or past."""
+        self.load([id])
+        row = self.store.now.rows.get(id)
+        return None if row is None else self._fact(row)
+
+    def present(self) -> list[Fact]:
+        """The facts there are now, oldest first."""
+        self.load_all()
+        rows = self.store.now.rows
+        return [self._fact(rows[id]) for id in sorted(rows) if rows[id].columns["departure"] is None]
+
+    def past(self, about: str | None = None) -> list[PastFact]:
+        """The facts that left, in order; with `about`, those about this prompt or statement."""
+        names = None if about is None else spellings(about)
+        self.load_all(*([] if names is None else [_about(names)]), past=True)
+        left = [row for row in self.store.now.rows.values() if row.columns["departure"] is not None]
+        left.sort(key=lambda row: row.columns["departure"])
+        facts = [self._fact(row) for row in left if names is None or row.columns["about"] in names]
+        return [fact for fact in facts if isinstance(fact, PastFact)]
+
+    def conflicts(self, new: NewFact) -> list[Fact]:
+        """The present facts that cannot stay beside `new`."""
+        self.load_subjects([new.about])
+        moment = self.store.now
+        ids = {id for name in spellings(new.about) for id in moment.subjects[name]}
+        rows = [moment.rows[id] for id in sorted(ids)]
+        facts = [self._fact(row) for row in rows if row.columns["departure"] is None]
+        return [fact for fact in facts if fact.conflicts_with(new)]
+
+    def insert(self, fact: Fact, key: NDArray[np.float32] | None, departure: int | None = None) -> None:
+        """Adds the point of a fact. `departure` is the number of one that left; past facts may have no key."""
+        columns: dict[str, Any] = {name: getattr(fact, name) for name in CONTENT}
+        columns["metadata"] = json.dumps(fact.metadata, ensure_ascii=False)
+        columns["content_sum"] = checksum(self.name, *columns.values())
+        columns["about"] = fact.subject[1]
+        columns |= {name: getattr(fact, name, None) for name in ENDING} | {"departure": departure}
+        columns["ending_sum"] = None if departure is None else checksum(*(columns[name] for name in _SUMMED))
+        columns["key_sum"] = None if key is None else _key_sum(key)
+        columns["labels"] = [_label(name, value) for name, value in fact.metadata.items()]
+        moment = self.store.now
+        moment.rows[fact.id] = Row(columns, None if key is None else key.copy(), True)
+        moment.written[fact.id] = None
+        if columns["about"] in moment.subjects:
+            moment.subjects[columns["about"]].append(fact.id)
+
+    def end(self, fact: Fact, departure: int, ended_at: str, reason: str, replaced_by: int | None = None) -> None:
+        """Makes a present fact a past one."""
+        moment = self.store.now
+        values = (ended_at, reason, replaced_by, departure)
+        ending = dict(zip(_SUMMED, values, strict=True)) | {"ending_sum": checksum(*values)}
+        moment.rows[fact.id].columns.update(ending)
+        if fact.id not in moment.written:
+            moment.ended[fact.id] = {name: value for name, value in ending.items() if value is not None}
+
+    def _fact(self, row: Row) -> Fact:
+        fact = to_fact(self.name, row.columns)
+        if fact is None:
+            raise self._damage(f"fact {row.columns['id']}")
+        return fact
+
+    # ------------------------------------------------------------------ ids and keys
+
+    def ids(self) -> NDArray[np.int64]:
+        """Ids of the present facts, ascending."""
+        return np.array([fact.id for fact in self.present()], np.int64)
+
+    def key(self, id: int) -> NDArray[np.float32] | None:
+        """The key `[dim]` of a fact, present or past; None for a past one whose key is not known.
+
+        Raises:
+            ValueError: If it is not as it was written.
+        """
+        self.load([id], with_keys=True)
+        row = self.store.now.rows[id]
+        if row.key is None and row.columns["key_sum"] is None:
+            return None
+        if row.key is None or _key_sum(row.key) != row.columns["key_sum"]:
+            raise self._damage(f"the key of fact {id}")
+        return row.key
+
+    def keys(self, ids: Iterable[int]) -> NDArray[np.float32]:
+        """Keys `[len(ids), dim]` of present facts."""
+        ids = list(ids)
+        self.load(ids, with_keys=True)
+        keys = np.empty((len(ids), self.store.dim or 0), np.float32)
+        for place, id in enumerate(ids):
+            keys[place] = self.key(int(id))
+        return keys
+
+    def replace_keys(self, ids: Sequence[int], keys: NDArray[np.float32]) -> None:
+        """Gives present facts new keys, and forgets those of past ones, which other weights made."""
+        moment = self.store.now
+        self.load_all()
+        self.load_all(past=True)
+        for row in moment.rows.values():
+            row.key, row.key_was_read, row.columns["key_sum"] = None, True, None
+        for id, key in zip(ids, keys, strict=True):
+            moment.rows[id].key, moment.rows[id].columns["key_sum"] = key.copy(), _key_sum(key)
+        moment.written, moment.ended, moment.is_rekeyed = dict.fromkeys(moment.rows), {}, True
+
+    def _damage(self, what: str) -> ValueError:
+        return ValueError(f"{self.store.path} is damaged ({what} is not as it was written): restore its snapshot.")
+
+
+_SUMMED = (*ENDING, "departure")
+
+
+def _about(names: Sequence[str]) -> models.FieldCondition:
+    return models.FieldCondition(key="about", match=models.MatchAny(any=list(names)))
+
+
+def _label(name: str, value: Any) -> str:
+    return f"{canonical(name)}: {canonical(value)}"
+
+
+def _key_sum(key: NDArray[np.float32]) -> int:
+    return zlib.crc32(key.astype("<f4").tobytes())

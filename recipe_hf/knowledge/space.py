@@ -1,0 +1,281 @@
+"""One namespace of a store: its facts, past ones too, as rows.
+
+A namespace is a knowledge base of its own, with its own ids. Every statement here names it, so nothing reaches the
+facts of another.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .facts import Fact, NewFact, PastFact, canonical, spellings
+from .store import FACT_COLUMNS, Store, damage
+
+CONTENT = ("id", "statement", "prompt", "answer", "metadata", "valid_from", "valid_until", "created_at")
+ENDING = ("ended_at", "reason", "replaced_by")
+_COLUMNS = (*CONTENT, "content_sum", *ENDING, "departure", "ending_sum")
+_SELECT = f"SELECT {', '.join(_COLUMNS)} FROM facts WHERE namespace = ?"
+# A plus keeps SQLite from going through all facts in their order, rather than to those about something.
+_CONFLICTING = """AND about IN (?, ?, ?) AND departure IS NULL AND (valid_until IS NULL OR valid_until > ?)
+AND (valid_from IS NULL OR ? IS NULL OR valid_from < ?) ORDER BY +id"""
+_PAST_ABOUT = "AND +departure IS NOT NULL AND about IN (?, ?, ?) ORDER BY +departure"
+_INSERT = f"INSERT INTO facts VALUES ({', '.join('?' * len(FACT_COLUMNS))})"
+
+
+@dataclass(frozen=True)
+class State:
+    """What a namespace is like at one moment.
+
+    Attributes:
+        size: How many facts are present.
+        next_id: The next fact's id.
+        num_past: How many facts left.
+        encoder_fingerprint: Names the weights that made the keys.
+        rekeyed_at: When all keys were last made anew; empty if never.
+        changed_at: When anything was last changed.
+    """
+
+    size: int = 0
+    next_id: int = 0
+    num_past: int = 0
+    encoder_fingerprint: str | None = None
+    rekeyed_at: str = ""
+    changed_at: str = ""
+
+
+class Space:
+    """The rows of the namespace `name` in `store`. Use it inside a `view` or a `change` of the store."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        self.store = store
+        self.name = name
+        self._changing: State | None = None
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Context of one change, at whose end its state is written, once."""
+        self._changing = before = self.state
+        try:
+            yield
+            state, self._changing = self._changing, None
+            if state != before:
+                self.set_state(**vars(state))
+        finally:
+            self._changing = None
+
+    @property
+    def state(self) -> State:
+        """The state it is in."""
+        if self._changing is not None:
+            return self._changing
+        rows = self.store.execute(
+            "SELECT size, next_id, num_past, encoder_fingerprint, rekeyed_at, changed_at FROM namespaces "
+            "WHERE name = ?",
+            (self.name,),
+        )
+        return next((State(*row) for row in rows), State())
+
+    def set_state(self, **changes: Any) -> None:
+        """Changes fields of the state."""
+        state = replace(self.state, **changes)
+        if self._changing is not None:
+            self._changing = state
+            return
+        self.store.execute(
+            "INSERT OR REPLACE INTO namespaces VALUES (?, ?, ?, ?, ?, ?, ?)", (self.name, *vars(state).values())
+        )
+
+    def fix_dim(self, dim: int) -> None:
+        """Says how wide keys are, where it is not known yet."""
+        self.store.execute("UPDATE store SET dim = ? WHERE dim IS NULL", (dim,))
+
+    # ------------------------------------------------------------------ facts
+
+    def get(self, id: int) -> Fact | None:
+        """The fact with this id, present or past."""
+        if not -1 < id < 2**63:
+            return None
+        return next(self._facts("AND id = ?", (id,)), None)
+
+    def present(self) -> list[Fact]:
+        """The facts there are now, oldest first."""
+        return list(self._facts("AND departure IS NULL ORDER BY id"))
+
+    def past(self, about: str | None = None) -> list[PastFact]:
+        """The facts that left, in order; with `about`, those about this prompt or statement."""
+        if about is None:
+            found = self._facts("AND departure IS NOT NULL ORDER BY departure")
+        else:
+            found = self._facts(_PAST_ABOUT, spellings(about))
+        return [fact for fact in found if isinstance(fact, PastFact)]
+
+    def conflicts(self, new: NewFact) -> list[Fact]:
+        """The present facts that cannot stay beside `new`."""
+        found = self._facts(_CONFLICTING, (*spellings(new.about), new.begin, new.valid_until, new.valid_until))
+        return [fact for fact in found if fact.conflicts_with(new)]
+
+    def insert(self, fact: Fact, key: NDArray[np.float32] | None, departure: int | None = None) -> None:
+        """Writes the row of a fact. `departure` is the number of one that left; past facts may have no key."""
+        metadata = json.dumps(fact.metadata, ensure_ascii=False)
+        content = [metadata if name == "metadata" else getattr(fact, name) for name in CONTENT]
+        ending = [*(getattr(fact, name, None) for name in ENDING), departure]
+        blob = None if key is None else key.astype("<f4").tobytes()
+        self.store.execute(
+            _INSERT,
+            (
+                self.name,
+                *content,
+                checksum(self.name, *content),
+                fact.subject[1],
+                *ending,
+                None if departure is None else checksum(*ending),
+                None if blob is None else zlib.crc32(blob),
+                blob,
+            ),
+        )
+        if departure is None:
+            self._label("INSERT INTO labels VALUES (?, ?, ?, ?)", fact)
+
+    def end(self, fact: Fact, departure: int, ended_at: str, reason: str, replaced_by: int | None = None) -> None:
+        """Makes a present fact a past one."""
+        ending = (ended_at, reason, replaced_by, departure)
+        self.store.execute(
+            "UPDATE facts SET ended_at = ?, reason = ?, replaced_by = ?, departure = ?, ending_sum = ? "
+            "WHERE namespace = ? AND id = ?",
+            (*ending, checksum(*ending), self.name, fact.id),
+        )
+        self._label("DELETE FROM labels WHERE namespace = ? AND name = ? AND value = ? AND id = ?", fact)
+
+    def _label(self, statement: str, fact: Fact) -> None:
+        for name, value in fact.metadata.items():
+            self.store.execute(statement, (self.name, name, canonical(value), fact.id))
+
+    def _facts(self, condition: str, parameters: tuple[Any, ...] = ()) -> Iterator[Fact]:
+        for row in self.store.execute(f"{_SELECT} {condition}", (self.name, *parameters)):
+            fact = to_fact(self.name, dict(zip(_COLUMNS, row, strict=True)))
+            if fact is None:
+                raise ValueError(damage(self.store.path, f"fact {row[0]} is not as it was written"))
+            yield fact
+
+    # ------------------------------------------------------------------ ids and keys
+
+    def ids(self, condition: str = "", parameters: tuple[Any, ...] = ()) -> NDArray[np.int64]:
+        """Ids of the present facts, ascending."""
+        sql = f"SELECT id FROM facts WHERE namespace = ? AND departure IS NULL {condition} ORDER BY id"
+        return np.fromiter((id for (id,) in self.store.execute(sql, (self.name, *parameters))), np.int64)
+
+    def valid_ids(self, time: str, first: int = 0) -> NDArray[np.int64]:
+        """Those of the present facts that are used at `time`, from the id `first` on."""
+        return self.ids(
+            "AND id >= ? AND (valid_from IS NULL OR valid_from <= ?) AND (valid_until IS NULL OR valid_until > ?)",
+            (first, time, time),
+        )
+
+    def begun_ids(self, since: str, time: str) -> NDArray[np.int64]:
+        """Those of the present facts that are used at `time`, and were not at `since`, before it."""
+        return self.ids(
+            "AND valid_from > ? AND valid_from <= ? AND (valid_until IS NULL OR valid_until > ?)", (since, time, time)
+        )
+
+    def ended_ids(self, since: str, time: str) -> NDArray[np.int64]:
+        """Those of the present facts that ceased to be used after `since`, up to `time`."""
+        return self.ids("AND valid_until > ? AND valid_until <= ?", (since, time))
+
+    def idle_ids(self, time: str) -> NDArray[np.int64]:
+        """Those of the present facts that are not used at `time`."""
+        return np.union1d(self.ids("AND valid_from > ?", (time,)), self.ids("AND valid_until <= ?", (time,)))
+
+    def next_validity_change(self, time: str) -> str | None:
+        """When, after `time`, a present fact next begins or ceases to be used."""
+        sql = "SELECT min({0}) FROM facts WHERE namespace = ? AND departure IS NULL AND {0} IS NOT NULL AND {0} > ?"
+        found = [
+            moment
+            for name in ("valid_from", "valid_until")
+            for (moment,) in self.store.execute(sql.format(name), (self.name, time))
+        ]
+        return min((moment for moment in found if moment is not None), default=None)
+
+    def departed_ids(self, first: int) -> list[int]:
+        """Ids of the facts that left, from the departure `first` on."""
+        sql = "SELECT id FROM facts WHERE namespace = ? AND departure >= ?"
+        return [id for (id,) in self.store.execute(sql, (self.name, first))]
+
+    def departure(self, number: int) -> list[Any] | None:
+        """Id and time of the departure with this number; None if there was none."""
+        sql = "SELECT id, ended_at FROM facts WHERE namespace = ? AND departure = ?"
+        row = self.store.execute(sql, (self.name, number)).fetchone()
+        return row and list(row)
+
+    def labelled_ids(self, where: Mapping[str, Any]) -> NDArray[np.int64]:
+        """Ids of the present facts whose metadata hold all of `where`, ascending."""
+        found = self.ids() if not where else None
+        for name, value in where.items():
+            sql = "SELECT id FROM labels WHERE namespace = ? AND name = ? AND value = ? ORDER BY id"
+            rows = self.store.execute(sql, (self.name, name, canonical(value)))
+            ids = np.fromiter((id for (id,) in rows), np.int64)
+            found = ids if found is None else np.intersect1d(found, ids, assume_unique=True)
+        assert found is not None
+        return found
+
+    def key(self, id: int) -> NDArray[np.float32] | None:
+        """The key `[dim]` of a fact, present or past; None for a past one whose key is not known.
+
+        Raises:
+            ValueError: If it is not as it was written.
+        """
+        sql = "SELECT key_sum, key FROM facts WHERE namespace = ? AND id = ?"
+        key_sum, blob = self.store.execute(sql, (self.name, id)).fetchone() or (None, b"")
+        if blob is None and key_sum is None:
+            return None
+        if not isinstance(blob, bytes) or zlib.crc32(blob) != key_sum or len(blob) != 4 * (self.store.dim or 0):
+            raise ValueError(damage(self.store.path, f"the key of fact {id} is not as it was written"))
+        return np.frombuffer(blob, "<f4").astype(np.float32, copy=False)
+
+    def keys(self, ids: Iterable[int]) -> NDArray[np.float32]:
+        """Keys `[len(ids), dim]` of present facts."""
+        ids = list(ids)
+        keys = np.empty((len(ids), self.store.dim or 0), np.float32)
+        for row, id in enumerate(ids):
+            keys[row] = self.key(int(id))
+        return keys
+
+    def replace_keys(self, ids: Sequence[int], keys: NDArray[np.float32]) -> None:
+        """Gives present facts new keys, and forgets those of past ones, which other weights made."""
+        self.store.execute(
+            "UPDATE facts SET key = NULL, key_sum = NULL WHERE namespace = ? AND departure IS NOT NULL", (self.name,)
+        )
+        for id, key in zip(ids, keys, strict=True):
+            blob = key.astype("<f4").tobytes()
+            self.store.execute(
+                "UPDATE facts SET key = ?, key_sum = ? WHERE namespace = ? AND id = ?",
+                (blob, zlib.crc32(blob), self.name, id),
+            )
+
+
+def namespaces(store: Store) -> list[str]:
+    """The names of all namespaces that hold or held facts."""
+    return [name for (name,) in store.execute("SELECT name FROM namespaces WHERE next_id > 0 ORDER BY name")]
+
+
+def to_fact(namespace: str, row: Mapping[str, Any]) -> Fact | None:
+    """The fact, present or past, of a row's columns; None if it is not as it was written."""
+    content, ending = [row[name] for name in CONTENT], [row[name] for name in (*ENDING, "departure")]
+    if row["content_sum"] != checksum(namespace, *content):
+        return None
+    if row["ending_sum"] != (None if row["departure"] is None else checksum(*ending)):
+        return None
+    values = dict(zip(CONTENT, content, strict=True)) | {"metadata": json.loads(row["metadata"])}
+    return Fact(**values) if row["departure"] is None else PastFact(**values, **{name: row[name] for name in ENDING})
+
+
+def checksum(*values: Any) -> int:
+    """CRC-32 of values of a row."""
+    return zlib.crc32(json.dumps(values, default=repr).encode())
