@@ -25,8 +25,8 @@ from real_facts import KEYS
 from report import publish, table
 from usearch.index import Index
 
-from recipe_hf.knowledge.code_index import CodeIndex
-from recipe_hf.knowledge.key_index import KeyIndex
+from recipe_hf.knowledge.search.code_index import CodeIndex
+from recipe_hf.knowledge.search.key_index import KeyIndex
 
 WIDTH = 192  # Main directions that the keys are projected to, in a random rotation.
 

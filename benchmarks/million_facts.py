@@ -31,8 +31,8 @@ from real_facts import KEYS, SHARD, RealFact, load_retriever, real_facts, shards
 from report import publish, table
 
 from recipe_hf.knowledge import KnowledgeBase
-from recipe_hf.knowledge.code_index import CodeIndex
-from recipe_hf.knowledge.key_index import KeyIndex
+from recipe_hf.knowledge.search.code_index import CodeIndex
+from recipe_hf.knowledge.search.key_index import KeyIndex
 
 BATCH = 1000
 CHURN = 0.1  # Share of the facts that are removed, and again that are replaced.

@@ -34,10 +34,11 @@ def test_wheel_holds_every_module_and_data_file(wheel: zipfile.ZipFile):
             "*.py",
             "cards/*.md",
             "training/configs/*.yaml",
-            "training/statements/*",
+            "training/statements/**/*",
             "evaluation/tasks/*.yaml",
         )
         for path in (ROOT / "recipe_hf").rglob(pattern)
+        if path.is_file()
     }
     files.add("recipe_hf/py.typed")
     assert "recipe_hf/cards/model_card_template.md" in files

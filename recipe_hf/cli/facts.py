@@ -179,7 +179,7 @@ def salvage(
     new: Annotated[Path, typer.Argument(help="File to make.", show_default=False)],
 ) -> None:
     """Saves every fact that can be read of a damaged knowledge base to a new file."""
-    from ..knowledge.salvage import salvage
+    from ..knowledge.sqlite.salvage import salvage
 
     saved = salvage(damaged, new)
     lost = "how many are lost, it does not say" if saved.lost is None else f"{saved.lost} lost"

@@ -2,6 +2,6 @@
 
 from .base import KnowledgeBase, OnConflict
 from .contents import FACTS_FILE, KEYS_FILE
-from .hits import Hits
+from .search.hits import Hits
 
 __all__ = ["FACTS_FILE", "KEYS_FILE", "Hits", "KnowledgeBase", "OnConflict"]

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from . import timestamps
 from .checks import as_id, check_namespace, check_positive, checked_ids, checked_where, is_unicode
 from .facts import Fact, NewFact, PastFact, parse_facts
-from .hits import Hits
-from .key_index import nothing
-from .live_index import FULL_SCAN_THRESHOLD, LiveIndex
 from .persistence import Persistence
-from .space import Space, namespaces
-from .store import Store
-from .vectors import check_vectors
+from .search.hits import Hits
+from .search.key_index import nothing
+from .search.live_index import FULL_SCAN_THRESHOLD, LiveIndex
+from .search.vectors import check_vectors
+from .sqlite.space import Space, namespaces
+from .sqlite.store import Store
 
 if TYPE_CHECKING:  # torch takes seconds to import: it is, where a tensor is made.
     from typing import Self

@@ -16,8 +16,8 @@ from safetensors.numpy import save as save_arrays
 
 from .facts import Fact, PastFact
 from .files import read_file, read_manifest, write_files
-from .space import Space
-from .vectors import check_array
+from .search.vectors import check_array
+from .sqlite.space import Space
 
 FACTS_FILE = "knowledge.jsonl"
 KEYS_FILE = "keys.safetensors"

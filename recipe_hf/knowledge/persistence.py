@@ -13,10 +13,10 @@ from .contents import Contents
 from .exchange import write_facts
 from .facts import Fact, PastFact
 from .files import user_path
-from .live_index import FULL_SCAN_THRESHOLD
-from .space import Space
-from .store import Store
-from .vectors import check_vectors
+from .search.live_index import FULL_SCAN_THRESHOLD
+from .search.vectors import check_vectors
+from .sqlite.space import Space
+from .sqlite.store import Store
 
 if TYPE_CHECKING:
     from typing import Self

@@ -20,7 +20,7 @@ sys.modules["recipe_hf"].__path__ = [package]
 
 from recipe_hf.knowledge import KnowledgeBase
 from recipe_hf.knowledge.exchange import read_facts
-from recipe_hf.knowledge.salvage import salvage
+from recipe_hf.knowledge.sqlite.salvage import salvage
 
 with KnowledgeBase.open(f"{directory}/facts.db") as base:
     base.remove(0)

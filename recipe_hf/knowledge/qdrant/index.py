@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from qdrant_client import models
 
 from .. import timestamps
-from ..key_index import Found, nothing
+from ..search.key_index import Found, nothing
 from .space import QdrantSpace
 from .store import KEY
 
@@ -19,7 +19,7 @@ _QUERIES = 16  # In one request.
 
 
 class QdrantIndex:
-    """Finds keys among the facts of a namespace. The counterpart of [`..live_index`].
+    """Finds keys among the facts of a namespace. The counterpart of [`..search.live_index`].
 
     Args:
         space: The namespace.
@@ -41,7 +41,7 @@ class QdrantIndex:
         where: Mapping[str, Any] | None = None,
         valid_only: bool = True,
     ) -> Found:
-        """As [`LiveIndex.search`][recipe_hf.knowledge.live_index.LiveIndex.search], always `k` of them.
+        """As [`LiveIndex.search`][recipe_hf.knowledge.search.live_index.LiveIndex.search], always `k` of them.
 
         Where there are fewer facts, the rest is -1, -inf and 0. Qdrant's threads are its own.
         """

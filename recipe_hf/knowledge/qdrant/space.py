@@ -1,9 +1,7 @@
-"""One namespace in Qdrant: its facts, past ones too, as points. The counterpart of [`..space`]."""
+"""One namespace in Qdrant: its facts, past ones too, as points. The counterpart of [`..sqlite.space`]."""
 
 from __future__ import annotations
 
-import json
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -14,10 +12,11 @@ from numpy.typing import NDArray
 from qdrant_client import models
 
 from ..facts import Fact, NewFact, PastFact, canonical, spellings
-from ..space import CONTENT, ENDING, State, checksum, to_fact
+from ..rows import COLUMNS, ENDING, ending, key_sum, to_fact, to_row
+from ..sqlite.space import State
 from .store import KEY, QdrantStore, Row
 
-_COLUMNS = (*CONTENT, "content_sum", "about", *ENDING, "departure", "ending_sum", "key_sum", "labels")
+_COLUMNS = (*COLUMNS, "labels")
 
 
 class QdrantSpace:
@@ -78,7 +77,7 @@ class QdrantSpace:
         if self._is_unread(id, with_keys):
             columns = dict.fromkeys(_COLUMNS) | payload
             if columns["departure"] is not None and columns["departure"] >= moment.committed.num_past:
-                columns |= dict.fromkeys((*ENDING, "departure", "ending_sum"))
+                columns |= dict.fromkeys((*ENDING, "ending_sum"))
             columns |= moment.ended.get(id, {})
             vector = (record.vector or {}).get(KEY) if with_keys else None
             key = None if vector is None else np.asarray(vector, np.float32)
@@ -153,13 +152,7 @@ class QdrantSpace:
 
     def insert(self, fact: Fact, key: NDArray[np.float32] | None, departure: int | None = None) -> None:
         """Adds the point of a fact. `departure` is the number of one that left; past facts may have no key."""
-        columns: dict[str, Any] = {name: getattr(fact, name) for name in CONTENT}
-        columns["metadata"] = json.dumps(fact.metadata, ensure_ascii=False)
-        columns["content_sum"] = checksum(self.name, *columns.values())
-        columns["about"] = fact.subject[1]
-        columns |= {name: getattr(fact, name, None) for name in ENDING} | {"departure": departure}
-        columns["ending_sum"] = None if departure is None else checksum(*(columns[name] for name in _SUMMED))
-        columns["key_sum"] = None if key is None else _key_sum(key)
+        columns = to_row(self.name, fact, key, departure)
         columns["labels"] = [_label(name, value) for name, value in fact.metadata.items()]
         moment = self.store.now
         moment.rows[fact.id] = Row(columns, None if key is None else key.copy(), True)
@@ -170,11 +163,10 @@ class QdrantSpace:
     def end(self, fact: Fact, departure: int, ended_at: str, reason: str, replaced_by: int | None = None) -> None:
         """Makes a present fact a past one."""
         moment = self.store.now
-        values = (ended_at, reason, replaced_by, departure)
-        ending = dict(zip(_SUMMED, values, strict=True)) | {"ending_sum": checksum(*values)}
-        moment.rows[fact.id].columns.update(ending)
+        columns = ending(ended_at, reason, replaced_by, departure)
+        moment.rows[fact.id].columns.update(columns)
         if fact.id not in moment.written:
-            moment.ended[fact.id] = {name: value for name, value in ending.items() if value is not None}
+            moment.ended[fact.id] = {name: value for name, value in columns.items() if value is not None}
 
     def _fact(self, row: Row) -> Fact:
         fact = to_fact(self.name, row.columns)
@@ -198,7 +190,7 @@ class QdrantSpace:
         row = self.store.now.rows[id]
         if row.key is None and row.columns["key_sum"] is None:
             return None
-        if row.key is None or _key_sum(row.key) != row.columns["key_sum"]:
+        if row.key is None or key_sum(row.key) != row.columns["key_sum"]:
             raise self._damage(f"the key of fact {id}")
         return row.key
 
@@ -219,14 +211,11 @@ class QdrantSpace:
         for row in moment.rows.values():
             row.key, row.key_was_read, row.columns["key_sum"] = None, True, None
         for id, key in zip(ids, keys, strict=True):
-            moment.rows[id].key, moment.rows[id].columns["key_sum"] = key.copy(), _key_sum(key)
+            moment.rows[id].key, moment.rows[id].columns["key_sum"] = key.copy(), key_sum(key)
         moment.written, moment.ended, moment.is_rekeyed = dict.fromkeys(moment.rows), {}, True
 
     def _damage(self, what: str) -> ValueError:
         return ValueError(f"{self.store.path} is damaged ({what} is not as it was written): restore its snapshot.")
-
-
-_SUMMED = (*ENDING, "departure")
 
 
 def _about(names: Sequence[str]) -> models.FieldCondition:
@@ -235,7 +224,3 @@ def _about(names: Sequence[str]) -> models.FieldCondition:
 
 def _label(name: str, value: Any) -> str:
     return f"{canonical(name)}: {canonical(value)}"
-
-
-def _key_sum(key: NDArray[np.float32]) -> int:
-    return zlib.crc32(key.astype("<f4").tobytes())

@@ -30,7 +30,8 @@ import numpy as np
 from numpy.typing import NDArray
 from qdrant_client import models
 
-from ..space import ENDING, State
+from ..rows import ENDING
+from ..sqlite.space import State
 from .server import Server
 
 logger = logging.getLogger(__name__)
@@ -352,7 +353,7 @@ class QdrantStore:
         has_not_left = models.FieldCondition(key="departure", range=models.Range(gte=header["num_past"]))
         for void in (models.Filter(must=[is_new]), models.Filter(must=[is_fact], must_not=[is_current])):
             self.server.write("delete", self.collection, models.FilterSelector(filter=void))
-        ending = [*ENDING, "departure", "ending_sum"]
+        ending = [*ENDING, "ending_sum"]
         self.server.write("delete_payload", self.collection, ending, models.Filter(must=[has_not_left]))
 
     # ------------------------------------------------------------------ the collection

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from recipe_hf.knowledge import KnowledgeBase, code_index, code_rows, live_index
-from recipe_hf.knowledge.code_index import CodeIndex
-from recipe_hf.knowledge.key_index import KeyIndex
+from recipe_hf.knowledge import KnowledgeBase
+from recipe_hf.knowledge.search import code_index, code_rows, live_index
+from recipe_hf.knowledge.search.code_index import CodeIndex
+from recipe_hf.knowledge.search.key_index import KeyIndex
 
 faiss = pytest.importorskip("faiss", reason="faiss is not installed: pip install 'recipe-hf[scale]'")
 

@@ -20,10 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from .contents import Contents
-from .facts import Fact, PastFact
-from .files import user_path
-from .space import Space, to_fact
+from ..contents import Contents
+from ..facts import Fact, PastFact
+from ..files import user_path
+from ..rows import to_fact
+from .space import Space
 from .store import FACT_COLUMNS, Store
 from .write_ahead_log import PAGE_SIZE, put_into, read_frames
 from .writer_lock import WriterLock

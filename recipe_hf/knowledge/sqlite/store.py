@@ -1,7 +1,7 @@
 """The store: an SQLite database that is the truth about all facts, in memory or in a file.
 
 A change is one transaction: it is on disk when it returns, or it did not happen. One process writes, any number read.
-This module, [`space`] and [`salvage`] are all that knows of SQLite.
+Nothing outside this package knows of SQLite.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .files import sync_directory, user_path
+from ..files import sync_directory, user_path
+from ..rows import COLUMNS
 from .opened_file import OpenedFile
 from .write_ahead_log import PAGE_SIZE, has_lost_changes
 from .writer_lock import WriterLock
@@ -25,28 +26,8 @@ from .writer_lock import WriterLock
 SCHEMA_VERSION = 1
 _APPLICATION_ID = 0x52454350  # "RECP"
 
-# The key comes last, so that reading the rest of a row leaves its pages alone. `departure` numbers the facts that
-# left, in order; the sums are CRC-32.
-FACT_COLUMNS = (
-    "namespace",
-    "id",
-    "statement",
-    "prompt",
-    "answer",
-    "metadata",
-    "valid_from",
-    "valid_until",
-    "created_at",
-    "content_sum",
-    "about",
-    "ended_at",
-    "reason",
-    "replaced_by",
-    "departure",
-    "ending_sum",
-    "key_sum",
-    "key",
-)
+# The key comes last, so that reading the rest of a row leaves its pages alone.
+FACT_COLUMNS = ("namespace", *COLUMNS, "key")
 _SCHEMA = f"""
 CREATE TABLE store (uuid TEXT NOT NULL, dim INTEGER);
 CREATE TABLE namespaces (

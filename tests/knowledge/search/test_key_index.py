@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from recipe_hf.knowledge.key_index import KeyIndex
+from recipe_hf.knowledge.search.key_index import KeyIndex
 
 
 def reference(keys: dict[int, np.ndarray], queries: np.ndarray) -> list[int]:

@@ -6,8 +6,6 @@ facts of another.
 
 from __future__ import annotations
 
-import json
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,13 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .facts import Fact, NewFact, PastFact, canonical, spellings
+from ..facts import Fact, NewFact, PastFact, canonical, spellings
+from ..rows import COLUMNS, ending, key_bytes, key_sum, to_fact, to_row
 from .store import FACT_COLUMNS, Store, damage
 
-CONTENT = ("id", "statement", "prompt", "answer", "metadata", "valid_from", "valid_until", "created_at")
-ENDING = ("ended_at", "reason", "replaced_by")
-_COLUMNS = (*CONTENT, "content_sum", *ENDING, "departure", "ending_sum")
-_SELECT = f"SELECT {', '.join(_COLUMNS)} FROM facts WHERE namespace = ?"
+_SELECT = f"SELECT {', '.join(COLUMNS)} FROM facts WHERE namespace = ?"
 # A plus keeps SQLite from going through all facts in their order, rather than to those about something.
 _CONFLICTING = """AND about IN (?, ?, ?) AND departure IS NULL AND (valid_until IS NULL OR valid_until > ?)
 AND (valid_from IS NULL OR ? IS NULL OR valid_from < ?) ORDER BY +id"""
@@ -124,33 +120,17 @@ class Space:
 
     def insert(self, fact: Fact, key: NDArray[np.float32] | None, departure: int | None = None) -> None:
         """Writes the row of a fact. `departure` is the number of one that left; past facts may have no key."""
-        metadata = json.dumps(fact.metadata, ensure_ascii=False)
-        content = [metadata if name == "metadata" else getattr(fact, name) for name in CONTENT]
-        ending = [*(getattr(fact, name, None) for name in ENDING), departure]
-        blob = None if key is None else key.astype("<f4").tobytes()
-        self.store.execute(
-            _INSERT,
-            (
-                self.name,
-                *content,
-                checksum(self.name, *content),
-                fact.subject[1],
-                *ending,
-                None if departure is None else checksum(*ending),
-                None if blob is None else zlib.crc32(blob),
-                blob,
-            ),
-        )
+        row = to_row(self.name, fact, key, departure)
+        self.store.execute(_INSERT, (self.name, *row.values(), None if key is None else key_bytes(key)))
         if departure is None:
             self._label("INSERT INTO labels VALUES (?, ?, ?, ?)", fact)
 
     def end(self, fact: Fact, departure: int, ended_at: str, reason: str, replaced_by: int | None = None) -> None:
         """Makes a present fact a past one."""
-        ending = (ended_at, reason, replaced_by, departure)
+        columns = ending(ended_at, reason, replaced_by, departure)
+        changes = ", ".join(f"{name} = ?" for name in columns)
         self.store.execute(
-            "UPDATE facts SET ended_at = ?, reason = ?, replaced_by = ?, departure = ?, ending_sum = ? "
-            "WHERE namespace = ? AND id = ?",
-            (*ending, checksum(*ending), self.name, fact.id),
+            f"UPDATE facts SET {changes} WHERE namespace = ? AND id = ?", (*columns.values(), self.name, fact.id)
         )
         self._label("DELETE FROM labels WHERE namespace = ? AND name = ? AND value = ? AND id = ?", fact)
 
@@ -160,7 +140,7 @@ class Space:
 
     def _facts(self, condition: str, parameters: tuple[Any, ...] = ()) -> Iterator[Fact]:
         for row in self.store.execute(f"{_SELECT} {condition}", (self.name, *parameters)):
-            fact = to_fact(self.name, dict(zip(_COLUMNS, row, strict=True)))
+            fact = to_fact(self.name, dict(zip(COLUMNS, row, strict=True)))
             if fact is None:
                 raise ValueError(damage(self.store.path, f"fact {row[0]} is not as it was written"))
             yield fact
@@ -232,12 +212,15 @@ class Space:
             ValueError: If it is not as it was written.
         """
         sql = "SELECT key_sum, key FROM facts WHERE namespace = ? AND id = ?"
-        key_sum, blob = self.store.execute(sql, (self.name, id)).fetchone() or (None, b"")
-        if blob is None and key_sum is None:
+        written_sum, blob = self.store.execute(sql, (self.name, id)).fetchone() or (None, b"")
+        if blob is None and written_sum is None:
             return None
-        if not isinstance(blob, bytes) or zlib.crc32(blob) != key_sum or len(blob) != 4 * (self.store.dim or 0):
+        key = None
+        if isinstance(blob, bytes) and len(blob) == 4 * (self.store.dim or 0):
+            key = np.frombuffer(blob, "<f4").astype(np.float32, copy=False)
+        if key is None or key_sum(key) != written_sum:
             raise ValueError(damage(self.store.path, f"the key of fact {id} is not as it was written"))
-        return np.frombuffer(blob, "<f4").astype(np.float32, copy=False)
+        return key
 
     def keys(self, ids: Iterable[int]) -> NDArray[np.float32]:
         """Keys `[len(ids), dim]` of present facts."""
@@ -253,29 +236,12 @@ class Space:
             "UPDATE facts SET key = NULL, key_sum = NULL WHERE namespace = ? AND departure IS NOT NULL", (self.name,)
         )
         for id, key in zip(ids, keys, strict=True):
-            blob = key.astype("<f4").tobytes()
             self.store.execute(
                 "UPDATE facts SET key = ?, key_sum = ? WHERE namespace = ? AND id = ?",
-                (blob, zlib.crc32(blob), self.name, id),
+                (key_bytes(key), key_sum(key), self.name, id),
             )
 
 
 def namespaces(store: Store) -> list[str]:
     """The names of all namespaces that hold or held facts."""
     return [name for (name,) in store.execute("SELECT name FROM namespaces WHERE next_id > 0 ORDER BY name")]
-
-
-def to_fact(namespace: str, row: Mapping[str, Any]) -> Fact | None:
-    """The fact, present or past, of a row's columns; None if it is not as it was written."""
-    content, ending = [row[name] for name in CONTENT], [row[name] for name in (*ENDING, "departure")]
-    if row["content_sum"] != checksum(namespace, *content):
-        return None
-    if row["ending_sum"] != (None if row["departure"] is None else checksum(*ending)):
-        return None
-    values = dict(zip(CONTENT, content, strict=True)) | {"metadata": json.loads(row["metadata"])}
-    return Fact(**values) if row["departure"] is None else PastFact(**values, **{name: row[name] for name in ENDING})
-
-
-def checksum(*values: Any) -> int:
-    """CRC-32 of values of a row."""
-    return zlib.crc32(json.dumps(values, default=repr).encode())

@@ -15,7 +15,7 @@ import torch
 
 from recipe_hf.knowledge import KnowledgeBase
 from recipe_hf.knowledge.exchange import read_facts
-from recipe_hf.knowledge.salvage import salvage
+from recipe_hf.knowledge.sqlite.salvage import salvage
 from tests.engines import qdrant
 
 DIM = 8
@@ -162,7 +162,7 @@ def test_a_store_is_read_by_who_may_not_write_to_its_directory(path: Path):
     shutil.copytree(path.parent, outside, dirs_exist_ok=True)
     try:
         outside.chmod(0o555)
-        command = [sys.executable, "-c", _AS_NOBODY, str(outside / "facts.db"), str(Path(__file__).parents[2])]
+        command = [sys.executable, "-c", _AS_NOBODY, str(outside / "facts.db"), str(Path(__file__).parents[3])]
         done = subprocess.run(command, capture_output=True, text=True)
         assert (done.stdout, done.returncode) == ("2\n", 0), done.stderr
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .facts import Fact
+from ..facts import Fact
 
 if TYPE_CHECKING:
     from torch import Tensor

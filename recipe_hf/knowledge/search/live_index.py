@@ -16,11 +16,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
-from . import code_index, timestamps
+from .. import timestamps
+from ..files import MANIFEST, read_array, read_manifest, write_files
+from ..sqlite.space import Space, State
+from . import code_index
 from .code_index import CodeIndex
-from .files import MANIFEST, read_array, read_manifest, write_files
 from .key_index import Found, KeyIndex
-from .space import Space, State
 
 logger = logging.getLogger(__name__)
 

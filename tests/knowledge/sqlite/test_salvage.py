@@ -14,8 +14,8 @@ import torch
 
 from recipe_hf.knowledge import KnowledgeBase
 from recipe_hf.knowledge.facts import PastFact
-from recipe_hf.knowledge.salvage import Salvage, salvage
-from recipe_hf.knowledge.write_ahead_log import has_lost_changes
+from recipe_hf.knowledge.sqlite.salvage import Salvage, salvage
+from recipe_hf.knowledge.sqlite.write_ahead_log import has_lost_changes
 
 DIM = 1024
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from recipe_hf.knowledge import KnowledgeBase, live_index
+from recipe_hf.knowledge import KnowledgeBase
+from recipe_hf.knowledge.search import live_index
 
 DIM = 8
 
