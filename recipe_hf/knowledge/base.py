@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import timestamps
-from .checks import as_id, check_namespace, check_positive, checked_ids, checked_where, is_unicode
+from .checks import as_id, check_positive, checked_ids, checked_where, is_unicode
 from .facts import Fact, NewFact, PastFact, parse_facts
-from .persistence import Persistence
+from .persistence import Encode, Persistence
 from .search.hits import Hits
 from .search.key_index import nothing
-from .search.live_index import FULL_SCAN_THRESHOLD, LiveIndex
 from .search.vectors import check_vectors
-from .sqlite.space import Space, namespaces
-from .sqlite.store import Store
 
 if TYPE_CHECKING:  # torch takes seconds to import: it is, where a tensor is made.
-    from typing import Self
-
     from torch import Tensor
 
 OnConflict = Literal["replace", "keep", "error"]
-Encode = Callable[[list[str]], "Tensor"]
+T = TypeVar("T")
 
 
 class KnowledgeBase(Persistence):
@@ -44,103 +39,6 @@ class KnowledgeBase(Persistence):
     Raises:
         ValueError: If an argument is not a positive integer.
     """
-
-    full_scan_threshold = FULL_SCAN_THRESHOLD
-
-    def __init__(self, dim: int, *, full_scan_threshold: int = FULL_SCAN_THRESHOLD) -> None:
-        check_positive("dim", dim)
-        check_positive("full_scan_threshold", full_scan_threshold)
-        self.full_scan_threshold = full_scan_threshold
-        self._enter(Store.memory(dim), "", {})
-
-    def _enter(self, store: Store, namespace: str, indexes: dict[str, LiveIndex]) -> None:
-        """Makes this the knowledge base of a namespace in a store; `indexes` are those of all its namespaces."""
-        check_namespace(namespace)
-        self._store = store
-        self._space = Space(store, namespace)
-        self._indexes = indexes
-        # One for all who use the namespace: setdefault is atomic.
-        self._index = indexes.setdefault(namespace, LiveIndex(self._space, self.full_scan_threshold))
-
-    # ------------------------------------------------------------------ on disk, and apart
-
-    @classmethod
-    def open(
-        cls,
-        path: str | os.PathLike[str],
-        dim: int | None = None,
-        *,
-        read_only: bool = False,
-        namespace: str = "",
-        full_scan_threshold: int = FULL_SCAN_THRESHOLD,
-    ) -> Self:
-        """Opens the knowledge base kept in a file, or makes one where there is none.
-
-        What `add` and the other changes did is on disk when they return. One process may write at a time, any number
-        may read meanwhile. Beside the file lie its write-ahead log, the name of who writes, and the index, which is
-        made anew whenever it is missing, old or damaged.
-
-        Args:
-            path: The file.
-            dim: Width of the keys. By default that of the keys in the file, or of the first ones added.
-            read_only: Whether to leave writing to another process, whose changes are seen as they come.
-            namespace: As in `namespace`.
-            full_scan_threshold: As for a knowledge base in memory.
-
-        Raises:
-            BlockingIOError: If it is open for writing already; the message says where.
-            FileNotFoundError: If it is to be read only and is not there.
-            OSError: If the file cannot be read or written.
-            ValueError: If the file is damaged, of a newer version, or of something else; if `dim` is not its width.
-        """
-        if dim is not None:
-            check_positive("dim", dim)
-        check_positive("full_scan_threshold", full_scan_threshold)
-        check_namespace(namespace)
-        base = cls.__new__(cls)
-        base.full_scan_threshold = full_scan_threshold
-        store = Store.open(path, dim, read_only)
-        try:
-            base._enter(store, namespace, {})
-        except BaseException:
-            store.close()
-            raise
-        return base
-
-    def close(self) -> None:
-        """Closes the file, for all namespaces. Nothing is lost without it, but the index may have to be made anew."""
-        try:
-            store = self._store
-            if store.is_open and store.path is not None and not store.read_only and store.missing_file is None:
-                with store.view():
-                    for index in list(self._indexes.values()):
-                        index.save()
-        finally:
-            self._store.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def namespace(self, name: str) -> Self:
-        """The knowledge base of a namespace: one of its own, with its own ids, in the same store.
-
-        No fact of one can be found, listed, replaced or removed from another.
-
-        Args:
-            name: Which; "" is the one there is by default.
-        """
-        base = type(self).__new__(type(self))
-        base.full_scan_threshold = self.full_scan_threshold
-        base._enter(self._store, name, self._indexes)
-        return base
-
-    def namespaces(self) -> list[str]:
-        """The names of all namespaces that hold or held facts."""
-        with self._store.view():
-            return namespaces(self._store)
 
     # ------------------------------------------------------------------ changing
 
@@ -207,7 +105,7 @@ class KnowledgeBase(Persistence):
         if conflicts and on_conflict == "keep":
             return conflicts[0].id
         self._space.insert(fact, key)
-        self._space.set_state(size=state.size + 1, next_id=fact.id + 1)
+        self._space.state = replace(state, size=state.size + 1, next_id=fact.id + 1)
         self._end(conflicts, now, "replaced", fact.id)
         return fact.id
 
@@ -235,7 +133,7 @@ class KnowledgeBase(Persistence):
         state = self._space.state
         for departure, fact in enumerate(facts, state.num_past):
             self._space.end(fact, departure, now, reason, replaced_by)
-        self._space.set_state(size=state.size - len(facts), num_past=state.num_past + len(facts))
+        self._space.state = replace(state, size=state.size - len(facts), num_past=state.num_past + len(facts))
 
     def restore(self, id: int, encode: Encode | None = None) -> int:
         """Brings a past fact back, as a new one that says the same; what is there in its place goes to the history.
@@ -282,23 +180,18 @@ class KnowledgeBase(Persistence):
 
     def _rekey(self, ids: list[int], keys: NDArray[np.float32], fingerprint: str | None, now: str) -> None:
         self._space.replace_keys(ids, keys)
-        self._space.set_state(encoder_fingerprint=fingerprint, rekeyed_at=now)
+        self._space.state = replace(self._space.state, encoder_fingerprint=fingerprint, rekeyed_at=now)
 
     @contextmanager
     def _change(self) -> Iterator[str]:
         """Context of one change; gives its time, which is never before that of the change before it."""
-        with self._store.change(), self._space.changing():
+        with self._space.change():
             now = timestamps.now(after=self._space.state.changed_at)
             yield now
             if self._space.state.next_id:
-                self._space.set_state(changed_at=now)
+                self._space.state = replace(self._space.state, changed_at=now)
 
     # ------------------------------------------------------------------ reading
-
-    @property
-    def dim(self) -> int | None:  # type: ignore[override]
-        """Width of the keys; None in a store that has none yet."""
-        return self._store.dim
 
     @property
     def encoder_fingerprint(self) -> str | None:
@@ -324,7 +217,7 @@ class KnowledgeBase(Persistence):
             raise KeyError(f"id must be that of a fact in the knowledge base, got {id!r}.")
         return fact
 
-    def get(self, id: Any, default: Any = None) -> Any:
+    def get(self, id: object, default: T | None = None) -> Fact | T | None:
         """The fact with this id, or `default`."""
         number = as_id(id)
         if number is None:

@@ -28,7 +28,8 @@ def checked_where(where: Any) -> dict[str, Any]:
         if isinstance(where, Mapping) and all(isinstance(name, str) for name in where):
             text = json.dumps(dict(where), allow_nan=False, ensure_ascii=False)
             text.encode()
-            return json.loads(text)
+            copy: dict[str, Any] = json.loads(text)
+            return copy
     except (TypeError, ValueError, RecursionError):
         pass
     raise ValueError(f"where must be a dict of names and JSON values, such as {{'source': 'x'}}, got {show(where)}.")

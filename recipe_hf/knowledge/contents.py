@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations, groupby
 from typing import Any
 
@@ -14,10 +14,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
+from .engine import Space
 from .facts import Fact, PastFact
 from .files import read_file, read_manifest, write_files
 from .search.vectors import check_array
-from .sqlite.space import Space
 
 FACTS_FILE = "knowledge.jsonl"
 KEYS_FILE = "keys.safetensors"
@@ -62,7 +62,8 @@ class Contents:
         for departure, past in enumerate(self.past):
             space.insert(past, self.past_keys.get(past.id), departure)
         times = [fact.created_at for fact in self.facts] + [past.ended_at for past in self.past]
-        space.set_state(
+        space.state = replace(
+            space.state,
             size=len(self.facts),
             next_id=self.next_id,
             num_past=len(self.past),
@@ -74,7 +75,10 @@ class Contents:
         """Writes the files, in place of those there before, whole or not at all."""
         records = [*self.facts, *self.past]
         lines = "".join(json.dumps(record.to_dict(), ensure_ascii=False) + "\n" for record in records)
-        arrays: dict[str, NDArray] = {"ids": np.array([fact.id for fact in self.facts], np.int64), "keys": self.keys}
+        arrays: dict[str, NDArray[Any]] = {
+            "ids": np.array([fact.id for fact in self.facts], np.int64),
+            "keys": self.keys,
+        }
         if self.past_keys:
             arrays["past_ids"] = np.array(list(self.past_keys), np.int64)
             arrays["past_keys"] = np.stack(list(self.past_keys.values()))
@@ -103,7 +107,9 @@ class Contents:
             raise ValueError(f"{directory} holds no valid knowledge base: {error}") from error
 
     @classmethod
-    def _checked(cls, manifest: dict[str, Any], records: list[dict[str, Any]], arrays: dict[str, NDArray]) -> Contents:
+    def _checked(
+        cls, manifest: dict[str, Any], records: list[dict[str, Any]], arrays: dict[str, NDArray[Any]]
+    ) -> Contents:
         facts = [Fact(**record) for record in records if "reason" not in record]
         past = [PastFact(**record) for record in records if "reason" in record]
         ids, taken, next_id = [fact.id for fact in facts], {record["id"] for record in records}, manifest["next_id"]

@@ -3,35 +3,36 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import timestamps
+from .checks import check_namespace
 from .contents import Contents
 from .exchange import write_facts
 from .facts import Fact, PastFact
 from .files import user_path
+from .local import LocalEngine
+from .opening import Opening
 from .search.live_index import FULL_SCAN_THRESHOLD
 from .search.vectors import check_vectors
-from .sqlite.space import Space
-from .sqlite.store import Store
+from .sqlite.store import SqliteStore
 
 if TYPE_CHECKING:
     from typing import Self
 
     from huggingface_hub import CommitInfo
+    from torch import Tensor
 
-    from .base import Encode
+Encode = Callable[[list[str]], "Tensor"]
 
 
-class Persistence:
+class Persistence(Opening):
     """The part of [`KnowledgeBase`] that makes copies of it, here and elsewhere."""
-
-    full_scan_threshold: int
-    _store: Store
-    _space: Space
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Saves facts, history and keys to a directory, in place of a knowledge base saved there before.
@@ -64,25 +65,17 @@ class Persistence:
             ValueError: If there are or were facts in such a namespace there, or its keys are of another width.
         """
         everything = self._everything() if namespace is None else {namespace: self._contents()}
-        base: Any = type(self).open(  # type: ignore[attr-defined]
-            path,
-            next(iter(everything.values())).dim,
-            namespace=self._space.name if namespace is None else namespace,
-            full_scan_threshold=self.full_scan_threshold,
-        )
+        name, contents = next(iter(everything.items()))
+        check_namespace(name)
+        engine = LocalEngine(SqliteStore.open(path, contents.dim, read_only=False), self.full_scan_threshold)
         try:
-            with base._store.change():
-                for name, contents in everything.items():
-                    space = Space(base._store, name)
-                    if space.state.next_id:
-                        raise ValueError(f"path must be that of an empty knowledge base, got {path}, which has facts.")
-                    contents.fill(space)
+            engine.fill(everything, path)
         except BaseException:
-            base.close()
+            engine.close()
             raise
-        return base
+        return self._of(engine, name, self.full_scan_threshold)
 
-    def snapshot(self, at: Any = None, encode: Encode | None = None) -> Self:
+    def snapshot(self, at: str | date | None = None, encode: Encode | None = None) -> Self:
         """A copy of this namespace in memory, as things are now or as they were.
 
         Whatever its moment, a search in it finds what is valid at the present time.
@@ -118,7 +111,7 @@ class Persistence:
             {fact.id: key_of[fact.id] for fact in past if fact.id in key_of},
         )
 
-    def _encoded(self, facts: list[Any], encode: Encode | None) -> NDArray[np.float32]:
+    def _encoded(self, facts: Sequence[Fact], encode: Encode | None) -> NDArray[np.float32]:
         """Keys `[n, dim]` of past facts that have none."""
         if not facts:
             return np.empty((0, self._store.dim or 0), np.float32)
@@ -185,10 +178,9 @@ class Persistence:
 
     def _everything(self) -> dict[str, Contents]:
         """What all namespaces hold, this one first, even if it is empty."""
-        base: Any = self
         with self._store.view():
-            names = dict.fromkeys([self._space.name, *base.namespaces()])
-            return {name: base.namespace(name)._contents() for name in names}
+            names = dict.fromkeys([self._space.name, *self.namespaces()])
+            return {name: self.namespace(name)._contents() for name in names}
 
     @classmethod
     def _holding(cls, contents: Contents, full_scan_threshold: int = FULL_SCAN_THRESHOLD) -> Self:
@@ -196,22 +188,18 @@ class Persistence:
         return cls._holding_all({"": contents}, full_scan_threshold)
 
     @classmethod
-    def _holding_all(cls, everything: dict[str, Contents], full_scan_threshold: int) -> Self:
+    def _holding_all(cls, everything: Mapping[str, Contents], full_scan_threshold: int) -> Self:
         """The first of several namespaces in memory."""
-        (name, contents), *_ = everything.items()
-        base: Any = cls.__new__(cls)
-        base.full_scan_threshold = full_scan_threshold
-        base._enter(Store.memory(contents.dim), name, {})
-        with base._store.change():
-            for name, contents in everything.items():
-                contents.fill(Space(base._store, name))
-        return base
+        name, contents = next(iter(everything.items()))
+        engine = LocalEngine(SqliteStore.memory(contents.dim), full_scan_threshold)
+        engine.fill(everything)
+        return cls._of(engine, name, full_scan_threshold)
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[Callable[..., Self], tuple[dict[str, Contents], int]]:
         """Copies, pickled ones too, live in memory, with all namespaces."""
         return type(self)._holding_all, (self._everything(), self.full_scan_threshold)
 
-    def __deepcopy__(self, memo: Any) -> Self:
+    def __deepcopy__(self, memo: object) -> Self:
         return self._holding_all(self._everything(), self.full_scan_threshold)
 
 

@@ -62,6 +62,6 @@ def key_sum(key: NDArray[np.float32]) -> int:
     return zlib.crc32(key_bytes(key))
 
 
-def checksum(*values: Any) -> int:
+def checksum(*values: object) -> int:
     """CRC-32 of values of a row."""
     return zlib.crc32(json.dumps(values, default=repr).encode())

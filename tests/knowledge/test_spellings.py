@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from recipe_hf.knowledge import KnowledgeBase
+from recipe_hf.knowledge.engine import State
 from recipe_hf.knowledge.facts import Fact, parse_facts
 from tests.engines import ENGINES, open_base
 
@@ -67,7 +68,7 @@ def written_before(base: KnowledgeBase) -> None:
                 base._store.now.rows[i].columns["about"] = about
             else:
                 base._store.execute("UPDATE facts SET about = ? WHERE id = ?", (about, i))
-        base._space.set_state(size=4, next_id=4)
+        base._space.state = State(size=4, next_id=4)
 
 
 def test_what_older_versions_wrote_is_replaced_and_listed(base: KnowledgeBase, tmp_path: Path):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..base import KnowledgeBase, OnConflict
 from ..checks import check_namespace, checked_ids
 from ..contents import Contents
 from ..facts import Fact, NewFact, parse_facts
-from .index import QdrantIndex
+from .engine import QdrantEngine
 from .server import Server
 from .space import QdrantSpace
 from .store import QdrantStore
@@ -52,9 +52,8 @@ class QdrantKnowledgeBase(KnowledgeBase):
         ValueError: If the collection is of something else, `dim` is not its width, or it is new and there is no `dim`.
     """
 
-    _store: Any
-    _space: Any
-    _indexes: Any
+    _store: QdrantStore
+    _space: QdrantSpace
 
     def __init__(
         self,
@@ -74,7 +73,6 @@ class QdrantKnowledgeBase(KnowledgeBase):
             if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
                 raise ValueError(f"{name} must be a positive integer, got {value!r}.")
         check_namespace(namespace)
-        self._exact = exact
         server = Server(location, timeout, **client_options)
         try:
             store = QdrantStore(server, collection, dim, "", read_only, replication_factor)
@@ -82,39 +80,15 @@ class QdrantKnowledgeBase(KnowledgeBase):
                 raise ValueError(f"dim must be given for a new collection, and {collection!r} is one, got None.")
             if not read_only:
                 store.create()
-            self._enter(store, namespace, {})
+            self._enter(QdrantEngine(store, exact), namespace)
         except BaseException:
             server.close()
             raise
 
-    def _enter(self, store: Any, namespace: str, indexes: dict[str, Any]) -> None:
-        check_namespace(namespace)
-        if namespace not in indexes:
-            space = QdrantSpace(store if namespace == store.namespace else store.of(namespace))
-            indexes.setdefault(namespace, QdrantIndex(space, self._exact))
-        self._index: Any = indexes[namespace]
-        self._space, self._store = self._index.space, self._index.space.store
-        self._indexes = indexes
-
     @classmethod
-    def open(cls, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]
+    def open(cls, *args: Any, **kwargs: Any) -> Self:
         """The same as the constructor."""
         return cls(*args, **kwargs)
-
-    def close(self) -> None:
-        """Closes the connection, for all namespaces."""
-        self._store.close()
-
-    def namespace(self, name: str) -> Self:
-        """The knowledge base of a namespace: a collection of its own, with its own ids."""
-        base = type(self).__new__(type(self))
-        base._exact = self._exact
-        base._enter(self._store, name, self._indexes)
-        return base
-
-    def namespaces(self) -> list[str]:
-        """The names of all namespaces that hold or held facts."""
-        return self._store.namespaces()
 
     def copy_from(self, knowledge: KnowledgeBase, namespace: str | None = None) -> None:
         """Puts a copy of everything in another knowledge base here, with the same ids, times, history and keys.
@@ -139,7 +113,7 @@ class QdrantKnowledgeBase(KnowledgeBase):
             if contents.dim not in (None, self.dim):
                 raise ValueError(f"knowledge must have keys of width {self.dim}, got {contents.dim}.")
         for name, contents in everything.items():
-            with bases[name]._store.change():
+            with bases[name]._space.change():
                 bases[name]._check_empty()
                 contents.fill(bases[name]._space)
 
@@ -148,13 +122,13 @@ class QdrantKnowledgeBase(KnowledgeBase):
             if self._space.state.next_id:
                 raise ValueError(f"copy_from needs an empty knowledge base, got {self!r}, which holds or held facts.")
 
-    def copy_to(self, path: str | os.PathLike[str], namespace: str | None = None) -> Any:
+    def copy_to(self, path: str | os.PathLike[str], namespace: str | None = None) -> KnowledgeBase:  # type: ignore[override]
         """Puts a copy of everything into a file, and opens that: see [`KnowledgeBase.copy_to`]."""
         return (copy.deepcopy(self) if namespace is None else self.snapshot()).copy_to(path, namespace)
 
     @classmethod
-    def _holding_all(cls, *everything: Any) -> Any:
-        return KnowledgeBase._holding_all(*everything)
+    def _holding_all(cls, everything: Mapping[str, Contents], full_scan_threshold: int) -> KnowledgeBase:  # type: ignore[override]
+        return KnowledgeBase._holding_all(everything, full_scan_threshold)
 
     # ------------------------------------------------------------------ the same, with fewer requests
 

@@ -30,9 +30,6 @@ class QdrantIndex:
         self.space = space
         self._exact = exact
 
-    def save(self) -> None:
-        """Qdrant keeps the index itself."""
-
     def search(
         self,
         queries: NDArray[np.float32],
@@ -41,7 +38,7 @@ class QdrantIndex:
         where: Mapping[str, Any] | None = None,
         valid_only: bool = True,
     ) -> Found:
-        """As [`LiveIndex.search`][recipe_hf.knowledge.search.live_index.LiveIndex.search], always `k` of them.
+        """As [`Index.search`][recipe_hf.knowledge.engine.Index.search], always `k` of them.
 
         Where there are fewer facts, the rest is -1, -inf and 0. Qdrant's threads are its own.
         """

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from qdrant_client import models
 
+from ..engine import State
 from ..facts import Fact, NewFact, PastFact, canonical, spellings
 from ..rows import COLUMNS, ENDING, ending, key_sum, to_fact, to_row
-from ..sqlite.space import State
 from .store import KEY, QdrantStore, Row
 
 _COLUMNS = (*COLUMNS, "labels")
@@ -31,13 +30,13 @@ class QdrantSpace:
         """The state it is in."""
         return self.store.now.state
 
-    def changing(self) -> AbstractContextManager[None]:
-        """Context of one change; the store writes the state at its end."""
-        return nullcontext()
+    @state.setter
+    def state(self, state: State) -> None:
+        self.store.now.state = state
 
-    def set_state(self, **changes: Any) -> None:
-        """Changes fields of the state."""
-        self.store.now.state = replace(self.state, **changes)
+    def change(self) -> AbstractContextManager[None]:
+        """Context of one change, at whose end the store writes the state: see [`QdrantStore.change`]."""
+        return self.store.change()
 
     def fix_dim(self, dim: int) -> None:
         """A collection has its width from the start."""
@@ -70,16 +69,16 @@ class QdrantSpace:
             if row.columns["about"] in new and row.columns["departure"] is None:
                 moment.subjects[row.columns["about"]].append(id)
 
-    def take(self, record: Any, with_keys: bool) -> int:
+    def take(self, record: models.Record | models.ScoredPoint, with_keys: bool) -> int:
         """Keeps what was read of a point, unless it was changed meanwhile; gives the fact's id."""
-        moment, payload = self.store.now, record.payload
-        id = payload["id"]
+        moment, payload = self.store.now, record.payload or {}
+        id: int = payload["id"]
         if self._is_unread(id, with_keys):
             columns = dict.fromkeys(_COLUMNS) | payload
             if columns["departure"] is not None and columns["departure"] >= moment.committed.num_past:
                 columns |= dict.fromkeys((*ENDING, "ending_sum"))
             columns |= moment.ended.get(id, {})
-            vector = (record.vector or {}).get(KEY) if with_keys else None
+            vector = record.vector.get(KEY) if with_keys and isinstance(record.vector, dict) else None
             key = None if vector is None else np.asarray(vector, np.float32)
             moment.rows[id] = Row(columns, key, with_keys)
         return id

@@ -30,8 +30,8 @@ import numpy as np
 from numpy.typing import NDArray
 from qdrant_client import models
 
+from ..engine import State
 from ..rows import ENDING
-from ..sqlite.space import State
 from .server import Server
 
 logger = logging.getLogger(__name__)

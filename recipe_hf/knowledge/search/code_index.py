@@ -135,7 +135,7 @@ class CodeIndex:
     def files(self) -> Iterator[tuple[str, Any]]:
         """Names and contents of the files that hold an index that is not empty."""
         assert self._rows is not None
-        arrays: dict[str, NDArray] = {"num_fitted": np.array([self._num_fitted])}
+        arrays: dict[str, NDArray[Any]] = {"num_fitted": np.array([self._num_fitted])}
         arrays["projection"] = self._rows.projection.matrix
         for number, content in enumerate(self._rows.short_codes.contents()):
             yield f"{number}.faiss", content

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +46,8 @@ class Rounded:
             np.asarray(numkong.cdist(query.codes, self.codes.take(rows[start : start + _SCAN], 0), "dot"))[0]
             for start in range(0, len(rows), _SCAN)
         ]
-        return np.concatenate([np.empty(0), *products]) * (self.scales[rows] * query.scales)
+        scales: NDArray[np.float32] = self.scales[rows] * query.scales
+        return np.concatenate([np.empty(0), *products]) * scales
 
 
 class Query:
@@ -70,7 +72,7 @@ class CodeRows:
     def __init__(
         self,
         projection: Projection,
-        arrays: dict[str, NDArray] | None = None,
+        arrays: dict[str, NDArray[Any]] | None = None,
         short_codes: Sequence[bytes] | None = None,
     ) -> None:
         self.projection = projection
@@ -97,7 +99,7 @@ class CodeRows:
         """`[n]`; a view."""
         return self._ids[: len(self)]
 
-    def arrays(self) -> dict[str, NDArray]:
+    def arrays(self) -> dict[str, NDArray[Any]]:
         """All that is kept of the rows, beside their short codes, each as one row of numbers; views."""
         arrays = {"ids": self.ids, "max_length": np.array([self._max_length])}
         for name, rounded in (("keys", self._rounded), ("directions", self._in_directions)):
@@ -105,7 +107,7 @@ class CodeRows:
             arrays[f"{name}.scales"] = rounded.scales[: len(self)]
         return arrays
 
-    def _rows(self) -> tuple[NDArray, ...]:
+    def _rows(self) -> tuple[NDArray[Any], ...]:
         keys, directions = self._rounded, self._in_directions
         return self._ids, keys.codes, keys.scales, directions.codes, directions.scales
 
@@ -153,7 +155,7 @@ class CodeRows:
         return rows[np.argpartition(-scores, n)[:n]] if n < len(rows) else rows
 
 
-def _grown(rows: NDArray, used: int, capacity: int) -> NDArray:
+def _grown(rows: NDArray[Any], used: int, capacity: int) -> NDArray[Any]:
     larger = np.empty((capacity, *rows.shape[1:]), rows.dtype)
     larger[:used] = rows[:used]
     return larger

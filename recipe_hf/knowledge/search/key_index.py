@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,7 +113,8 @@ class KeyIndex:
         _, exponents = np.frexp(np.abs(queries).max(1, keepdims=True))
         _, of_keys = np.frexp(self._largest)
         room = _LARGEST_EXPONENT - of_keys - queries.shape[1].bit_length()
-        return np.ldexp(queries, min(room, _LARGEST_EXPONENT) - exponents)
+        scaled: NDArray[np.float32] = np.ldexp(queries, min(room, _LARGEST_EXPONENT) - exponents)
+        return scaled
 
     def _compact(self) -> None:
         if self._removed:
@@ -123,7 +125,7 @@ class KeyIndex:
             self._removed = set()
 
 
-def _grown(rows: NDArray, capacity: int) -> NDArray:
+def _grown(rows: NDArray[Any], capacity: int) -> NDArray[Any]:
     larger = np.empty((capacity, *rows.shape[1:]), rows.dtype)
     larger[: len(rows)] = rows
     return larger

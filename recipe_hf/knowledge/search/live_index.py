@@ -17,8 +17,9 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
 from .. import timestamps
+from ..engine import State
 from ..files import MANIFEST, read_array, read_manifest, write_files
-from ..sqlite.space import Space, State
+from ..sqlite.space import SqliteSpace
 from . import code_index
 from .code_index import CodeIndex
 from .key_index import Found, KeyIndex
@@ -43,8 +44,8 @@ class LiveIndex:
         full_scan_threshold: How many facts are searched by comparing every key.
     """
 
-    def __init__(self, space: Space, full_scan_threshold: int = FULL_SCAN_THRESHOLD) -> None:
-        self._space = space
+    def __init__(self, space: SqliteSpace, full_scan_threshold: int = FULL_SCAN_THRESHOLD) -> None:
+        self.space = space
         self._threshold = full_scan_threshold
         self._index: KeyIndex | CodeIndex | None = None
         # The state of the namespace that the index is of, and the one that its file is of.
@@ -62,21 +63,13 @@ class LiveIndex:
         where: Mapping[str, Any] | None = None,
         valid_only: bool = True,
     ) -> Found:
-        """As [`KeyIndex.search`].
-
-        Args:
-            queries: `[b, dim]`, `b` > 0.
-            k: How many.
-            threads: How many may search.
-            where: Values that the metadata of a fact must have; all facts by default.
-            valid_only: Whether to leave out what is not valid now.
-        """
+        """As [`Index.search`][recipe_hf.knowledge.engine.Index.search]: at most as many as there are."""
         index = self._current()
-        among = None if where is None else self._space.labelled_ids(where)
+        among = None if where is None else self.space.labelled_ids(where)
         ids, scores, keys = index.search(queries, k, threads, among)
-        idle = KeyIndex(self._space.store.dim or 0)
+        idle = KeyIndex(self.space.store.dim or 0)
         if not valid_only:
-            idle.add(idle_ids := self._space.idle_ids(timestamps.now()), self._space.keys(idle_ids))
+            idle.add(idle_ids := self.space.idle_ids(timestamps.now()), self.space.keys(idle_ids))
         if not len(idle):
             return ids, scores, keys
         others, other_scores, other_keys = idle.search(queries, k, threads, among)
@@ -112,7 +105,7 @@ class LiveIndex:
 
     def _save_if_much_is_new(self) -> None:
         """Keeps an index of codes from having to be made anew, which takes long, if nobody closes it."""
-        store, index = self._space.store, self._index
+        store, index = self.space.store, self._index
         if not isinstance(index, CodeIndex) or store.path is None or store.read_only:
             return
         saved = self._saved or State()
@@ -124,7 +117,7 @@ class LiveIndex:
 
     def _current(self) -> KeyIndex | CodeIndex:
         """The index, brought in step with the store."""
-        space, state, time = self._space, self._space.state, timestamps.now()
+        space, state, time = self.space, self.space.state, timestamps.now()
         until = self._next_change
         if self._index is not None and state == self._state and self._time <= time and (not until or time < until):
             return self._index
@@ -149,7 +142,7 @@ class LiveIndex:
 
     def _with(self, index: KeyIndex | CodeIndex, new: NDArray[np.int64]) -> KeyIndex | CodeIndex:
         """The index with the keys of `new` added, of the kind that so many facts need."""
-        space, size = self._space, len(index) + len(new)
+        space, size = self.space, len(index) + len(new)
         dim = space.store.dim or 0
         if isinstance(index, CodeIndex):
             if size > self._threshold // 2:
@@ -174,7 +167,7 @@ class LiveIndex:
     def _nothing(self) -> KeyIndex:
         """An empty index, of the time before the first fact."""
         self._state, self._time = State(), ""
-        return KeyIndex(self._space.store.dim or 0)
+        return KeyIndex(self.space.store.dim or 0)
 
     def _read(self, state: State) -> KeyIndex | CodeIndex:
         """The index as it was saved, or an empty one where that cannot be used."""
@@ -201,9 +194,9 @@ class LiveIndex:
         return index
 
     def _of_files(self, read: Callable[[str], NDArray[np.uint8]], is_of_keys: bool) -> KeyIndex | CodeIndex:
-        dim = self._space.store.dim or 0
+        dim = self.space.store.dim or 0
         if not is_of_keys:
-            return CodeIndex.of_files(dim, self._space.keys, read)
+            return CodeIndex.of_files(dim, self.space.keys, read)
         arrays, index = load_arrays(read(_FILE).tobytes()), KeyIndex(dim)
         index.add(arrays["ids"], arrays["keys"])
         return index
@@ -214,21 +207,21 @@ class LiveIndex:
         A copy of the store that went on by itself gave the last id, and ended the last fact, at another moment, if at
         all.
         """
-        last = self._space.get(state.next_id - 1)
+        last = self.space.get(state.next_id - 1)
         return {
-            "store": self._space.store.uuid,
-            "namespace": self._space.name,
+            "store": self.space.store.uuid,
+            "namespace": self.space.name,
             "next_id": state.next_id,
             "last_created_at": last and last.created_at,
             "num_past": state.num_past,
-            "last_departure": self._space.departure(state.num_past - 1),
-            "rekeyed_at": self._space.state.rekeyed_at,
+            "last_departure": self.space.departure(state.num_past - 1),
+            "rekeyed_at": self.space.state.rekeyed_at,
         }
 
     @property
     def _directory(self) -> Path | None:
-        path = self._space.store.path
-        name = hashlib.sha256(self._space.name.encode()).hexdigest()[:16]
+        path = self.space.store.path
+        name = hashlib.sha256(self.space.name.encode()).hexdigest()[:16]
         return path and path.with_name(path.name + "-index") / name
 
 

@@ -114,7 +114,8 @@ class ShortCodes:
 
     def code(self, row: int) -> NDArray[np.uint8]:
         """The code of a row."""
-        return self._packer.unpack_1(*self._block(row))
+        code: NDArray[np.uint8] = self._packer.unpack_1(*self._block(row))
+        return code
 
     def _block(self, row: int) -> tuple[NDArray[np.uint8], int]:
         """The block of codes that a row is in, a view, and its place there."""

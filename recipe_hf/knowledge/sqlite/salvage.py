@@ -24,8 +24,8 @@ from ..contents import Contents
 from ..facts import Fact, PastFact
 from ..files import user_path
 from ..rows import to_fact
-from .space import Space
-from .store import FACT_COLUMNS, Store
+from .space import SqliteSpace
+from .store import FACT_COLUMNS, SqliteStore
 from .write_ahead_log import PAGE_SIZE, put_into, read_frames
 from .writer_lock import WriterLock
 
@@ -88,11 +88,11 @@ def salvage(damaged: str | os.PathLike[str], new: str | os.PathLike[str]) -> Sal
         log_is_whole = all(frame.is_whole for frame in frames)
         dim = max((len(row["key"]) // 4 for row in rows.values() if row["key"] is not None), default=None)
         whole = Path(directory) / "whole"
-        store = Store.open(whole, dim, read_only=False)
+        store = SqliteStore.open(whole, dim, read_only=False)
         with store.change():
             counts = [
                 _fill(
-                    Space(store, name),
+                    SqliteSpace(store, name),
                     [row for (space, _), row in rows.items() if space == name],
                     states.get(name),
                     log_is_whole,
@@ -225,7 +225,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _fill(
-    space: Space, rows: list[dict[str, Any]], state: tuple[Any, ...] | None, log_is_whole: bool
+    space: SqliteSpace, rows: list[dict[str, Any]], state: tuple[Any, ...] | None, log_is_whole: bool
 ) -> tuple[int, int, int, int]:
     """Fills a namespace; gives how many present, past and lost facts there are, and present ones without keys."""
     left = sorted((row for row in rows if row["departure"] is not None), key=lambda row: row["departure"])

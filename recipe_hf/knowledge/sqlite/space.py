@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..engine import State
 from ..facts import Fact, NewFact, PastFact, canonical, spellings
 from ..rows import COLUMNS, ending, key_bytes, key_sum, to_fact, to_row
-from .store import FACT_COLUMNS, Store, damage
+from .store import FACT_COLUMNS, SqliteStore, damage
 
 _SELECT = f"SELECT {', '.join(COLUMNS)} FROM facts WHERE namespace = ?"
 # A plus keeps SQLite from going through all facts in their order, rather than to those about something.
@@ -26,46 +26,26 @@ _PAST_ABOUT = "AND +departure IS NOT NULL AND about IN (?, ?, ?) ORDER BY +depar
 _INSERT = f"INSERT INTO facts VALUES ({', '.join('?' * len(FACT_COLUMNS))})"
 
 
-@dataclass(frozen=True)
-class State:
-    """What a namespace is like at one moment.
-
-    Attributes:
-        size: How many facts are present.
-        next_id: The next fact's id.
-        num_past: How many facts left.
-        encoder_fingerprint: Names the weights that made the keys.
-        rekeyed_at: When all keys were last made anew; empty if never.
-        changed_at: When anything was last changed.
-    """
-
-    size: int = 0
-    next_id: int = 0
-    num_past: int = 0
-    encoder_fingerprint: str | None = None
-    rekeyed_at: str = ""
-    changed_at: str = ""
-
-
-class Space:
+class SqliteSpace:
     """The rows of the namespace `name` in `store`. Use it inside a `view` or a `change` of the store."""
 
-    def __init__(self, store: Store, name: str) -> None:
+    def __init__(self, store: SqliteStore, name: str) -> None:
         self.store = store
         self.name = name
         self._changing: State | None = None
 
     @contextmanager
-    def changing(self) -> Iterator[None]:
-        """Context of one change, at whose end its state is written, once."""
-        self._changing = before = self.state
-        try:
-            yield
-            state, self._changing = self._changing, None
-            if state != before:
-                self.set_state(**vars(state))
-        finally:
-            self._changing = None
+    def change(self) -> Iterator[None]:
+        """Context of one change, at whose end the state is written, once: see [`SqliteStore.change`]."""
+        with self.store.change():
+            self._changing = before = self.state
+            try:
+                yield
+                state, self._changing = self._changing, None
+                if state != before:
+                    self.state = state
+            finally:
+                self._changing = None
 
     @property
     def state(self) -> State:
@@ -79,9 +59,8 @@ class Space:
         )
         return next((State(*row) for row in rows), State())
 
-    def set_state(self, **changes: Any) -> None:
-        """Changes fields of the state."""
-        state = replace(self.state, **changes)
+    @state.setter
+    def state(self, state: State) -> None:
         if self._changing is not None:
             self._changing = state
             return
@@ -240,8 +219,3 @@ class Space:
                 "UPDATE facts SET key = ?, key_sum = ? WHERE namespace = ? AND id = ?",
                 (key_bytes(key), key_sum(key), self.name, id),
             )
-
-
-def namespaces(store: Store) -> list[str]:
-    """The names of all namespaces that hold or held facts."""
-    return [name for (name,) in store.execute("SELECT name FROM namespaces WHERE next_id > 0 ORDER BY name")]

@@ -44,7 +44,7 @@ CREATE TABLE labels (namespace, name, value, id, PRIMARY KEY (namespace, name, v
 """
 
 
-class Store:
+class SqliteStore:
     """A database of facts, and the lock that every use of it takes. Make one with `memory` or `open`.
 
     Attributes:
@@ -69,20 +69,22 @@ class Store:
         self._pid = os.getpid()
         self._unchanging = unchanging  # The file, where SQLite takes it for one that never changes.
         self._written: list[OpenedFile] = []  # What SQLite goes on writing to, also when it was deleted.
+        self.uuid: str
+        self._dim: int | None
         with self.view():
             ((self.uuid, self._dim),) = self.execute("SELECT uuid, dim FROM store")
         if path is not None and not self.read_only:
             self._written = [OpenedFile.at(file) for file in (path, _beside(path, "-wal")) if file.exists()]
 
     @classmethod
-    def memory(cls, dim: int | None) -> Store:
+    def memory(cls, dim: int | None) -> SqliteStore:
         """An empty store that lasts as long as the process."""
         connection = _connect(":memory:")
         _create_tables(connection, dim)
         return cls(connection)
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], dim: int | None, read_only: bool) -> Store:
+    def open(cls, path: str | os.PathLike[str], dim: int | None, read_only: bool) -> SqliteStore:
         """Opens a store on disk, or makes one where there is none.
 
         Raises:
@@ -122,7 +124,7 @@ class Store:
         """Width of the keys; None before there is one."""
         if self._dim is None:
             with self.view():
-                ((dim,),) = self.execute("SELECT dim FROM store")
+                dim: int | None = self.execute("SELECT dim FROM store").fetchone()[0]
                 if self._in_transaction:
                     return dim
                 self._dim = dim
@@ -132,6 +134,10 @@ class Store:
         """Runs a statement, inside a `view` or a `change`."""
         assert self._connection is not None
         return self._connection.execute(sql, parameters)
+
+    def namespaces(self) -> list[str]:
+        """The names of all namespaces that hold or held facts."""
+        return [name for (name,) in self.execute("SELECT name FROM namespaces WHERE next_id > 0 ORDER BY name")]
 
     @contextmanager
     def view(self) -> Iterator[None]:

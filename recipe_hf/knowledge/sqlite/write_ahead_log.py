@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,7 +67,7 @@ def read_frames(log: Path) -> list[Frame]:
     ]
 
 
-def _sums(words: NDArray, before: NDArray) -> NDArray[np.uint32]:
+def _sums(words: NDArray[Any], before: NDArray[Any]) -> NDArray[np.uint32]:
     """The two checksums of each row of words `[n, even]`, that go on from those `before`, `[n, 2]`."""
     first, second = before.astype(np.uint32).T.copy()
     for even, odd in words.astype(np.uint32).T.reshape(-1, 2, len(words)):
