@@ -51,3 +51,11 @@ def __dir__() -> list[str]:
 @when_imported("transformers.models.auto.configuration_auto")
 def _register(_: ModuleType) -> None:
     import_module(".modeling.configuration", __name__)  # It registers itself, at its end.
+
+
+@when_imported(f"{__name__}.knowledge")
+def _let_publish(knowledge: Any) -> None:
+    def publish(*args: Any, **kwargs: Any) -> Any:
+        return import_module(".hub", __name__).push_knowledge(*args, **kwargs)
+
+    knowledge.publish_by(publish)

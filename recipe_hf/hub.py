@@ -14,8 +14,8 @@ from huggingface_hub.utils import filter_repo_objects
 
 from .cards.facts_card import COLUMNS, FACTS_TABLE, facts_card
 from .cards.model_card import model_card, published_card
+from .download import connection
 from .knowledge import KnowledgeBase
-from .modeling.download import connection
 from .modeling.loading import KNOWLEDGE_DIRECTORY, load_config, verify_checksums
 
 _CARD = "README.md"

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 from huggingface_hub import HfApi
 from transformers.utils import logging
 
-from ..modeling.download import connection
+from ..download import connection
 from .example import EditExample, split_half
 from .layouts import LAYOUTS, Row, detect_layout
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Encode = Callable[[list[str]], "Tensor"]
+
+_publisher: Publisher | None = None
+
+
+class Publisher(Protocol):
+    """What pushes facts to the Hub; see [`~recipe_hf.hub.push_knowledge`]."""
+
+    def __call__(self, knowledge: Persistence, repo_id: str, **hub_kwargs: Any) -> CommitInfo: ...
+
+
+def publish_by(publisher: Publisher) -> None:
+    """Says what pushes facts to the Hub. It writes cards, and so is above this package, which does not know it."""
+    global _publisher
+    _publisher = publisher
 
 
 class Persistence(Opening):
@@ -149,9 +163,8 @@ class Persistence(Opening):
         Raises:
             OSError: If the Hub refuses, or the connection breaks.
         """
-        from ..hub import push_knowledge  # It fills the card, and so depends on this module.
-
-        return push_knowledge(self, repo_id, **hub_kwargs)  # type: ignore[arg-type]
+        assert _publisher is not None  # `recipe_hf` itself says who publishes, whenever this package is imported.
+        return _publisher(self, repo_id, **hub_kwargs)
 
     @classmethod
     def from_pretrained(cls, repo_id: str, *, repo_type: str = "dataset", **hub_kwargs: Any) -> Self:
@@ -166,7 +179,7 @@ class Persistence(Opening):
             OSError: If it cannot be found or read, or the connection breaks.
             ValueError: If a file is truncated, altered or of another format version.
         """
-        from ..modeling.download import download
+        from ..download import download
 
         return cls.load(download(repo_id, ["knowledge/*"], repo_type=repo_type, **hub_kwargs) / "knowledge")
 

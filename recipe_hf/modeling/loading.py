@@ -14,9 +14,9 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from torch import nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..download import download
 from .base import loading, split_gguf
 from .configuration import RecipeConfig
-from .download import download
 
 ENCODER_DIRECTORY = "encoder"
 KNOWLEDGE_DIRECTORY = "knowledge"
@@ -40,7 +40,7 @@ def checkpoint_directory(name_or_path: str | os.PathLike[str], subfolder: str = 
     """The directory of a checkpoint, downloaded from the Hub unless it is one already.
 
     Raises:
-        OSError: If it is neither, or cannot be read (see [`~recipe_hf.modeling.download.download`]).
+        OSError: If it is neither, or cannot be read (see [`~recipe_hf.download.download`]).
     """
     directory = Path(name_or_path)
     if not directory.is_dir():
