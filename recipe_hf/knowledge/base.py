@@ -34,7 +34,7 @@ class KnowledgeBase(Persistence):
     Args:
         dim: Width of the keys, `knowledge_dim`.
         full_scan_threshold: Up to how many facts a query is compared with every key. Beyond, codes of the keys are
-            searched, with `recipe-hf[scale]` (see [`code_index`]).
+            searched, with `recipe-hf[scale]` (see [`search.code_index`]).
 
     Raises:
         ValueError: If an argument is not a positive integer.

@@ -1,4 +1,4 @@
-"""What an engine must do. [`KnowledgeBase`] asks for this and nothing else; SQLite's and Qdrant's do it.
+"""What an engine must do. [`KnowledgeBase`] asks for this and nothing else; [`local`] and [`qdrant.engine`] do it.
 
 An [`Engine`] holds namespaces. The facts of one are a [`Space`], in a [`Store`] whose changes are whole; an [`Index`]
 searches among their keys. All of it is used inside a `view` or a `change`, and by any number of threads.
@@ -137,7 +137,9 @@ class Index(Protocol):
         where: Mapping[str, Any] | None = None,
         valid_only: bool = True,
     ) -> Found:
-        """The best keys for each query `[b, dim]`, `b` > 0, best first; of equal best keys the smallest id wins.
+        """The best keys for each query, best first; of equal best keys the smallest id wins.
+
+        Where there are fewer than `k`, there are fewer columns, or the rest is as in [`nothing`].
 
         Args:
             queries: `[b, dim]`, `b` > 0.
