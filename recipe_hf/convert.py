@@ -1,4 +1,4 @@
-"""A base LLM as a directory of safetensors: what takes long to load, as a GGUF file does, is made to load at once."""
+"""`recipe-hf convert`: a base LLM, such as a GGUF file, as a directory of safetensors, which loads at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be wrong with a command, and how it is told: in one line, without a traceback."""
+"""Errors that a user can bring about, told in one line without a traceback; checks of the paths and ids given."""
 
 from __future__ import annotations
 

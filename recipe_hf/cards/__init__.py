@@ -1,4 +1,4 @@
-"""The card templates and what fills them."""
+"""Model cards and dataset cards: the templates, and what fills them."""
 
 from .facts_card import facts_card
 from .model_card import EvaluationResult, TrainingRun, model_card, published_card, update_results, write_model_card

@@ -1,4 +1,4 @@
-"""The commands that show, make and publish a checkpoint."""
+"""`recipe-hf demo`, `train`, `train-verifier`, `convert` and `push`: checkpoints shown, made and published."""
 
 from __future__ import annotations
 

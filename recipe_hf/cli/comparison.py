@@ -1,4 +1,4 @@
-"""The commands that compare a checkpoint with other editors, with itself less a part, and with other sizes."""
+"""`recipe-hf compare`, `ablate` and `sweep`: a checkpoint beside other editors, less a part, or of other sizes."""
 
 from __future__ import annotations
 

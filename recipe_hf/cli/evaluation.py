@@ -1,4 +1,4 @@
-"""The command that measures a checkpoint."""
+"""`recipe-hf evaluate`: measures how well a checkpoint's edits take."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands on the facts of a checkpoint, or of a file."""
+"""`recipe-hf add`, `remove`, `list`, `ask`, `explain` and so on: the facts of a checkpoint, or of a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands that measure what editing costs: general ability, time and memory."""
+"""`recipe-hf harness` and `efficiency`: what editing costs in general ability, time and memory."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Evaluation: how well edits take, what they cost, and how other editors do."""

@@ -1,4 +1,4 @@
-"""What the model says to questions, each put to it once for all cells and protocols of an evaluation."""
+"""Asking the model: what it says to each question, put to it once for all cells and protocols of an evaluation."""
 
 from __future__ import annotations
 

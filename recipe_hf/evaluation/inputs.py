@@ -1,4 +1,4 @@
-"""What the figures of a run depend on, as plain values: by these, runs are told apart.
+"""The inputs of a run, as plain values: what its figures depend on, and by which runs are told apart.
 
 Every command that goes on from an earlier output records its inputs with the figures, and compares them first
 (see [`~recipe_hf.evaluation.records`]). What a name stands for counts, not the name: rows, files and weights are told

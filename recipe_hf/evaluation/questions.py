@@ -1,4 +1,4 @@
-"""What is asked about a fact, and what happened to one question."""
+"""The questions of an evaluation (reliability, generality, locality, portability), and the outcome of each."""
 
 from __future__ import annotations
 

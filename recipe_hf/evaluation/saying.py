@@ -1,4 +1,4 @@
-"""What a language model says: the most likely tokens of a given answer, or greedy output."""
+"""Predictions of a language model: the most likely tokens of a given answer, or greedy output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What transformers' interface asks of a model, where the answer is its base's; and what of it cannot be had."""
+"""transformers' model interface (embeddings, device, ...): answered by the base, or refused where it cannot be."""
 
 from __future__ import annotations
 

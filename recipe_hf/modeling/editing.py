@@ -1,4 +1,4 @@
-"""Adding, removing and looking up knowledge, with keys that follow the weights."""
+"""`add_knowledge`, `remove_knowledge`, `retrieve` and `explain`: facts, with keys that follow the weights."""
 
 from __future__ import annotations
 

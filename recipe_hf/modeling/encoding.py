@@ -1,4 +1,4 @@
-"""Keys of statements and representations of queries, by the weights as they are now."""
+"""Encoding: keys of statements and representations of queries, by the weights as they are now."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What of a text the encoder can read: its tokenizer makes one and the same token of every word that it does not know.
+"""Unknown words: the encoder's tokenizer makes one and the same token of every word that it does not know.
 
 Texts that differ only in such words have one key, and one query, whatever they say.
 """

@@ -1,4 +1,4 @@
-"""What retrieval and forward give back."""
+"""Output classes: what `retrieve`, `explain` and `forward` give back."""
 
 from __future__ import annotations
 

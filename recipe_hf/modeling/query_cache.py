@@ -1,4 +1,4 @@
-"""What was looked up lately need not be encoded again."""
+"""A cache of encoded queries: what was looked up lately need not be encoded again."""
 
 from __future__ import annotations
 

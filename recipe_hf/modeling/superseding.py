@@ -1,4 +1,4 @@
-"""Which facts a newer one takes the place of, though it says so in other words (beyond the paper)."""
+"""Superseding: which facts a newer one takes the place of, though it says so in other words (beyond the paper)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The weights that make keys and queries: run as they are, watched, and named."""
+"""The retriever's weights: run without dropout, watched for changes, and named by a fingerprint."""
 
 from __future__ import annotations
 

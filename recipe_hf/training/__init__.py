@@ -1,0 +1,1 @@
+"""Training of the retriever, the prompt encoders and the verifier."""

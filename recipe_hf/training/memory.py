@@ -1,4 +1,4 @@
-"""What training keeps of texts it has encoded: keys as further negatives, and features while the encoder is frozen."""
+"""Caches of training: keys as further negatives, and features while the encoder is frozen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Directories that a run writes anew again and again: wherever it is killed, a whole copy of the last is left.
+"""Checkpoints to resume a run from: wherever it is killed, a whole copy of the last one is left.
 
 A copy is written beside the one before, as `NAME.new`, and takes its place by two renames, the other being `NAME.old`
 meanwhile. Its seal, a file that names all others and what they hold, is written last: a copy without is not whole.

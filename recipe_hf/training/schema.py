@@ -1,4 +1,4 @@
-"""What a YAML file may hold: the fields of a dataclass, each of them once and of the type that is annotated."""
+"""Checked YAML: the fields of a dataclass, each of them once and of the type that is annotated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run tells an Accelerate tracker."""
+"""Experiment trackers (TensorBoard, Trackio): what a run tells them, through Accelerate."""
 
 from __future__ import annotations
 

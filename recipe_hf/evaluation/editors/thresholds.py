@@ -1,4 +1,4 @@
-"""Choosing a threshold on rows kept for that."""
+"""Thresholds of editors that have one, tuned on validation rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the verifier learns: whether a statement answers, above its miss, and where in it the answer stands."""
+"""The verifier's losses: whether a statement answers, above its miss, and where in it the answer stands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is learned from: statements with questions that they answer and questions that they do not, and chat."""
+"""The verifier's data: statements with questions that they answer and questions that they do not, and chat."""
 
 from __future__ import annotations
 

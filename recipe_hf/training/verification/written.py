@@ -1,4 +1,4 @@
-"""What was written for this package: statements, each with what it answers and does not, and families of them."""
+"""The verifier's data written for this package: statements, each with what it answers and does not, and families."""
 
 from __future__ import annotations
 
