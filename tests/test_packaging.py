@@ -3,11 +3,13 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parent.parent
 
@@ -41,7 +43,7 @@ def test_wheel_holds_every_module_and_data_file(wheel: zipfile.ZipFile):
         if path.is_file()
     }
     files.add("recipe_hf/py.typed")
-    assert "recipe_hf/cards/model_card_template.md" in files
+    assert {"recipe_hf/cards/model_card_template.md", "recipe_hf/training/statements/families/people.jsonl"} <= files
     assert files <= set(wheel.namelist())
 
 
@@ -70,6 +72,28 @@ def test_constraints_pin_every_direct_dependency():
     needed = {_normalise(name) for text in lists for name in re.findall(r'"([\w-]+)[^"]*"', text)}
     assert len(lists) == 6 and needed <= pinned
     assert "torch==2.13.0" in lines
+
+
+def test_citation_is_of_this_project_and_of_the_paper():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["cff-version"] == "1.2.0" and citation["message"]
+    assert all("name" in author for author in citation["authors"])
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert (citation["title"], str(citation["version"])) == (project["name"], project["version"])
+    assert citation["license"] == project["license"] and citation["abstract"] == project["description"]
+    paper = citation["preferred-citation"]
+    assert {"type", "title", "authors"} <= paper.keys()
+    authors = " and ".join(f"{author['family-names']}, {author['given-names']}" for author in paper["authors"])
+    bibtex = re.search(r"```bibtex\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)[1]
+    told = dict(re.findall(r'(\w+) = "(.*)"', bibtex.replace("{LLM}", "LLM")))
+    assert told == {
+        "title": paper["title"],
+        "author": authors,
+        "booktitle": paper["collection-title"],
+        "year": str(paper["year"]),
+        "pages": f"{paper['start']}--{paper['end']}",
+        "url": paper["url"],
+    }
 
 
 def _normalise(name: str) -> str:
