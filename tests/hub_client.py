@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from tests.tiny_recipe import FACTS, MIXED, base_tokenizer, batch_of, edited_recipe, tiny_base, tiny_recipe
+from tests.tiny_recipe import FACTS, GREEDY, MIXED, base_tokenizer, batch_of, edited_recipe, tiny_base, tiny_recipe
 from tests.tiny_training import STAGES, tiny_config
 
 ANN = {"token": "hf_ann"}
@@ -41,6 +41,18 @@ def push_model(repo_id: str, facts: list[Any] = FACTS, **kwargs: Any) -> str:
     model.config.base_model_name_or_path = "org/base"
     model.add_knowledge(facts)
     return model.push_to_hub(repo_id, **ANN | kwargs)
+
+
+def push_told_model(repo_id: str, base_model: str, retriever: str, **kwargs: Any) -> bool:
+    """Pushes a model that tells its facts as text, and says whether it comes back as it went."""
+    from recipe_hf import RecipeForCausalLM
+
+    model = RecipeForCausalLM.from_base_pretrained(base_model, retriever=retriever, **kwargs)
+    model.add_knowledge(FACTS)
+    model.push_to_hub(repo_id, **ANN)
+    loaded = RecipeForCausalLM.from_pretrained(repo_id, **kwargs)
+    written = [each.generate(**batch_of(each, MIXED), **GREEDY).tolist() for each in (model, loaded)]
+    return written[0] == written[1]
 
 
 def save_model(directory: Path, **kwargs: Any) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from recipe_hf.modeling.verifier import is_update
 from recipe_hf.training.verification.written import number_of, part_of
-from tests.tiny_recipe import FACTS, UNRELATED, tiny_base, tiny_recipe, verified_recipe
+from tests.tiny_recipe import FACTS, UNRELATED, base_tokenizer, tiny_base, tiny_recipe, verified_recipe
 
 ROOT = Path(__file__).parent.parent
 
@@ -156,3 +156,19 @@ def test_the_sets_of_the_gate_were_not_trained_on(document: Path, tmp_path: Path
     assert [old.facts[ask.place] for ask in old.asked if ask.kind == "unrelated"] == [
         ask.text for ask in old.asked if ask.kind == "unrelated"
     ]
+
+
+def test_forms_of_prompts_are_measured_side_by_side(document: Path, checkpoint: Path, data: Path, tmp_path: Path):
+    page = Path(shutil.copy(ROOT / "docs/bases.md", tmp_path))
+    for name, base in (("own", tiny_base()), ("other", tiny_base("gpt2"))):
+        base.save_pretrained(tmp_path / name)
+        base_tokenizer().save_pretrained(tmp_path / name)
+    importlib.import_module("prompt_forms").main(
+        checkpoint, data, 4, str(tmp_path / "own"), [str(tmp_path / "other")], page
+    )
+    rows = rows_of(page, "prompt forms")
+    assert [row[1] for row in rows] == ["not told", "continuous prompts", "hidden text", "not told", "hidden text"]
+    lengths = [len(f"{prompt} {answer}.\n") for prompt, answer in FACTS]
+    text = f"{sum(lengths) / 4:.1f}"
+    assert [row[2] for row in rows] == ["", "3.0", text, "", text]
+    assert all(row[5] == row[8] == "100.0" for row in rows), "no unrelated question fires a fact"

@@ -101,6 +101,15 @@ def test_a_model_with_facts_goes_to_the_hub_and_comes_back(hub, client, tmp_path
     assert client.generate_as_pushed("org/recipe", cache_dir=tmp_path)
 
 
+def test_a_base_takes_the_retriever_of_another_from_the_hub(hub, client, tmp_path):
+    client.push_base("org/base", **ANN)
+    client.push_model("org/recipe", include_knowledge=False)
+    assert client.push_told_model("org/told", "org/base", "org/recipe", cache_dir=tmp_path)
+    card = hub.text("org/told", "README.md")
+    assert 'from_base_pretrained(base, retriever="org/told")` gives any other base the same.' in card
+    assert "gets its statement in front, as hidden text" in card and "ships 4 facts" in card
+
+
 def test_a_new_repository_gets_a_valid_card_of_its_own(hub, client):
     client.push_model("org/recipe", tags=["capitals"])
     card = hub.text("org/recipe", "README.md")

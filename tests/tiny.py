@@ -8,6 +8,7 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
+    Gemma3TextConfig,
     GPT2Config,
     GPTJConfig,
     GPTNeoXConfig,
@@ -39,6 +40,11 @@ CONFIGS: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
         Qwen2Config,
         _LLAMA_SIZES
         | {"num_key_value_heads": 2, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
+    ),
+    # Its embeddings are scaled by the module that gives them, not in its weight.
+    "gemma3": (
+        Gemma3TextConfig,
+        _LLAMA_SIZES | {"num_key_value_heads": 2, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 64},
     ),
     "bloom": (BloomConfig, {"hidden_size": HIDDEN_SIZE, "n_layer": 2, "n_head": 4}),
 }

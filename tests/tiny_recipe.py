@@ -40,6 +40,9 @@ def byte_tokenizer(special_tokens: list[str], **kwargs: Any) -> PreTrainedTokeni
     tokenizer = Tokenizer(models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    if "<bos>" in special_tokens:
+        bos = [("<bos>", names.index("<bos>"))]
+        tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=bos)
     if "[CLS]" in special_tokens:
         ids = [(name, names.index(name)) for name in ("[CLS]", "[SEP]")]
         tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ids)
@@ -52,6 +55,12 @@ def base_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedToken
     return byte_tokenizer(
         BASE_TOKENS, pad_token=pad, bos_token=start, eos_token=end, padding_side="left", chat_template=chat_template
     )
+
+
+def bos_tokenizer(chat_template: str | None = None) -> PreTrainedTokenizerFast:
+    """The tokenizer of a base that begins every text with a token of its own; as many tokens as `base_tokenizer`."""
+    names = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"}
+    return byte_tokenizer([*names.values()], **names, padding_side="left", chat_template=chat_template)
 
 
 def encoder_tokenizer() -> PreTrainedTokenizerFast:
@@ -93,7 +102,8 @@ def untrained_recipe(architecture: str = "llama", base: Any = None, **kwargs: An
             encoder_tokenizer=encoder_tokenizer(),
             **sizes | kwargs,
         )
-        torch.nn.init.normal_(model.prompt_encoder.output.weight, std=0.2)
+        if model.prompt_encoder is not None:
+            torch.nn.init.normal_(model.prompt_encoder.output.weight, std=0.2)
     return model
 
 

@@ -1,15 +1,14 @@
-"""Making, loading and saving RECIPE models: own weights in the checkpoint, the base beside it."""
+"""Loading and saving RECIPE models: own weights in the checkpoint, the base beside it."""
 
 from __future__ import annotations
 
 import copy
-import inspect
 import logging
 import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from huggingface_hub import CommitInfo
@@ -22,95 +21,27 @@ from . import base, loading
 from .configuration import RecipeConfig
 from .delegation import DelegatingPreTrainedModel
 from .editing import KnowledgeMixin
+from .loading import CONFIG_ARGUMENTS, HUB_ARGUMENTS
 from .prompt_encoder import AnswerPromptEncoder
 from .verifier import VERIFIER_FILE, Verifier
 
-if TYPE_CHECKING:
-    from typing import Self
-
 logger = logging.getLogger(__name__)
 
-_HUB_ARGUMENTS = ("token", "cache_dir", "local_files_only", "force_download")
 _PUSH_ARGUMENTS = ("repo_id", "private", "token", "commit_message", "revision", "create_pr", "tags")
 _KEY_OFFSET = "answer_prompt_encoder.key_offset"
-_CONFIG_ARGUMENTS = set(inspect.signature(RecipeConfig.__init__).parameters) - {"self", "kwargs"}
 # What the Auto classes and pipelines add; none of it asks for anything of a base that is loaded already.
 _AUTO_ARGUMENTS = ("_from_auto", "_from_pipeline", "adapter_kwargs", "trust_remote_code")
 
 
 class RecipePreTrainedModel(KnowledgeMixin, DelegatingPreTrainedModel):
-    """The part of [`RecipeForCausalLM`] that makes, loads and saves it."""
+    """The part of [`RecipeForCausalLM`] that loads and saves it."""
 
     config_class = RecipeConfig
+    prompt_encoder: Any
     answer_prompt_encoder: AnswerPromptEncoder | None
     tokenizer: PreTrainedTokenizerBase | None
     # Whether the checkpoint brought a generation config of its own, which a base loaded for it takes on.
     _has_generation_config = False
-
-    @classmethod
-    def from_base_pretrained(
-        cls,
-        base_model: str | os.PathLike[str] | nn.Module,
-        encoder: str | os.PathLike[str] | nn.Module = "sentence-transformers/all-MiniLM-L6-v2",
-        *,
-        base_model_name_or_path: str | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        encoder_tokenizer: PreTrainedTokenizerBase | None = None,
-        encoder_revision: str | None = None,
-        **kwargs: Any,
-    ) -> Self:
-        """Makes a model to train: a frozen base, a pretrained text encoder, fresh heads.
-
-        Args:
-            base_model: Hub id, directory, path of a GGUF file, or a causal LM, which may be wrapped by PEFT.
-            encoder: Hub id, directory, path of a GGUF file, a transformers model, or a `SentenceTransformer`. Its
-                weights are copied.
-            base_model_name_or_path: What the checkpoint records as its base, where that is not `base_model`: the Hub
-                id of a base loaded from a GGUF file, say.
-            tokenizer: The base's tokenizer, by default the one beside it.
-            encoder_tokenizer: The encoder's tokenizer, by default the one beside it.
-            encoder_revision: Branch, tag or commit of an encoder given by its Hub id.
-            **kwargs: Fields of [`RecipeConfig`], such as `knowledge_dim`; `token`, `cache_dir`, `local_files_only` and
-                `force_download` for both parts; anything else (`revision`, `dtype`, `device_map`,
-                `quantization_config`, ...) says how to load the base.
-
-        Raises:
-            OSError: If a part cannot be found.
-            TypeError: If a part is neither a path nor a model.
-            ValueError: If a part cannot be used, or a size is impossible.
-        """
-        if encoder_revision is not None and isinstance(encoder, nn.Module):
-            raise ValueError(f"encoder_revision must be None with a loaded encoder, got {encoder_revision!r}.")
-        fields = {name: kwargs.pop(name) for name in _CONFIG_ARGUMENTS & kwargs.keys()}
-        RecipeConfig(**fields)
-        hub = {name: kwargs.pop(name) for name in _HUB_ARGUMENTS if name in kwargs}
-        named = isinstance(base_model, (str, os.PathLike))
-        revision = kwargs.get("revision")
-        lm = base.load_base(base_model, **kwargs, **(hub if named else {}))
-        of_encoder = hub if encoder_revision is None else hub | {"revision": encoder_revision}
-        text_encoder, encoder_tokenizer = loading.load_encoder(encoder, encoder_tokenizer, **of_encoder)
-        encoder_config = copy.deepcopy(text_encoder.config)
-        encoder_config.dtype = torch.float32
-        if os.path.exists(encoder_config.name_or_path or ""):
-            encoder_config.name_or_path = ""
-
-        name = str(base_model) if named else base.base_name(lm)
-        if base_model_name_or_path is None and name is not None:
-            revision = base.base_revision(name, revision, hub.get("cache_dir"))
-        recorded = {
-            "encoder_config": encoder_config,
-            "base_model_name_or_path": base_model_name_or_path or name,
-            "base_model_revision": revision,
-            **base.describe_base(lm),
-        }
-        model = cls(RecipeConfig(**recorded | fields))
-        loading.copy_encoder_weights(text_encoder, model.retriever.encoder, model.config.use_pooler_output)
-        # Heads that start equal compare queries and statements as the encoder does.
-        model.retriever.mlp_q.load_state_dict(model.retriever.mlp_k.state_dict())
-        model.retriever.tokenizer = loading.prepare_encoder_tokenizer(encoder_tokenizer)
-        model.tokenizer = tokenizer and base.prepare_tokenizer(tokenizer)
-        model._set_base(lm, tokenizer_source=name or lm.config.name_or_path, hub=hub | {"revision": revision})
-        return model.eval()
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -141,12 +72,12 @@ class RecipePreTrainedModel(KnowledgeMixin, DelegatingPreTrainedModel):
             OSError: If the checkpoint or its base cannot be found, or a file is missing.
             ValueError: If a file is truncated or altered, weights are missing, or the base is not the checkpoint's.
         """
-        hub = {name: kwargs.pop(name) for name in _HUB_ARGUMENTS if name in kwargs}
+        hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
         with_info = kwargs.pop("output_loading_info", False)
         place = {name: kwargs.pop(name) for name in ("revision", "subfolder") if name in kwargs}
         directory = loading.checkpoint_directory(pretrained_model_name_or_path, **place, **hub)
         loading.verify_checksums(directory)
-        fields = {name: kwargs.pop(name) for name in _CONFIG_ARGUMENTS & kwargs.keys()}
+        fields = {name: kwargs.pop(name) for name in CONFIG_ARGUMENTS & kwargs.keys()}
         if isinstance(config, RecipeConfig):
             config = copy.deepcopy(config)
             config.update(fields)
@@ -176,6 +107,12 @@ class RecipePreTrainedModel(KnowledgeMixin, DelegatingPreTrainedModel):
         # Checkpoints had no such offset at first, which is one of zero.
         absent = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])} - {_KEY_OFFSET}
         missing = sorted(name for name in absent if not name.startswith(is_new))
+        of_prompts = {name for name in model.state_dict() if name.startswith("prompt_encoder.")}
+        if of_prompts and of_prompts <= absent:
+            raise ValueError(
+                f"prompt_form must be 'text' for the checkpoint {str(pretrained_model_name_or_path)!r}, which has no "
+                f"prompt encoder, got {model.config.prompt_form!r}."
+            )
         if missing:
             raise ValueError(
                 f"The weights in {directory} lack {len(missing)} tensors of the model, {', '.join(missing[:3])} among "
@@ -250,7 +187,7 @@ class RecipePreTrainedModel(KnowledgeMixin, DelegatingPreTrainedModel):
         base.check_base(lm, self.config)
         if named and self._has_generation_config:
             lm.generation_config = self.generation_config
-        hub = {name: kwargs[name] for name in (*_HUB_ARGUMENTS, "revision") if name in kwargs}
+        hub = {name: kwargs[name] for name in (*HUB_ARGUMENTS, "revision") if name in kwargs}
         self._set_base(lm, tokenizer_source=str(source) if named else base.base_name(lm), hub=hub)
 
     def _set_base(self, lm: Any, tokenizer_source: str | None, hub: dict[str, Any]) -> None:
@@ -262,12 +199,9 @@ class RecipePreTrainedModel(KnowledgeMixin, DelegatingPreTrainedModel):
         if self.config.base_fingerprint is None:
             self.config.base_fingerprint = base.fingerprint(lm)
         self.lm = lm
-        self.retriever.to(self.device)
-        if self.verifier is not None:
-            self.verifier.to(self.device)
-        self.prompt_encoder.to(self.device)
-        if self.answer_prompt_encoder is not None:
-            self.answer_prompt_encoder.to(self.device)
+        for part in (self.retriever, self.verifier, self.prompt_encoder, self.answer_prompt_encoder):
+            if part is not None:
+                part.to(self.device)
 
     def save_pretrained(  # type: ignore[override]
         self,

@@ -8,6 +8,8 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
+#: What may be prefixed of a fact.
+PROMPT_FORMS = ("continuous", "text")
 # Encoders whose position ids start after the padding id lose that many positions (RoBERTa and its family).
 _POSITION_OFFSET_MODEL_TYPES = {"roberta", "xlm-roberta", "camembert", "mpnet", "longformer"}
 
@@ -28,6 +30,8 @@ class RecipeConfig(PretrainedConfig):
         num_continuous_prompt_tokens: Length `l` of a continuous prompt (3 in the paper).
         num_answer_prompt_tokens: Number of further continuous prompt tokens, made of a fact's answer where it
             was given apart from the prompt. This goes beyond the paper; 0 for none.
+        prompt_form: What is prefixed of a fact: `"continuous"` prompts (paper eq. 7), which are trained for one base,
+            or, beyond the paper, its statement as hidden `"text"`, which every base reads.
         num_sentinel_tokens: Number `c` of trainable token embeddings of the knowledge sentinel (10 in the paper).
         use_pooler_output: Whether the encoder's pooler output joins the max, min and mean pooled features, as in
             the authors' code.
@@ -46,7 +50,7 @@ class RecipeConfig(PretrainedConfig):
             the verifier was not trained to tell.
 
     Raises:
-        ValueError: If a size is impossible.
+        ValueError: If a size is impossible, or a form unknown.
     """
 
     model_type = "recipe"
@@ -74,6 +78,7 @@ class RecipeConfig(PretrainedConfig):
         verifier_margin: float = 1.0,
         verifier_gap: float | None = None,
         supersede_threshold: float | None = None,
+        prompt_form: str = "continuous",
         **kwargs: Any,
     ) -> None:
         if encoder_config is None:
@@ -124,6 +129,9 @@ class RecipeConfig(PretrainedConfig):
         if supersede_threshold is not None and not math.isfinite(supersede_threshold):
             raise ValueError(f"supersede_threshold must be None or finite, got {supersede_threshold!r}.")
         self.supersede_threshold = supersede_threshold
+        if prompt_form not in PROMPT_FORMS:
+            raise ValueError(f"prompt_form must be {' or '.join(map(repr, PROMPT_FORMS))}, got {prompt_form!r}.")
+        self.prompt_form = prompt_form
         kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(**kwargs)
         # The Auto classes may be handed this config: by then, they must know its model.

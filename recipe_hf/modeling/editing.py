@@ -19,7 +19,6 @@ from .encoding import EncodingMixin
 from .gate import Asked, Near, Reader, decide, why_not_usable
 from .legibility import check_words, legible_queries, why_not_asked, withheld
 from .outputs import Candidate, Explanation, Retrieval
-from .prompt_encoder import PromptEncoder
 from .queries import check_queries
 from .superseding import NUM_READ, NewFacts, find_superseded
 
@@ -35,7 +34,6 @@ _ALIKE = 32
 class KnowledgeMixin(EncodingMixin):
     """The part of [`RecipeForCausalLM`] that holds facts: they need the retriever, not the base."""
 
-    prompt_encoder: PromptEncoder
     _knowledge: KnowledgeBase
 
     @property

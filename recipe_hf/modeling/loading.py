@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 import json
 import os
 import sys
@@ -18,6 +19,11 @@ from ..download import download
 from .base import loading, split_gguf
 from .configuration import RecipeConfig
 
+#: Arguments that say how a part is brought from the Hub.
+HUB_ARGUMENTS = ("token", "cache_dir", "local_files_only", "force_download")
+#: Arguments that are fields of a config.
+CONFIG_ARGUMENTS = set(inspect.signature(RecipeConfig.__init__).parameters) - {"self", "kwargs"}
+_ARGUMENT = "pretrained_model_name_or_path"
 ENCODER_DIRECTORY = "encoder"
 KNOWLEDGE_DIRECTORY = "knowledge"
 CHECKSUMS_FILE = "checksums.json"
@@ -36,8 +42,12 @@ AUTO_MAP = {"AutoConfig": "modeling_recipe.RecipeConfig", "AutoModelForCausalLM"
 _FILES = ["*.json", "*.jsonl", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.py"]
 
 
-def checkpoint_directory(name_or_path: str | os.PathLike[str], subfolder: str = "", **hub_kwargs: Any) -> Path:
+def checkpoint_directory(
+    name_or_path: str | os.PathLike[str], subfolder: str = "", argument: str = _ARGUMENT, **hub_kwargs: Any
+) -> Path:
     """The directory of a checkpoint, downloaded from the Hub unless it is one already.
+
+    Errors name it as `argument`.
 
     Raises:
         OSError: If it is neither, or cannot be read (see [`~recipe_hf.download.download`]).
@@ -51,7 +61,7 @@ def checkpoint_directory(name_or_path: str | os.PathLike[str], subfolder: str = 
             raise
         except (FileNotFoundError, ValueError) as error:
             raise FileNotFoundError(
-                f"pretrained_model_name_or_path must be a directory or a Hub id, got {str(name_or_path)!r}: {error}"
+                f"{argument} must be a directory or a Hub id, got {str(name_or_path)!r}: {error}"
             ) from error
     directory = directory / subfolder
     if not (directory / "config.json").is_file():
@@ -59,8 +69,8 @@ def checkpoint_directory(name_or_path: str | os.PathLike[str], subfolder: str = 
     return directory
 
 
-def load_config(name_or_path: str | os.PathLike[str], **fields: Any) -> RecipeConfig:
-    """Loads the config of a checkpoint.
+def load_config(name_or_path: str | os.PathLike[str], argument: str = _ARGUMENT, **fields: Any) -> RecipeConfig:
+    """Loads the config of a checkpoint, which errors name as `argument`.
 
     Raises:
         ValueError: If it is that of another model.
@@ -68,7 +78,7 @@ def load_config(name_or_path: str | os.PathLike[str], **fields: Any) -> RecipeCo
     model_type = RecipeConfig.get_config_dict(name_or_path)[0].get("model_type")
     if model_type != RecipeConfig.model_type:
         raise ValueError(
-            f"pretrained_model_name_or_path must be a RECIPE checkpoint, got one of model type {model_type!r}. "
+            f"{argument} must be a RECIPE checkpoint, got one of model type {model_type!r}. "
             f"A base LLM becomes one by from_base_pretrained."
         )
     return RecipeConfig.from_pretrained(name_or_path, **fields)

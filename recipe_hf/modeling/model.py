@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,25 +13,29 @@ from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin
 from transformers.utils import ModelOutput, logging
 
 from ..knowledge import KnowledgeBase
-from .checkpoint import RecipePreTrainedModel
 from .configuration import RecipeConfig
+from .creation import CreatedModel
 from .editing import check_queries
 from .outputs import RecipeCausalLMOutput, Retrieval
 from .prefix import CACHE_NAMES, forward_keeping, hidden_prefix, prefixed_forward
 from .prompt_encoder import AnswerPromptEncoder, PromptEncoder, carried_tokens
 from .queries import read_queries
 from .retriever import Retriever
+from .text_prompts import text_places, text_prompts
 from .verifier import Verifier
 
 logger = logging.get_logger(__name__)
 
+_NO_PROMPT_ENCODER = "it has no prompt encoder (its prompt_form is 'text')"
 
-class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
+
+class RecipeForCausalLM(CreatedModel, GenerationMixin):
     """A causal LM whose knowledge is edited by continuous prompts, retrieved fact by fact.
 
     The base, `lm`, is frozen and computes everything; the model's own weights are the `retriever` and the
     `prompt_encoder`, and only these are saved. A row whose query retrieves a fact gets that fact's prompt tokens
-    before its text (paper eq. 7 to 9); any other row is the base's own.
+    before its text (paper eq. 7 to 9), or its statement as hidden text (`config.prompt_form`); any other row is the
+    base's own.
 
     Make one with `from_base_pretrained`, load one with `from_pretrained`. Constructed from a config alone, it has no
     base until `attach_base`.
@@ -38,7 +43,7 @@ class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
     Attributes:
         retriever: Encodes statements and queries.
         verifier: Reads queries and statements together, beyond the paper; None in a model without one.
-        prompt_encoder: Turns keys into continuous prompts.
+        prompt_encoder: Turns keys into continuous prompts; None in a model whose `prompt_form` is `"text"`.
         answer_prompt_encoder: Turns answers into them, where they are known; None without
             `config.num_answer_prompt_tokens`.
         lm: The base; None before one is attached.
@@ -55,10 +60,14 @@ class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.retriever = Retriever(config)
         self.verifier: Verifier | None = None
-        self.prompt_encoder = PromptEncoder(config)
-        self.answer_prompt_encoder = (
-            AnswerPromptEncoder.of_known_answers(config) if config.num_answer_prompt_tokens else None
-        )
+        self.prompt_encoder: Any = None
+        self.answer_prompt_encoder: AnswerPromptEncoder | None = None
+        if config.prompt_form == "continuous":
+            self.prompt_encoder = PromptEncoder(config)
+            if config.num_answer_prompt_tokens:
+                self.answer_prompt_encoder = AnswerPromptEncoder.of_known_answers(config)
+        else:  # A checkpoint that has both forms is read without its prompt encoders.
+            self._keys_to_ignore_on_load_unexpected = [r"^(answer_)?prompt_encoder\."]
         self.lm: Any = None
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self.knowledge = KnowledgeBase(config.knowledge_dim)
@@ -115,7 +124,7 @@ class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
             The base's output, with `logits` `[B, T, vocab]` or `[B, n, vocab]`, and `retrievals`.
 
         Raises:
-            RuntimeError: If no base is attached.
+            RuntimeError: If no base is attached, or a model without a prompt encoder is to be trained.
             ValueError: If `queries` are not as many as the rows, or `past_key_values` are given.
         """
         lm = self._attached()
@@ -129,23 +138,30 @@ class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
                 "first label. Set the labels of prompts to -100, or give query_mask or queries."
             )
         retrievals, keys = self._look_up(texts, where=where, namespace=namespace)
-        prefix = self._prefix(retrievals, keys)
+        retrievals, prefix = self._prefix(retrievals, keys, input_ids, attention_mask)
         kwargs.setdefault("use_cache", False)
         outputs: Any
         with self._recomputing():
             if prefix is not None:
-                outputs = prefixed_forward(lm, *prefix, input_ids, attention_mask, logits_to_keep, **kwargs)
+                kwargs |= {"input_ids": input_ids, "attention_mask": attention_mask}
+                outputs = prefixed_forward(lm, **prefix, logits_to_keep=logits_to_keep, **kwargs)
             else:
                 kwargs |= {"input_ids": input_ids, "attention_mask": attention_mask}
                 outputs = forward_keeping(lm, logits_to_keep, **kwargs)
         if torch.is_grad_enabled() and (self.training or labels is not None) and not outputs.logits.requires_grad:
+            if self.prompt_encoder is None and self.training:
+                raise RuntimeError(
+                    f"The model has nothing to train through its base: {_NO_PROMPT_ENCODER}. A new one is made by "
+                    f"from_base_pretrained(base, retriever=..., prompt_form='continuous')."
+                )
             # Nothing fired, so that the prompt encoders get a gradient of zero.
-            trained = [*self.prompt_encoder.parameters()]
+            trained = [] if self.prompt_encoder is None else [*self.prompt_encoder.parameters()]
             if self.answer_prompt_encoder is not None:
                 trained += self.answer_prompt_encoder.parameters()
-            outputs.logits.add_(
-                0 * torch.stack([weights.sum() for weights in trained]).sum().to(outputs.logits.device)
-            )
+            if trained:
+                outputs.logits.add_(
+                    0 * torch.stack([weights.sum() for weights in trained]).sum().to(outputs.logits.device)
+                )
         loss = None
         if labels is not None:
             targets = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
@@ -200,8 +216,8 @@ class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
 
         Raises:
             RuntimeError: If no base is attached.
-            ValueError: If `queries` are not as many as the rows, or are missing beside `inputs_embeds`, or
-                `past_key_values` hold text already.
+            ValueError: If `queries` are not as many as the rows, or are missing beside `inputs_embeds`, these are
+                given where `prompt_form` is `"text"`, or `past_key_values` hold text already.
         """
         lm = self._attached()
         if generation_config is not None and generation_config.is_assistant:
@@ -217,12 +233,14 @@ class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
         if ids is None and kwargs.get("inputs_embeds") is not None:
             if queries is None and len(self._knowledge_of(namespace)):
                 raise ValueError("queries must be given with inputs_embeds, whose text is not known.")
+            if self.config.prompt_form == "text":
+                raise ValueError("inputs_embeds must be None where facts are told as text: their place is not known.")
             ids = kwargs["inputs_embeds"]
             queries = [""] * len(ids) if queries is None else queries
         texts = self._queries(namespace, queries, ids, kwargs.get("attention_mask"))
         retrievals, keys = self._look_up(texts, where=where, namespace=namespace)
-        prefix = self._prefix(retrievals, keys)
-        with nullcontext() if prefix is None else hidden_prefix(*prefix, lm=lm):
+        retrievals, prefix = self._prefix(retrievals, keys, ids, kwargs.get("attention_mask"))
+        with nullcontext() if prefix is None else hidden_prefix(**prefix, lm=lm):
             outputs = lm.generate(inputs, generation_config, *args, **kwargs)
         if isinstance(outputs, ModelOutput):
             outputs["retrievals"] = retrievals
@@ -242,27 +260,45 @@ class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
             return check_queries(queries, rows)
         if input_ids is None or not len(self._knowledge_of(namespace)):
             return [""] * rows
-        if self.tokenizer is None:
-            raise RuntimeError("The queries cannot be read without the base's tokenizer: set model.tokenizer.")
-        return read_queries(self.tokenizer, input_ids, attention_mask, query_mask, labels)
+        return read_queries(self._tokenizer("The queries"), input_ids, attention_mask, query_mask, labels)
 
-    def _prefix(self, retrievals: list[Retrieval], keys: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Continuous prompts `[B, L, d_llm]` of the facts that fired, the best last, and their mask `[B, L]`."""
+    def _prefix(
+        self, retrievals: list[Retrieval], keys: Tensor, input_ids: Tensor | None, attention_mask: Tensor | None
+    ) -> tuple[list[Retrieval], dict[str, Any] | None]:
+        """What the facts that fired put before or into each row, the best last: its length, and a prefix.
+
+        The prefix is given as `embeds` `[B, L, d_llm]`, their `mask` `[B, L]`, and what they stand `behind`.
+        """
         used = [
-            (row, rank, hit.answer)
+            (row, rank, hit)
             for row, best in enumerate(retrievals)
             if best.fired
             for rank, hit in enumerate([best, *best.others])
         ]
         if not used:
-            return None
+            return retrievals, None
         rows, ranks = (torch.tensor(numbers) for numbers in list(zip(*used, strict=True))[:2])
-        prompts, present = self.continuous_prompts(keys[rows, ranks], [answer for *_, answer in used])
+        behind = None
+        if self.config.prompt_form == "continuous":
+            prompts, present = self.continuous_prompts(keys[rows, ranks], [hit.answer for *_, hit in used])
+        else:
+            tokenizer = self._tokenizer("Statements")
+            statements = [hit.statement or "" for *_, hit in used]
+            prompts, present = text_prompts(statements, tokenizer, self.get_input_embeddings(), self.device)
+            behind = text_places(tokenizer, input_ids, attention_mask, sorted({row for row, *_ in used}))
         most = int(ranks.max()) + 1
         embeds = prompts.new_zeros(len(retrievals), most, *prompts.shape[1:])
         mask = present.new_zeros(len(retrievals), most, present.shape[1])
         embeds[rows, most - 1 - ranks], mask[rows, most - 1 - ranks] = prompts, present
-        return embeds.flatten(1, 2), mask.flatten(1, 2)
+        embeds, mask = embeds.flatten(1, 2), mask.flatten(1, 2)
+        counted = zip(retrievals, mask.sum(1).tolist(), strict=True)
+        counts = [replace(best, num_prompt_tokens=number) for best, number in counted]
+        return counts, {"embeds": embeds, "mask": mask, "behind": behind}
+
+    def _tokenizer(self, what: str) -> PreTrainedTokenizerBase:
+        if self.tokenizer is None:
+            raise RuntimeError(f"{what} cannot be read without the base's tokenizer: set model.tokenizer.")
+        return self.tokenizer
 
     def continuous_prompts(self, keys: Tensor, answers: Sequence[str | None]) -> tuple[Tensor, Tensor]:
         """The continuous prompts of facts: of their keys (eq. 7), then of their answers if the model has such prompts.
@@ -278,8 +314,11 @@ class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
             has those of its key only, and one whose answer is short fewer than others.
 
         Raises:
-            RuntimeError: If answers are to be read without the base or its tokenizer.
+            RuntimeError: If the model has no prompt encoder, or answers are to be read without the base or its
+                tokenizer.
         """
+        if self.prompt_encoder is None:
+            raise RuntimeError(f"The model makes no continuous prompts: {_NO_PROMPT_ENCODER}.")
         prompts = self.prompt_encoder(keys.to(self.prompt_encoder.output.weight))
         mask = torch.ones(prompts.shape[:2], dtype=torch.bool, device=prompts.device)
         known = [answer for answer in answers if answer is not None]
@@ -308,10 +347,9 @@ class RecipeForCausalLM(RecipePreTrainedModel, GenerationMixin):
         encoder = self.answer_prompt_encoder
         if encoder is None:
             raise RuntimeError("The model makes no prompts of answers: its num_answer_prompt_tokens is 0.")
-        if self.tokenizer is None:
-            raise RuntimeError("Answers cannot be read without the base's tokenizer: set model.tokenizer.")
+        tokenizer = self._tokenizer("Answers")
         texts = [*(f" {answer}" for answer in answers), "\n"]
-        *ids, line_break = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        *ids, line_break = tokenizer(texts, add_special_tokens=False)["input_ids"]
         carried = [tokens for answer in ids for tokens in carried_tokens(answer + line_break, encoder.num_tokens)]
         flat = torch.tensor([token for tokens in carried for token in tokens], device=self.device)
         present = torch.tensor([bool(tokens) for tokens in carried], device=self.device)

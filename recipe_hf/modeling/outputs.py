@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NoReturn
 
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -26,6 +26,8 @@ class Retrieval:
             or where it read nothing the sigmoid of `(score - threshold) / similarity_temperature`. 0 without a fact.
         others: The further facts used beside it, next best first, where `config.top_k_facts` allows them.
         answer: What the fact answers, if that is known: as it was told, or as the verifier finds it in the statement.
+        num_prompt_tokens: How many tokens were prefixed, by `generate` or `forward`; 0 where nothing was, as in
+            `retrieve`.
     """
 
     id: int | None
@@ -36,6 +38,7 @@ class Retrieval:
     probability: float = 0.0
     others: tuple[Retrieval, ...] = ()
     answer: str | None = None
+    num_prompt_tokens: int = field(default=0, compare=False)
 
 
 def probability_of(margin: float, temperature: float) -> float:

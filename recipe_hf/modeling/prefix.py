@@ -1,7 +1,8 @@
-"""The hidden prefix: continuous prompt tokens before each row's text, unseen by whoever calls `generate`.
+"""The hidden prefix: prompt tokens before each row's text or inside it, unseen by whoever calls `generate`.
 
 A causal LM with the hook of [`install_prefix_hook`] generates, inside [`hidden_prefix`], as if prefix embeddings stood
-before the text of each row. Ids, lengths, logits processors, stopping criteria and streamers see the text alone.
+before the text of each row, or behind its first tokens. Ids, lengths, logits processors, stopping criteria and
+streamers see the text alone.
 """
 
 from __future__ import annotations
@@ -23,11 +24,15 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 @dataclass(frozen=True, eq=False)
 class _Prefix:
-    """Prefix embeddings `[B, L, d]`, which of them are there, `[B, L]`, and the only model to prefix, if not all."""
+    """Prefix embeddings `[B, L, d]`, which of them are there, `[B, L]`, and the only model to prefix, if not all.
+
+    `behind` `[B]` says behind how many tokens of its text each one stands; behind none by default.
+    """
 
     embeds: Tensor
     mask: Tensor
     lm: nn.Module | None = None
+    behind: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.embeds.dim() != 3 or self.mask.shape != self.embeds.shape[:2] or self.mask.dtype != torch.bool:
@@ -35,6 +40,8 @@ class _Prefix:
                 f"mask must be bool [B, L] beside embeds [B, L, d], got {self.mask.dtype} {list(self.mask.shape)} "
                 f"beside {list(self.embeds.shape)}."
             )
+        if self.behind is not None and self.behind.shape != self.mask.shape[:1]:
+            raise ValueError(f"behind must be [{len(self.mask)}], as embeds has rows, got {list(self.behind.shape)}.")
 
 
 _active: ContextVar[_Prefix | None] = ContextVar("hidden_prefix", default=None)
@@ -76,7 +83,9 @@ def _has_hook(module: nn.Module) -> bool:
     return _prefix_inputs in module._forward_pre_hooks.values()
 
 
-def hidden_prefix(embeds: Tensor, mask: Tensor, lm: PreTrainedModel | None = None) -> AbstractContextManager[None]:
+def hidden_prefix(
+    embeds: Tensor, mask: Tensor, lm: PreTrainedModel | None = None, behind: Tensor | None = None
+) -> AbstractContextManager[None]:
     """Context in which `lm.generate` behaves as if each row's text were preceded by its prefix tokens.
 
     Rows of `generate` must be these `B`, in order; beams and `num_return_sequences` repeat them. Text may be padded on
@@ -88,13 +97,15 @@ def hidden_prefix(embeds: Tensor, mask: Tensor, lm: PreTrainedModel | None = Non
         mask: Which of them are there, bool `[B, L]`; a row of `False` has no prefix. If no row has one, `generate`
             runs untouched.
         lm: The only model to prefix, wrapped or not. By default all with the hook are, also an assistant model.
+        behind: Behind how many tokens of its text each prefix stands, padding apart, `[B]`; by default behind none.
 
     Raises:
-        ValueError: If the shapes do not fit; in `generate`, if the batch is not of `B` rows, or the cache
-            holds text already. So does a later `generate` that is given a cache begun here.
+        ValueError: If the shapes do not fit; in `generate`, if the batch is not of `B` rows, the text is read in
+            chunks too short for `behind`, or the cache holds text already. So does a later `generate` that is given a
+            cache begun here.
     """
     only = None if lm is None else next(filter(_has_hook, lm.modules()), None)
-    prefix = _Prefix(embeds, mask, only)
+    prefix = _Prefix(embeds, mask, only, behind)
     return _activate(prefix if mask.any() else None)
 
 
@@ -105,6 +116,7 @@ def prefixed_forward(
     input_ids: Tensor,
     attention_mask: Tensor | None = None,
     logits_to_keep: int | Tensor = 0,
+    behind: Tensor | None = None,
     **kwargs: Any,
 ) -> CausalLMOutputWithPast:
     """One forward of `lm` over prefix and text, with logits for the text alone.
@@ -119,6 +131,8 @@ def prefixed_forward(
         attention_mask: 1 where `input_ids` is text, 0 where it is padding, `[B, T]`; all text by default.
         logits_to_keep: Columns of `input_ids` to compute logits for: 0 for all, `n` for the last `n`, or a tensor of
             column indices, `[n]` or `[B, n]`. The LM head sees nothing else.
+        behind: Behind how many tokens of its text each prefix stands, `[B]`; by default behind none. The logits of
+            the last of these are those of the prefix's last token, which the next token of the text follows.
         **kwargs: Further arguments of `lm`. `use_cache` is `False` unless given.
 
     Returns:
@@ -127,12 +141,14 @@ def prefixed_forward(
     Raises:
         ValueError: If shapes do not fit.
     """
-    prefix = _Prefix(embeds, mask)
+    prefix = _Prefix(embeds, mask, behind=behind)
     keep = _kept_columns(logits_to_keep, embeds.shape[1], input_ids.shape[1])
     text_mask = (torch.ones_like(input_ids) if attention_mask is None else attention_mask).bool()
     text = lm.get_input_embeddings()(input_ids)
     # Columns after the first token stay where they are, so that logits stay aligned.
-    text, real = _prepend(prefix, text, text_mask, right=text_mask.cumsum(1) > 0)
+    text, real, order = _insert(prefix, text, text_mask, right=text_mask.cumsum(1) > 0)
+    if behind is not None:
+        keep = _followed_by_next(order, keep)
     inputs = {"use_cache": False} | kwargs | {"inputs_embeds": text, "attention_mask": real.long()}
     if accepts(lm, "position_ids"):
         inputs["position_ids"] = _positions(real)
@@ -196,10 +212,28 @@ def _positions(real: Tensor) -> Tensor:
     return (real.cumsum(1) - 1).clamp_min(0)
 
 
-def _prepend(prefix: _Prefix, text: Tensor, text_mask: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """Puts the prefix right before the text: embeddings `[B, L + T, d]` and which of them are real, `[B, L + T]`.
+def _followed_by_next(order: Tensor, keep: int | Tensor) -> Tensor:
+    """Where the logits of columns stand, `[B, n]`: right before the column that followed each of them.
+
+    Args:
+        order: The columns in their new order, `[B, columns]`.
+        keep: The last `n` columns, or column indices `[n]` or `[B, n]`.
+    """
+    places = order.argsort(1)
+    before_next = pad(places[:, 1:], (0, 1), value=places.shape[1]) - 1
+    if isinstance(keep, int):
+        return before_next[:, -keep:]
+    return before_next[:, keep] if keep.dim() == 1 else before_next.take_along_dim(keep.to(order.device), 1)
+
+
+def _insert(prefix: _Prefix, text: Tensor, text_mask: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Puts the prefix right before the text, or behind its first tokens.
 
     Empty prefix slots, and the columns of text not in `right` `[B, T]`, go to the left of all others.
+
+    Returns:
+        Embeddings `[B, L + T, d]`, which of them are real, `[B, L + T]`, and which columns they were before, of the
+        prefix followed by the text, `[B, L + T]`.
     """
     repeats = text.shape[0] // prefix.embeds.shape[0]
     if repeats * prefix.embeds.shape[0] != text.shape[0]:
@@ -213,9 +247,18 @@ def _prepend(prefix: _Prefix, text: Tensor, text_mask: Tensor, right: Tensor) ->
         )
     embeds = prefix.embeds.to(text).repeat_interleave(repeats, 0)
     mask = prefix.mask.to(text.device).repeat_interleave(repeats, 0)
-    order = torch.cat([mask, right], 1).int().argsort(dim=1, stable=True)
+    rank = 2 * torch.cat([mask, right], 1).int()
+    if prefix.behind is not None:
+        behind = prefix.behind.to(text.device).repeat_interleave(repeats, 0).unsqueeze(1)
+        if (behind > text_mask.sum(1, keepdim=True)).any():
+            raise ValueError(
+                f"a hidden prefix must stand behind at most as many tokens as the text has, or prefill_chunk_size, "
+                f"got {behind.max()} for {text.shape[1]} columns."
+            )
+        rank[:, mask.shape[1] :] -= (text_mask & (text_mask.cumsum(1) <= behind)).int()
+    order = rank.argsort(dim=1, stable=True)
     real = torch.cat([mask, text_mask], 1).gather(1, order)
-    return torch.cat([embeds, text], 1).take_along_dim(order.unsqueeze(-1), 1), real
+    return torch.cat([embeds, text], 1).take_along_dim(order.unsqueeze(-1), 1), real, order
 
 
 def _text_mask(attention_mask: Any, tokens: Tensor, seen: int) -> Tensor:
@@ -292,7 +335,7 @@ def _prefixed_inputs(lm: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[st
     else:
         text = tokens if ids is None else lm.get_input_embeddings()(ids)
         inputs["input_ids"] = None
-        embeds, real = _prepend(prefix, text, real, right=real)
+        embeds, real, _ = _insert(prefix, text, real, right=real)
         unused = int((real.cumsum(1) == 0).all(0).sum())  # Columns on the left that are empty in every row.
         inputs["inputs_embeds"], real = embeds[:, unused:], real[:, unused:]
         if name is not None and isinstance(cache, StaticCache):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,14 +35,23 @@ class ChatMarkers:
 
     def last_user_message(self, text: str) -> str | None:
         """The last user message of a rendered chat, stripped; None if `text` is not a rendered chat."""
+        message = self._message_to_the_end(text)
+        if message is not None and self.end:
+            message = message.partition(self.end)[0]
+        return None if message is None else message.strip()
+
+    def last_user_message_start(self, text: str) -> int | None:
+        """Where that message begins in `text`."""
+        message = self._message_to_the_end(text)
+        return None if message is None else len(text) - len(message.lstrip())
+
+    def _message_to_the_end(self, text: str) -> str | None:
         _, found, message = text.rpartition(self.user)
         if not found:
             return None
-        if self.end:
-            message = message.partition(self.end)[0]
-        if self.system_end:
-            message = message.rpartition(self.system_end)[2]
-        return message.strip()
+        before_end = message.partition(self.end)[0] if self.end else message
+        joined = before_end.rfind(self.system_end) if self.system_end else -1
+        return message if joined < 0 else message[joined + len(self.system_end) :]
 
 
 _known: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[Any, ChatMarkers | None]] = WeakKeyDictionary()
@@ -127,6 +137,15 @@ def read_queries(
     rows = [ids[keep].tolist() for ids, keep in zip(input_ids, chosen.to(input_ids.device), strict=True)]
     markers = chat_markers(tokenizer)
     return [_read_query(tokenizer, ids, markers) for ids in rows]
+
+
+def tokens_before_message(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> int | None:
+    """How many tokens of a rendered chat stand before its last user message; None for any other text."""
+    markers = chat_markers(tokenizer)
+    start = None if markers is None else markers.last_user_message_start(_decode(tokenizer, list(ids)))
+    if start is None:
+        return None
+    return bisect_right(range(len(ids)), start, key=lambda count: len(_decode(tokenizer, list(ids[: count + 1]))))
 
 
 def _read_query(tokenizer: PreTrainedTokenizerBase, ids: list[int], markers: ChatMarkers | None) -> str:

@@ -48,6 +48,11 @@ class RecipeObjective(nn.Module):
         super().__init__()
         if model.tokenizer is None:
             raise RuntimeError("The model has no tokenizer of its base: set model.tokenizer.")
+        if model.prompt_encoder is None:
+            raise ValueError(
+                f"prompt_form must be 'continuous' in a model to train, got {model.config.prompt_form!r}: "
+                f"from_base_pretrained(base, retriever=..., prompt_form='continuous') makes prompts to train."
+            )
         self._model = [model]
         self._checkpoint = None if config.checkpoint is None else deepcopy((model.retriever, model.prompt_encoder))
         self.tokenizer = model.tokenizer
@@ -57,16 +62,15 @@ class RecipeObjective(nn.Module):
         self.num_processes = num_processes
         self.retriever = model.retriever
         self.prompt_encoder = model.prompt_encoder
-        embeddings = model.lm.get_input_embeddings().weight.detach().float()
         self.answer_prompt_encoder = model.answer_prompt_encoder
-        self.warm_start_prompt = AnswerPromptEncoder(model.config.num_continuous_prompt_tokens, embeddings.shape[1])
+        self.warm_start_prompt = AnswerPromptEncoder(
+            model.config.num_continuous_prompt_tokens, model.config.hidden_size
+        )
         self.memory = KeyMemory(config.key_memory, model.config.knowledge_dim)
         mines = any(stage.mined_negatives for stage in config.stages)
         self.fact_keys = FactKeys(len(sampler.examples) if mines else 0, model.config.knowledge_dim)
         self.register_buffer("_same_as", torch.tensor(sampler.same_as), persistent=False)
-        self.pool = AnswerPool(
-            sampler.answers, self.tokenizer, embeddings, num_tokens=self.warm_start_prompt.num_tokens
-        )
+        self.pool = AnswerPool(sampler.answers, self.tokenizer, model.lm, num_tokens=self.warm_start_prompt.num_tokens)
         self.cache, self.checkpoint_cache = FeatureCache(), FeatureCache()
         if config.chat_share and not self.tokenizer.chat_template:
             raise ValueError(f"chat_share must be 0 for a base without a chat template, got {config.chat_share!r}.")

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..modeling.base import input_device
 from ..modeling.prompt_encoder import carried_tokens
 
 
@@ -24,12 +25,13 @@ class AnswerPool:
     Args:
         answers: The answers; each text once.
         tokenizer: The base's tokenizer.
-        embeddings: The base's input embeddings, `[vocab, d_llm]`.
+        lm: The base. Its input embeddings are called, because some scale what their weight holds.
         num_tokens: Length of a continuous prompt.
     """
 
+    @torch.no_grad()
     def __init__(
-        self, answers: Sequence[str], tokenizer: PreTrainedTokenizerBase, embeddings: Tensor, num_tokens: int
+        self, answers: Sequence[str], tokenizer: PreTrainedTokenizerBase, lm: PreTrainedModel, num_tokens: int
     ) -> None:
         self.answers = list(dict.fromkeys(answers))
         self.index = {answer: i for i, answer in enumerate(self.answers)}
@@ -40,7 +42,7 @@ class AnswerPool:
             for i, carried in enumerate(carried_tokens(tokens, num_tokens)):
                 carried = carried or (tokens[-1],)
                 self.labels[row, i] = pieces[i].setdefault(carried, len(pieces[i]))
-        self.pieces = [torch.stack([embeddings[list(p)].mean(0) for p in carried]) for carried in pieces]
+        self.pieces = [_mean_embeddings(lm, list(carried)) for carried in pieces]
         #: What each prompt token carries on average, `[num_tokens, d_llm]`.
         self.mean = torch.stack([carried.mean(0) for carried in self.pieces])
 
@@ -50,3 +52,10 @@ class AnswerPool:
     def gather(self, labels: Tensor) -> Tensor:
         """Mean word embeddings `[n, num_tokens, d_llm]` for `labels` `[n, num_tokens]`."""
         return torch.stack([pieces[labels[:, i]] for i, pieces in enumerate(self.pieces)], dim=1)
+
+
+def _mean_embeddings(lm: PreTrainedModel, rows: Sequence[Sequence[int]]) -> Tensor:
+    """The mean word embedding of each row of tokens, `[len(rows), d_llm]`, in float32."""
+    tokens = torch.tensor([token for row in rows for token in row], device=input_device(lm))
+    words = lm.get_input_embeddings()(tokens).float()
+    return torch.stack([of_row.mean(0) for of_row in words.split([len(row) for row in rows])])

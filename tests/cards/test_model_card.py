@@ -84,6 +84,19 @@ def test_card_says_what_the_run_and_the_checkpoint_know(tmp_path):
     assert "{{" not in text and "{%" not in text and "\n\n\n" not in text
 
 
+def test_card_of_facts_told_as_text_claims_no_training_for_its_base(tmp_path):
+    config = json.loads((make_checkpoint(tmp_path) / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"prompt_form": "text"}))
+    text = write_model_card(tmp_path, make_run(repo_id="org/told")).text
+    assert "gets its statement in front, as hidden text. A prompt" in text
+    assert "holds the retriever (`model.safetensors`), not" in text
+    assert 'Nothing in it was trained for this base (`prompt_form="text"`):\n' in text
+    assert '(base, retriever="org/told")` gives any other base the same.\n\n## Use' in text
+    assert "- Sizes: `knowledge_dim` 64, 10 sentinel tokens.\n" in text
+    assert "continuous" not in text.partition("## Citation")[0] and "Trained against" not in text
+    assert "{{" not in text and "{%" not in text and "\n\n\n" not in text
+
+
 def test_card_pins_revisions_and_versions(tmp_path):
     run = make_run(encoder_revision="e5ce", versions={"torch": "2.13.0", "transformers": "5.1.0"})
     config = json.loads((make_checkpoint(tmp_path) / "config.json").read_text())

@@ -56,7 +56,7 @@ def test_prompts_of_answers_and_of_statements_side_by_side(num_tokens: int):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gptj", "qwen2", "gpt-neox"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gptj", "qwen2", "gpt-neox", "gemma3"])
 @torch.no_grad()
 def test_a_batch_mixes_known_answers_statements_and_misses(architecture: str, side: str):
     model = recipe(5, architecture)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
@@ -49,6 +50,37 @@ def test_prefixed_forward_keeps_logits_of_chosen_columns(lm: PreTrainedModel) ->
     torch.testing.assert_close(per_row, every.take_along_dim((each % 6).unsqueeze(-1), 1), **CLOSE)
     assert heads[:4] == [6, 2, 6, 3]
     assert heads[4] in (2, 5), "the two columns of each row, or before transformers 5.21 the five of all rows"
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_a_prefix_behind_the_first_tokens(lm: PreTrainedModel, side: str) -> None:
+    batch = make_batch(side)
+    behind = torch.tensor([1, 0, 1, 3])
+
+    def forward(**kwargs: object) -> Tensor:
+        return prefixed_forward(lm, batch.embeds, batch.mask, **batch.inputs, behind=behind, **kwargs).logits
+
+    every = forward()
+    assert every.shape == (*batch.input_ids.shape, VOCAB_SIZE)
+    for row, text in enumerate(batch.texts):
+        before, prefix = int(behind[row]), batch.prefix(row)
+        words = lm.get_input_embeddings()(torch.tensor(text))
+        logits = lm(inputs_embeds=torch.cat([words[:before], prefix, words[before:]]).unsqueeze(0)).logits[0]
+        # The token before the prefix is followed by what the prefix's last one says.
+        expected = torch.cat([logits[: max(0, before - 1)], logits[before + len(prefix) - (before > 0) :]])
+        torch.testing.assert_close(every[row][batch.attention_mask[row].bool()], expected, **CLOSE)
+    columns, each = torch.tensor([3, 0, -1]), torch.tensor([[0, 5], [2, 1], [0, -6], [4, 4]])
+    torch.testing.assert_close(forward(logits_to_keep=2), every[:, -2:], **CLOSE)
+    torch.testing.assert_close(forward(logits_to_keep=columns), every[:, columns], **CLOSE)
+    per_row = every.take_along_dim((each % 6).unsqueeze(-1), 1)
+    torch.testing.assert_close(forward(logits_to_keep=each), per_row, **CLOSE)
+
+
+def test_a_prefix_stands_behind_no_more_tokens_than_there_are(lm: PreTrainedModel) -> None:
+    batch = make_batch()
+    for behind, message in (([0, 0, 2, 0], "at most as many tokens as the text has"), ([1], r"behind must be \[4\]")):
+        with pytest.raises(ValueError, match=message):
+            prefixed_forward(lm, batch.embeds, batch.mask, **batch.inputs, behind=torch.tensor(behind))
 
 
 def test_prefixed_forward_misses_match_the_base(lm: PreTrainedModel) -> None:

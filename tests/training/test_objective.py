@@ -55,6 +55,11 @@ def answer_scores(
     return logits[-len(answer_ids) - 1 : -1], torch.tensor(answer_ids)
 
 
+def test_a_model_whose_facts_are_told_as_text_is_refused():
+    with pytest.raises(ValueError, match="prompt_form must be 'continuous' in a model to train, got 'text'"):
+        RecipeObjective(untrained_recipe(prompt_form="text"), TrainingConfig("b", "t", "o", (JOINT,)), SAMPLER)
+
+
 # ---------------------------------------------------------------------- what the losses are
 
 

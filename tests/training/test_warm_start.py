@@ -5,15 +5,16 @@ import torch
 from recipe_hf.modeling.prompt_encoder import AnswerPromptEncoder
 from recipe_hf.training.warm_start import AnswerPool
 from tests.tiny import HIDDEN_SIZE
-from tests.tiny_recipe import base_tokenizer
+from tests.tiny_recipe import base_tokenizer, tiny_base
 
 ANSWERS = ["a", "bc", "def", "xbcdef", "a"]
 TOKENIZER = base_tokenizer()
-EMBEDDINGS = torch.randn(len(TOKENIZER), HIDDEN_SIZE, generator=torch.Generator().manual_seed(0))
+LM = tiny_base("gemma3")  # What its weight holds is scaled by the module.
+EMBEDDINGS = LM.get_input_embeddings()(torch.arange(len(TOKENIZER)))
 
 
 def pool(num_tokens: int = 3) -> AnswerPool:
-    return AnswerPool(ANSWERS, TOKENIZER, EMBEDDINGS, num_tokens)
+    return AnswerPool(ANSWERS, TOKENIZER, LM, num_tokens)
 
 
 def mean_of(characters: str) -> torch.Tensor:
