@@ -15,7 +15,7 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from statistics import median
@@ -29,7 +29,15 @@ from torch import Tensor
 from recipe_hf import RecipeForCausalLM
 from recipe_hf.datasets import load_examples
 from recipe_hf.knowledge.facts import compose_statement
-from recipe_hf.training.config import StageConfig, TrainingConfig
+from recipe_hf.training.config import (
+    DataConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    RunConfig,
+    SamplingConfig,
+    StageConfig,
+    TrainingConfig,
+)
 from recipe_hf.training.objective import RecipeObjective, parameter_groups
 from recipe_hf.training.sampling import FactSampler, TrainingFact
 
@@ -52,7 +60,7 @@ class Side:
     Args:
         plain: Whether it is the plain loop.
         precision: `float32`, or `bfloat16`: autocast, and, but for the plain loop, the base held in bfloat16 too.
-        changes: Fields of `TrainingConfig` unlike those of our side.
+        changes: Fields of `TrainingConfig`, by dotted name, unlike those of our side.
         fused_adam: Whether Adam is PyTorch's fused one.
     """
 
@@ -70,8 +78,8 @@ SIDES = {
     "recipe-hf, bfloat16": Side(precision="bfloat16"),
 }
 LEVERS = {
-    "float32, rows padded in 4 calls instead of packed": Side(changes={"pack_rows": False}),
-    "float32, encoder's texts in one padded call": Side(changes={"length_buckets": 1}),
+    "float32, rows padded in 4 calls instead of packed": Side(changes={"objective.pack_rows": False}),
+    "float32, encoder's texts in one padded call": Side(changes={"objective.length_buckets": 1}),
     "float32, Adam not fused": Side(fused_adam=False),
 }
 
@@ -160,8 +168,8 @@ def main(
 ) -> None:
     """Times all sides and prints their ratios."""
     stage = StageConfig(
-        "joint",
-        steps,
+        name="joint",
+        steps=steps,
         contrastive_batch_size=batch_size,
         editing_batch_size=batch_size,
         learning_rate=LEARNING_RATE,
@@ -169,15 +177,13 @@ def main(
         loss_weights={"read_out": 0.0, "continuation": 0.0},
     )
     config = TrainingConfig(
-        base_model,
-        str(train_file),
-        "runs/benchmark",
-        (stage,),
-        encoder=encoder,
-        length_buckets=4 if device == "cpu" else 1,
-        pack_rows=True,
+        model=ModelConfig(base_model=base_model, encoder=encoder),
+        data=DataConfig(train_file=str(train_file)),
+        stages=[stage],
+        run=RunConfig(output_dir="runs/benchmark"),
+        objective=ObjectiveConfig(length_buckets=4 if device == "cpu" else 1, pack_rows=True),
     )
-    sampler = FactSampler(load_examples(train_file), seed=0, answer_resampling=0.0, subject_share=0.0)
+    sampler = FactSampler(load_examples(train_file), SamplingConfig(), seed=0)
     now = time.perf_counter if clock is Clock.wall else time.process_time
     first = RecipeForCausalLM.from_base_pretrained(base_model, encoder=encoder, dtype=torch.float32)
     tokenizer = first.tokenizer
@@ -188,10 +194,10 @@ def main(
         base = bases[side.plain or side.precision == "float32"]
         torch.manual_seed(0)
         model = RecipeForCausalLM.from_base_pretrained(base, encoder=encoder, tokenizer=tokenizer)
-        objective = RecipeObjective(model, replace(config, **side.changes), sampler).to(device)
+        objective = RecipeObjective(model, config.changed(side.changes), sampler).to(device)
         objective.fit_standardizer(sampler.draw(0, min(64, len(sampler.examples))))
         objective.start_stage(stage, None)
-        plain = PlainLoop(model, config.temperature)
+        plain = PlainLoop(model, config.objective.temperature)
         trained = [p for group in parameter_groups(objective) for p in group["params"] if p.requires_grad]
         optimizer = torch.optim.Adam(trained, lr=LEARNING_RATE, fused=side.fused_adam)
         in_half = torch.autocast(device, torch.bfloat16) if side.precision == "bfloat16" else nullcontext()

@@ -447,9 +447,12 @@ def test_ablate_measures_what_each_part_brings_and_draws_prompts(checkpoint, sav
 
 def test_sweep_trains_with_each_number_of_tokens(dataset, tmp_path):
     parts, output = write_parts(tmp_path), tmp_path / "sweep.json"
-    config = {"stages": [{"name": "all", "steps": 1, "contrastive_batch_size": 4}], "num_eval_examples": 4}
-    config |= {"base_model": str(parts / "base"), "encoder": str(parts / "encoder"), "knowledge_dim": 64}
-    config |= {"train_file": str(parts / "train.json"), "output_dir": str(tmp_path / "runs")}
+    config = {
+        "model": {"base_model": str(parts / "base"), "encoder": str(parts / "encoder"), "knowledge_dim": 64},
+        "data": {"train_file": str(parts / "train.json"), "num_eval_examples": 4},
+        "run": {"output_dir": str(tmp_path / "runs")},
+        "stages": [{"name": "all", "steps": 1, "contrastive_batch_size": 4}],
+    }
     (tmp_path / "tiny.yaml").write_text(json.dumps(config))
     options = ["--config", tmp_path / "tiny.yaml", "--tokens", 1, 2, "--num-edits", 3, "--output", output, "--picture"]
     result = invoke("sweep", "--dataset", dataset, *options)

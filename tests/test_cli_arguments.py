@@ -14,18 +14,18 @@ from tests.test_cli import assert_refused, invoke
 
 def test_train_names_itself_and_what_it_lacks(tmp_path, capsys):
     assert_refused(invoke("train", "--config", tmp_path / "no.yaml"), "--config must be a file that exists, got")
-    assert invoke("train", "--help").output.startswith("usage: recipe-hf train [-h] --config CONFIG")
+    assert invoke("train", "--help").output.strip().startswith("Usage: recipe-hf train [OPTIONS]")
     assert_refused(
         invoke("train-verifier", "--config", tmp_path / "no.yaml"), "--config must be a file that exists, got"
     )
-    assert invoke("train-verifier", "--help").output.startswith("usage: recipe-hf train-verifier [-h] --config CONFIG")
+    assert invoke("train-verifier", "--help").output.strip().startswith("Usage: recipe-hf train-verifier [OPTIONS]")
 
 
 def test_a_run_that_diverges_is_told_in_one_line(tmp_path, monkeypatch):
     def diverge(*arguments: object, **options: object) -> None:
         raise FloatingPointError("The loss is nan at step 3 of stage 'joint': lower its learning rates.")
 
-    monkeypatch.setattr("recipe_hf.training.train.main", diverge)
+    monkeypatch.setattr("recipe_hf.training.train.app", diverge)
     assert_refused(invoke("train", "--config", tmp_path), "The loss is nan at step 3")
 
 

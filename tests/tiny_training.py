@@ -8,6 +8,7 @@ from typing import Any
 
 from recipe_hf.datasets import EditExample
 from recipe_hf.training.config import StageConfig, TrainingConfig
+from recipe_hf.training.yaml_config import field_names
 from tests.tiny_recipe import base_tokenizer, encoder_tokenizer, tiny_base, tiny_encoder
 
 _SUBJECTS = [
@@ -28,20 +29,20 @@ EXAMPLES = [
     for number, subject in enumerate(_SUBJECTS)
 ]
 
-STAGES = (
+STAGES = [
     StageConfig(
-        "warm start",
-        2,
-        "answer",
+        name="warm start",
+        steps=2,
+        prompts="answer",
         editing_batch_size=3,
         learning_rate=0.01,
         loss_weights={"locality": 0.0, "continuation": 0.0},
     ),
-    StageConfig("heads", 3, contrastive_batch_size=6, learning_rate=0.001, answer_variants=2),
-    StageConfig("encoder", 2, contrastive_batch_size=6, learning_rate=0.001, encoder_learning_rate=0.001),
+    StageConfig(name="heads", steps=3, contrastive_batch_size=6, learning_rate=0.001, answer_variants=2),
+    StageConfig(name="encoder", steps=2, contrastive_batch_size=6, learning_rate=0.001, encoder_learning_rate=0.001),
     StageConfig(
-        "joint",
-        3,
+        name="joint",
+        steps=3,
         contrastive_batch_size=6,
         editing_batch_size=3,
         learning_rate=0.0005,
@@ -49,7 +50,7 @@ STAGES = (
         prompt_learning_rate=0.0001,
         encoder_learning_rate=0.001,
     ),
-)
+]
 
 
 def write_counterfact(path: Path, examples: list[EditExample] = EXAMPLES) -> Path:
@@ -79,6 +80,19 @@ def write_parts(directory: Path) -> Path:
     return directory
 
 
+def grouped(**fields: Any) -> dict[str, Any]:
+    """Fields by their own names, each in its group."""
+    values: dict[str, Any] = {}
+    for name in field_names(TrainingConfig):
+        *groups, field = name.split(".")
+        if field in fields and "N" not in groups:
+            group = values
+            for part in groups:
+                group = group.setdefault(part, {})
+            group[field] = fields.pop(field)
+    return values | fields
+
+
 def tiny_config(parts: Path, output_dir: Path, **changes: Any) -> TrainingConfig:
     """A run of ten steps over `parts`, with a checkpoint and a log line at each."""
     values: dict[str, Any] = {
@@ -98,4 +112,4 @@ def tiny_config(parts: Path, output_dir: Path, **changes: Any) -> TrainingConfig
         "subject_share": 0.3,
         "key_memory": 10,
     }
-    return TrainingConfig(**values | changes)
+    return TrainingConfig(**grouped(**values | changes))

@@ -69,12 +69,14 @@ def write_parts(directory: Path) -> Path:
     return directory
 
 
-def sources(parts: Path) -> tuple[SourceConfig, ...]:
-    return (
-        SourceConfig("pairs", 0.7, str(parts / "pairs.jsonl"), "people", num_eval_rows=6, license="MIT"),
-        SourceConfig("edits", 0.2, str(parts / "edits.json"), num_eval_rows=3),
-        SourceConfig("chat", 0.1, str(parts / "chat.jsonl"), "songs", num_eval_rows=2),
-    )
+def sources(parts: Path) -> list[SourceConfig]:
+    return [
+        SourceConfig(
+            kind="pairs", share=0.7, path=str(parts / "pairs.jsonl"), source="people", num_eval_rows=6, license="MIT"
+        ),
+        SourceConfig(kind="edits", share=0.2, path=str(parts / "edits.json"), num_eval_rows=3),
+        SourceConfig(kind="chat", share=0.1, path=str(parts / "chat.jsonl"), source="songs", num_eval_rows=2),
+    ]
 
 
 def tiny_config(parts: Path, output_dir: Path, **changes: Any) -> VerifierConfig:

@@ -30,9 +30,9 @@ def demo(
 )
 def train(ctx: typer.Context) -> None:
     """Hands its arguments to the trainer."""
-    from ..training.train import main
+    from ..training.train import app as trainer
 
-    main(ctx.args, program="recipe-hf train")
+    trainer(ctx.args, prog_name="recipe-hf train", standalone_mode=False)
 
 
 @app.command(
@@ -41,9 +41,9 @@ def train(ctx: typer.Context) -> None:
 )
 def train_verifier(ctx: typer.Context) -> None:
     """Hands its arguments to the verifier's trainer."""
-    from ..training.verify import main
+    from ..training.verify import app as trainer
 
-    main(ctx.args, program="recipe-hf train-verifier")
+    trainer(ctx.args, prog_name="recipe-hf train-verifier", standalone_mode=False)
 
 
 @app.command()

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import existing_file
 from .app import BaseModel, Checkpoint, Dataset, Dtype, NoVerifier, TakesLists, app, are_data, load_model, report, say
 
 NumEdits = Annotated[list[int], typer.Option(help="How many facts to hold at once, such as 100 1000.")]
@@ -158,15 +157,21 @@ def sweep(
     output: Output = None,
 ) -> None:
     """Trains a checkpoint for each number of prompt tokens, and evaluates each (Figure 3 of the paper)."""
-    existing_file("--config", config)
     _check_picture(picture, output)
     from ..datasets import load_examples
+    from ..training.arguments import read_config
     from ..training.config import TrainingConfig
     from ..training.sweep import plot_sweep, run_sweep, sweep_page
 
-    overrides = {"base_model": base_model, "encoder": encoder, "train_file": train_file, "output_dir": output_dir}
+    options = {
+        "model.base_model": base_model,
+        "model.encoder": encoder,
+        "data.train_file": train_file,
+        "run.output_dir": output_dir,
+        "run.seed": seed,
+    }
     record = run_sweep(
-        TrainingConfig.from_yaml(config, **overrides, seed=seed),
+        read_config(TrainingConfig, config, options),
         tokens,
         ", ".join(Path(path).name for path in dataset),
         [example for path in dataset for example in load_examples(path)],

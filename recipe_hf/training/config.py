@@ -1,18 +1,26 @@
-"""What a training run is told: one YAML file, whose unknown keys and wrong types are refused."""
+"""What a training run is told: one YAML file, whose fields are grouped by what takes them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self, cast, get_args
+
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from ..datasets import DataSource
-from .schema import build, check_types, read_yaml, require, require_integer, require_number
+from .yaml_config import YamlConfig, require
 
 #: The seven loss terms of the paper (eq. 10-12 and the parts of eq. 14-15), and two of our own: `read_out` brings the
 #: prompts of statements near those of the warm start, or of the checkpoint gone on from; `continuation` keeps what
 #: follows the answer as the base has it.
-LOSSES = (
+Loss = Literal[
     "reliability",
     "generality",
     "locality",
@@ -22,11 +30,16 @@ LOSSES = (
     "sentinel_edit",
     "read_out",
     "continuation",
-)
+]
+LOSSES: tuple[Loss, ...] = get_args(Loss)
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
-@dataclass(frozen=True)
-class StageConfig:
+def _of_the_heads(stage: dict[str, Any]) -> float:
+    return stage.get("learning_rate", 0.0)  # It is not there if it was refused.
+
+
+class StageConfig(YamlConfig):
     """A part of the training schedule.
 
     A single stage that has both batches, and neither `read_out` nor `continuation`, is the paper's.
@@ -57,54 +70,32 @@ class StageConfig:
     """
 
     name: str
-    steps: int
+    steps: NonNegativeInt
     prompts: Literal["statement", "answer", "known_answer"] = "statement"
-    contrastive_batch_size: int = 0
-    query_batch_size: int | None = None
-    mined_negatives: int = 0
-    editing_batch_size: int = 0
-    learning_rate: float = 1e-5
-    key_learning_rate: float | None = None
-    sentinel_learning_rate: float | None = None
-    prompt_learning_rate: float | None = None
-    encoder_learning_rate: float = 0.0
-    encoder_layers: int | None = None
-    warmup_steps: int = 20
+    contrastive_batch_size: NonNegativeInt = 0
+    query_batch_size: PositiveInt | None = None
+    mined_negatives: NonNegativeInt = 0
+    editing_batch_size: NonNegativeInt = 0
+    learning_rate: NonNegativeFloat = 1e-5
+    key_learning_rate: NonNegativeFloat = Field(default_factory=_of_the_heads)
+    sentinel_learning_rate: NonNegativeFloat = Field(default_factory=_of_the_heads)
+    prompt_learning_rate: NonNegativeFloat = Field(default_factory=_of_the_heads)
+    encoder_learning_rate: NonNegativeFloat = 0.0
+    encoder_layers: PositiveInt | None = None
+    warmup_steps: NonNegativeInt = 20
     lr_scheduler_type: Literal["cosine", "constant"] = "cosine"
-    loss_weights: dict[str, float] = field(default_factory=dict)
-    answer_variants: int | None = None
+    loss_weights: dict[Loss, NonNegativeFloat] = {}
+    answer_variants: PositiveInt | None = None
 
-    def __post_init__(self) -> None:
-        for name in ("key_learning_rate", "sentinel_learning_rate", "prompt_learning_rate"):
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, self.learning_rate)
-        stage = f"of stage {self.name!r}"
-        check_types(self, f" {stage}")
-        for name in ("steps", "contrastive_batch_size", "mined_negatives", "editing_batch_size", "warmup_steps"):
-            require_integer(f"{name} {stage}", getattr(self, name), at_least=0)
-        for name in ("encoder_layers", "answer_variants", "query_batch_size"):
-            if getattr(self, name) is not None:
-                require_integer(f"{name} {stage}", getattr(self, name), at_least=1)
-        rates = ("learning_rate", "key_learning_rate", "sentinel_learning_rate", "prompt_learning_rate")
-        for name in (*rates, "encoder_learning_rate"):
-            require_number(f"{name} {stage}", getattr(self, name))
-        require(self.batch_size > 0, f"the batch sizes {stage}", self.batch_size, "above 0, at least one of them")
-        require(
-            self.prompts == "statement" or not self.contrastive_batch_size,
-            f"contrastive_batch_size {stage}",
-            self.contrastive_batch_size,
-            f"0 with prompts: {self.prompts}",
-        )
-        require(
-            not self.contrastive_batch_size or self.editing_batch_size <= self.contrastive_batch_size,
-            f"editing_batch_size {stage}",
-            self.editing_batch_size,
-            f"at most contrastive_batch_size, {self.contrastive_batch_size}",
-        )
-        unknown = sorted(set(self.loss_weights) - set(LOSSES))
-        require(not unknown, f"loss_weights {stage}", unknown, f"among {', '.join(LOSSES)}")
-        for name, weight in self.loss_weights.items():
-            require_number(f"the weight of {name} {stage}", weight)
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        contrastive, editing = self.contrastive_batch_size, self.editing_batch_size
+        require(self.batch_size > 0, "contrastive_batch_size or editing_batch_size", self.batch_size, "above 0")
+        fits = self.prompts == "statement" or not contrastive
+        require(fits, "contrastive_batch_size", contrastive, f"0 with prompts: {self.prompts}")
+        fits = not contrastive or editing <= contrastive
+        require(fits, "editing_batch_size", editing, f"at most contrastive_batch_size, {contrastive}")
+        return self
 
     @property
     def batch_size(self) -> int:
@@ -113,61 +104,96 @@ class StageConfig:
 
     def weight(self, loss: str) -> float:
         """Weight of a loss."""
-        return self.loss_weights.get(loss, 1.0)
+        return self.loss_weights.get(cast(Loss, loss), 1.0)
 
 
-@dataclass(frozen=True)
-class TrainingConfig:
-    """A training run.
+class SamplingConfig(YamlConfig):
+    """What a step sees of the data (see [`~recipe_hf.training.sampling.FactSampler`]).
 
     Args:
-        base_model: Hub id, directory or GGUF file of the base LLM.
+        answer_resampling: Share of facts whose answer is replaced by another, against learning facts by heart.
+        subject_share: Share of the replaced answers that are drawn from the subjects (names of all kinds, often of
+            several tokens) rather than from the answers of the data set.
+        same_template_share: Share of the rest that are drawn from the answers of facts whose prompt differs in the
+            subject only: answers of the right kind.
+        hard_negative_share: Share of a step's facts that are drawn, last in the batch, from those whose prompt differs
+            from that of another fact of the step in the subject only.
+        distractor_share: Share of facts whose questions come after one to four statements of other facts.
+        chat_share: Share of facts that the base is asked in its chat template, which it must have.
+        rewording_share: Share of rephrasings that are replaced by other words for the same (see
+            [`~recipe_hf.training.wordings.Wordings`]).
+        prompt_rewording_share: The same of prompts, so that facts are told in other words too.
+        other_property_share: Share of facts whose unrelated question asks for another property of the same subject
+            (see [`~recipe_hf.training.wordings.OtherProperties`]).
+        unrelated_text_share: Share of facts whose unrelated question is one of `unrelated_texts_file`.
+    """
+
+    answer_resampling: Share = 0.0
+    subject_share: Share = 0.0
+    same_template_share: Share = 0.0
+    hard_negative_share: Annotated[Share, Field(le=0.5)] = 0.0
+    distractor_share: Share = 0.0
+    chat_share: Share = 0.0
+    rewording_share: Share = 0.0
+    prompt_rewording_share: Share = 0.0
+    other_property_share: Share = 0.0
+    unrelated_text_share: Share = 0.0
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        share, left = self.unrelated_text_share, 1 - self.other_property_share
+        require(share <= left, "unrelated_text_share", share, f"at most {left}, what other_property_share leaves")
+        return self
+
+
+class DataConfig(YamlConfig):
+    """The facts to train on, and those held out.
+
+    Args:
         train_file: Data to train on, as [`~recipe_hf.datasets.load_examples`] takes it, or a list of sources that are
             mixed by weight, each a path or the fields of [`~recipe_hf.datasets.DataSource`]; the fields of a single
             source are taken for a list of one.
-        output_dir: Where checkpoints and logs go.
-        stages: The schedule.
-        encoder: Hub id or directory of the starting text encoder.
-        encoder_revision: Revision of the encoder; `None` with a checkpoint, which has one.
-        checkpoint: A trained checkpoint, in a directory or on the Hub, to go on from instead of new weights. Its
-            encoder and its sizes are taken too; such a run has no warm start.
-        base_model_name_or_path: Base that the checkpoint names, where `base_model` is a local copy of it.
-        base_model_revision: Revision of the base.
-        knowledge_dim: See [`RecipeConfig`].
-        num_continuous_prompt_tokens: See [`RecipeConfig`].
-        num_answer_prompt_tokens: See [`RecipeConfig`].
-        num_sentinel_tokens: See [`RecipeConfig`].
         num_eval_examples: How many of the last rows of `train_file`, or of the last source in it, are held out.
         num_eval_questions: How many of these each evaluation asks about; all of them are in its knowledge base.
         num_eval_training_facts: How many of the facts trained on its knowledge base holds beside the held-out ones:
             the more there are, the harder it is to tell a fact from all others, and from none.
-        eval_steps: Steps between evaluations, each of which may give a new best checkpoint.
-        save_steps: Steps between checkpoints to resume from.
-        logging_steps: Steps between log lines.
-        answer_resampling: See [`FactSampler`].
-        subject_share: See [`FactSampler`].
-        same_template_share: See [`FactSampler`].
-        hard_negative_share: See [`FactSampler`].
-        distractor_share: See [`FactSampler`].
-        chat_share: See [`FactSampler`]; needs a base with a chat template.
-        rewording_share: See [`FactSampler`].
-        prompt_rewording_share: See [`FactSampler`].
-        other_property_share: See [`FactSampler`].
-        unrelated_text_share: See [`FactSampler`].
         unrelated_texts_file: File as [`~recipe_hf.evaluation.general.load_prompts`] takes it, needed with
             `unrelated_text_share`.
-        mining_steps: Steps between encodings of all facts trained on, for stages with `mined_negatives`.
-        key_memory: How many keys of past steps serve as further negatives.
-        temperature: `tau` of the contrastive losses.
-        hinge_scale: Margin from which predictions are good enough to be left out of the losses; `None` for none.
-        length_buckets: Calls of the encoder, and of the base without `pack_rows`, in which a step's rows, sorted by
-            length, are shared out. One is best where calls cost more than padding, on a GPU; about four on a CPU.
-        pack_rows: Whether the base reads a fact's rows as one tree, in which their prompt and what they have in
-            common at the beginning are computed once (see [`~recipe_hf.training.packing`]). The losses are the same;
-            a base that cannot be given positions and such masks is refused.
-        gradient_accumulation_steps: How many batches make one optimizer step.
-        max_grad_norm: Gradients are clipped to this norm.
-        mixed_precision: `no`, `fp16` or `bf16`, as in Accelerate.
+        sampling: Which facts a step sees, and in which words.
+    """
+
+    train_file: str | Annotated[list[Any], Field(min_length=1)]
+    num_eval_examples: PositiveInt = 500
+    num_eval_questions: PositiveInt = 100
+    num_eval_training_facts: NonNegativeInt = 0
+    unrelated_texts_file: str | None = None
+    sampling: SamplingConfig = SamplingConfig()
+
+    @field_validator("train_file", mode="before")
+    @classmethod
+    def _as_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for source in [self.train_file] if isinstance(self.train_file, str) else self.train_file:
+            try:
+                DataSource.parse(source)
+            except ValueError as error:
+                raise ValueError(f"train_file: {error}") from error
+        fits = self.unrelated_texts_file is not None or not self.sampling.unrelated_text_share
+        allowed = "a path with sampling.unrelated_text_share"
+        require(fits, "unrelated_texts_file", self.unrelated_texts_file, allowed)
+        return self
+
+
+class ModelConfig(YamlConfig):
+    """What a run starts from: base, encoder and sizes, or a checkpoint.
+
+    Args:
+        base_model: Hub id, directory or GGUF file of the base LLM.
+        base_model_name_or_path: Base that the checkpoint names, where `base_model` is a local copy of it.
+        base_model_revision: Revision of the base.
         base_dtype: What the frozen base is held in: `float32`, `float16`, `bfloat16`, or `auto` for what it is
             published in. `None` is `float32` without mixed precision and `auto` with it. Autocast casts the weights of
             a float32 base anew in every call.
@@ -175,7 +201,73 @@ class TrainingConfig:
             choice.
         shard_base: Whether each of several processes keeps a share of the base only (see
             [`~recipe_hf.training.sharding`]), for one too large for a device.
+        encoder: Hub id or directory of the starting text encoder.
+        encoder_revision: Revision of the encoder; `None` with a checkpoint, which has one.
+        checkpoint: A trained checkpoint, in a directory or on the Hub, to go on from instead of new weights. Its
+            encoder and its sizes are taken too; such a run has no warm start.
+        knowledge_dim: See [`RecipeConfig`].
+        num_continuous_prompt_tokens: See [`RecipeConfig`].
+        num_answer_prompt_tokens: See [`RecipeConfig`].
+        num_sentinel_tokens: See [`RecipeConfig`].
+    """
+
+    base_model: str
+    base_model_name_or_path: str | None = None
+    base_model_revision: str | None = None
+    base_dtype: Literal["auto", "float32", "float16", "bfloat16"] | None = None
+    base_attn_implementation: str | None = None
+    shard_base: bool = False
+    encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
+    encoder_revision: str | None = None
+    checkpoint: str | None = None
+    knowledge_dim: Annotated[PositiveInt, Field(multiple_of=8)] = 1024
+    num_continuous_prompt_tokens: PositiveInt = 3
+    num_answer_prompt_tokens: NonNegativeInt = 0
+    num_sentinel_tokens: PositiveInt = 10
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        fits = self.checkpoint is None or self.encoder_revision is None
+        require(fits, "encoder_revision", self.encoder_revision, "null with a checkpoint")
+        return self
+
+
+class ObjectiveConfig(YamlConfig):
+    """How the losses of a step are computed.
+
+    Args:
+        temperature: `tau` of the contrastive losses.
+        hinge_scale: Margin from which predictions are good enough to be left out of the losses; `None` for none.
+        key_memory: How many keys of past steps serve as further negatives.
+        mining_steps: Steps between encodings of all facts trained on, for stages with `mined_negatives`.
+        length_buckets: Calls of the encoder, and of the base without `pack_rows`, in which a step's rows, sorted by
+            length, are shared out. One is best where calls cost more than padding, on a GPU; about four on a CPU.
+        pack_rows: Whether the base reads a fact's rows as one tree, in which their prompt and what they have in
+            common at the beginning are computed once (see [`~recipe_hf.training.packing`]). The losses are the same;
+            a base that cannot be given positions and such masks is refused.
+    """
+
+    temperature: PositiveFloat = 1.0
+    hinge_scale: Annotated[float, Field(ge=1)] | None = None
+    key_memory: NonNegativeInt = 0
+    mining_steps: PositiveInt = 200
+    length_buckets: PositiveInt = 1
+    pack_rows: bool = False
+
+
+class RunConfig(YamlConfig):
+    """How a run goes: optimizer, evaluations, files, trackers, the Hub.
+
+    Args:
+        output_dir: Where checkpoints and logs go.
+        seed: Seed of weights and draws.
+        eval_steps: Steps between evaluations, each of which may give a new best checkpoint.
+        save_steps: Steps between checkpoints to resume from.
+        logging_steps: Steps between log lines.
         early_stopping_patience: Stop after this many evaluations in a row without a new best; `None` for never.
+        gradient_accumulation_steps: How many batches make one optimizer step.
+        max_grad_norm: Gradients are clipped to this norm.
+        mixed_precision: `no`, `fp16` or `bf16`, as in Accelerate.
         log_with: An Accelerate tracker, such as `tensorboard` or `trackio`; `metrics.jsonl` is always written.
         push_to_hub: Whether the best checkpoint is uploaded at the end, with a model card.
         hub_model_id: Repository to upload to; needed with `push_to_hub`.
@@ -183,158 +275,63 @@ class TrainingConfig:
         hub_steps: Also upload the best checkpoint so far every so many steps; `None` for at the end only.
         license: License of the weights trained, by the Hub's name of it, for the card; `None` claims none.
         language: Code or codes of the language trained on, for the card; `None` claims none.
-        seed: Seed of weights and draws.
     """
 
-    base_model: str
-    train_file: str | list[Any]
     output_dir: str
-    stages: tuple[StageConfig, ...]
-    encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
-    encoder_revision: str | None = None
-    checkpoint: str | None = None
-    base_model_name_or_path: str | None = None
-    base_model_revision: str | None = None
-    knowledge_dim: int = 1024
-    num_continuous_prompt_tokens: int = 3
-    num_answer_prompt_tokens: int = 0
-    num_sentinel_tokens: int = 10
-    num_eval_examples: int = 500
-    num_eval_questions: int = 100
-    num_eval_training_facts: int = 0
-    eval_steps: int = 100
-    save_steps: int = 100
-    logging_steps: int = 10
-    answer_resampling: float = 0.0
-    subject_share: float = 0.0
-    same_template_share: float = 0.0
-    hard_negative_share: float = 0.0
-    distractor_share: float = 0.0
-    chat_share: float = 0.0
-    rewording_share: float = 0.0
-    prompt_rewording_share: float = 0.0
-    other_property_share: float = 0.0
-    unrelated_text_share: float = 0.0
-    unrelated_texts_file: str | None = None
-    mining_steps: int = 200
-    key_memory: int = 0
-    temperature: float = 1.0
-    hinge_scale: float | None = None
-    length_buckets: int = 1
-    pack_rows: bool = False
-    gradient_accumulation_steps: int = 1
-    max_grad_norm: float = 1.0
+    seed: NonNegativeInt = 0
+    eval_steps: PositiveInt = 100
+    save_steps: PositiveInt = 100
+    logging_steps: PositiveInt = 10
+    early_stopping_patience: PositiveInt | None = None
+    gradient_accumulation_steps: PositiveInt = 1
+    max_grad_norm: PositiveFloat = 1.0
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
-    base_dtype: Literal["auto", "float32", "float16", "bfloat16"] | None = None
-    base_attn_implementation: str | None = None
-    shard_base: bool = False
-    early_stopping_patience: int | None = None
     log_with: str | None = None
     push_to_hub: bool = False
     hub_model_id: str | None = None
     hub_private_repo: bool = False
-    hub_steps: int | None = None
+    hub_steps: PositiveInt | None = None
     license: str | None = None
     language: list[str] | str | None = None
-    seed: int = 0
 
-    def __post_init__(self) -> None:
-        if isinstance(self.train_file, dict):
-            object.__setattr__(self, "train_file", [self.train_file])
-        check_types(self)
-        require(len(self.stages) > 0, "stages", self.stages, "at least one")
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        fits = self.hub_model_id is not None or not self.push_to_hub
+        allowed = "a repository id such as 'organisation/name' with push_to_hub"
+        require(fits, "hub_model_id", self.hub_model_id, allowed)
+        return self
+
+
+class TrainingConfig(YamlConfig):
+    """A training run.
+
+    Args:
+        model: What is trained.
+        data: What it is trained on.
+        stages: The schedule.
+        run: How long, where to, and what is told of it.
+        objective: How its losses are computed.
+    """
+
+    model: ModelConfig
+    data: DataConfig
+    stages: Annotated[list[StageConfig], Field(min_length=1)]
+    run: RunConfig
+    objective: ObjectiveConfig = ObjectiveConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
         require(self.num_steps > 0, "steps of all stages together", self.num_steps, "at least 1")
-        require(len(self.train_file) > 0, "train_file", self.train_file, "a path or at least one source")
-        for source in [self.train_file] if isinstance(self.train_file, str) else self.train_file:
-            try:
-                DataSource.parse(source)
-            except ValueError as error:
-                raise ValueError(f"train_file: {error}") from error
-        for name in (
-            "answer_resampling",
-            "subject_share",
-            "same_template_share",
-            "distractor_share",
-            "chat_share",
-            "rewording_share",
-            "prompt_rewording_share",
-            "other_property_share",
-        ):
-            require_number(name, getattr(self, name), at_most=1)
-        require_number("unrelated_text_share", self.unrelated_text_share, at_most=1 - self.other_property_share)
-        require(
-            not self.unrelated_text_share or bool(self.unrelated_texts_file),
-            "unrelated_texts_file",
-            self.unrelated_texts_file,
-            "a path with unrelated_text_share",
-        )
-        require_number("hard_negative_share", self.hard_negative_share, at_most=0.5)
-        for name in (
-            "eval_steps",
-            "save_steps",
-            "logging_steps",
-            "mining_steps",
-            "num_eval_examples",
-            "num_eval_questions",
-            "num_continuous_prompt_tokens",
-            "num_sentinel_tokens",
-            "length_buckets",
-            "gradient_accumulation_steps",
-        ):
-            require_integer(name, getattr(self, name), at_least=1)
-        for name in ("early_stopping_patience", "hub_steps"):
-            if getattr(self, name) is not None:
-                require_integer(name, getattr(self, name), at_least=1)
-        for name in ("key_memory", "num_eval_training_facts", "seed"):
-            require_integer(name, getattr(self, name), at_least=0)
-        for name in ("temperature", "max_grad_norm"):
-            require_number(name, getattr(self, name))
-            require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
-        if self.hinge_scale is not None:
-            require_number("hinge_scale", self.hinge_scale, at_least=1)
-        require(
-            not self.push_to_hub or bool(self.hub_model_id),
-            "hub_model_id",
-            self.hub_model_id,
-            "a repository id such as 'organisation/name' with push_to_hub",
-        )
-        require_integer("num_answer_prompt_tokens", self.num_answer_prompt_tokens, at_least=0)
-        dim = self.knowledge_dim
-        require(dim > 0 and dim % 8 == 0, "knowledge_dim", dim, "a positive multiple of 8")
-        require(
-            self.checkpoint is None or self.encoder_revision is None,
-            "encoder_revision",
-            self.encoder_revision,
-            "null with a checkpoint",
-        )
-        for stage in self.stages:
-            require(
-                stage.prompts != "known_answer" or self.num_answer_prompt_tokens > 0,
-                "num_answer_prompt_tokens",
-                self.num_answer_prompt_tokens,
-                f"above 0 for stage {stage.name!r}",
-            )
-            if self.checkpoint is not None:
-                require(
-                    stage.prompts != "answer", f"prompts of stage {stage.name!r}", "answer", "others with a checkpoint"
-                )
+        answer_tokens = self.model.num_answer_prompt_tokens
+        for number, stage in enumerate(self.stages):
+            fits = stage.prompts != "known_answer" or answer_tokens > 0
+            allowed = f"above 0 for stage {stage.name!r}"
+            require(fits, "model.num_answer_prompt_tokens", answer_tokens, allowed)
+            fits = stage.prompts != "answer" or self.model.checkpoint is None
+            require(fits, f"stages.{number}.prompts", stage.prompts, "another with a checkpoint")
+        return self
 
     @property
     def num_steps(self) -> int:
         """Steps of all stages."""
         return sum(stage.steps for stage in self.stages)
-
-    @classmethod
-    def from_yaml(cls, path: str | Path, **overrides: Any) -> TrainingConfig:
-        """Reads a configuration; `overrides` that are not `None` take the place of its values.
-
-        Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If a key is unknown or missing, or a value is not allowed; the message names it.
-        """
-        values = read_yaml(path)
-        if not isinstance(values, dict) or not isinstance(values.get("stages"), list):
-            raise ValueError(f"{path} must be a mapping with a list of stages.")
-        values |= {name: value for name, value in overrides.items() if value is not None}
-        values["stages"] = tuple(build(StageConfig, stage, f"{path}, stages") for stage in values["stages"])
-        return build(cls, values, str(path))

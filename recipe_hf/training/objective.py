@@ -54,10 +54,12 @@ class RecipeObjective(nn.Module):
                 f"from_base_pretrained(base, retriever=..., prompt_form='continuous') makes prompts to train."
             )
         self._model = [model]
-        self._checkpoint = None if config.checkpoint is None else deepcopy((model.retriever, model.prompt_encoder))
+        self._checkpoint = (
+            None if config.model.checkpoint is None else deepcopy((model.retriever, model.prompt_encoder))
+        )
         self.tokenizer = model.tokenizer
         self.sampler = sampler
-        self.config = config
+        self.config = config.objective
         self.process_index = process_index
         self.num_processes = num_processes
         self.retriever = model.retriever
@@ -66,15 +68,16 @@ class RecipeObjective(nn.Module):
         self.warm_start_prompt = AnswerPromptEncoder(
             model.config.num_continuous_prompt_tokens, model.config.hidden_size
         )
-        self.memory = KeyMemory(config.key_memory, model.config.knowledge_dim)
+        self.memory = KeyMemory(config.objective.key_memory, model.config.knowledge_dim)
         mines = any(stage.mined_negatives for stage in config.stages)
         self.fact_keys = FactKeys(len(sampler.examples) if mines else 0, model.config.knowledge_dim)
         self.register_buffer("_same_as", torch.tensor(sampler.same_as), persistent=False)
         self.pool = AnswerPool(sampler.answers, self.tokenizer, model.lm, num_tokens=self.warm_start_prompt.num_tokens)
         self.cache, self.checkpoint_cache = FeatureCache(), FeatureCache()
-        if config.chat_share and not self.tokenizer.chat_template:
-            raise ValueError(f"chat_share must be 0 for a base without a chat template, got {config.chat_share!r}.")
-        if config.pack_rows and any(stage.editing_batch_size for stage in config.stages):
+        chats = config.data.sampling.chat_share
+        if chats and not self.tokenizer.chat_template:
+            raise ValueError(f"data.sampling.chat_share must be 0 for a base without a chat template, got {chats!r}.")
+        if self.config.pack_rows and any(stage.editing_batch_size for stage in config.stages):
             examples = sampler.examples[:2]
             texts = [e.prompt for e in examples] + [e.rephrase_prompt for e in examples]
             check_packing(model.lm, tokenize_rows(self.tokenizer, texts, [e.answer for e in examples * 2]))

@@ -163,7 +163,7 @@ def check_packing(lm: PreTrainedModel, rows: Sequence[Row]) -> None:
     Raises:
         ValueError: If it does not.
     """
-    refusal = f"pack_rows must be False for a base of type {lm.config.model_type!r}"
+    refusal = f"objective.pack_rows must be False for a base of type {lm.config.model_type!r}"
     if not accepts(lm, "position_ids"):
         raise ValueError(f"{refusal}: it takes no position_ids.")
     embeddings: Any = lm.get_input_embeddings()

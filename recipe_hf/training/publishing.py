@@ -33,7 +33,7 @@ def describe_run(directory: str | Path, **known: Any) -> TrainingRun:
         path.name: [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         for path in (directory / METRICS_LOG, *sorted(directory.glob(_EARLIER_LOGS)))
     }
-    config, metrics = record["config"], record["metrics"]
+    config, metrics = _fields(record), record["metrics"]
     runs = [*record.get("earlier_runs", []), record]
     held_out = config["num_eval_examples"]
     kinds = [kind for kind in KINDS if f"eval_{kind}" in metrics]
@@ -42,7 +42,7 @@ def describe_run(directory: str | Path, **known: Any) -> TrainingRun:
     language = config.get("language") or []
     described: dict[str, Any] = {
         "base_weights": f"`{config['base_model']}`, in {_precision(config)}",
-        "encoder": runs[0]["config"]["encoder"],
+        "encoder": _fields(runs[0])["encoder"],
         "training_data": f"{_names(sources)}, without the last {held_out} rows, "
         "which were held out to choose the best step",
         "hardware": f"{record['num_processes']} process(es) on {record['device']}",
@@ -52,7 +52,7 @@ def describe_run(directory: str | Path, **known: Any) -> TrainingRun:
         "datasets": list(dict.fromkeys(named["repo_id"] for named in on_hub if named)),
         "language": [language] if isinstance(language, str) else language,
         "license": config.get("license"),
-        "training_config": config,
+        "training_config": record["config"],
         "notes": [*_parts(runs), *_learning_curve(logs, runs)],
         "results": [
             EvaluationResult(
@@ -75,6 +75,13 @@ def earlier_runs(checkpoint: str) -> list[dict[str, Any]]:
     return [*record.pop("earlier_runs", []), record]
 
 
+def _fields(run: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a run by their own names, for its record may be older than their groups."""
+    config = run["config"]
+    groups = [value for value in config.values() if isinstance(value, dict)]
+    return {name: value for group in (config, *groups) for name, value in group.items()}
+
+
 def _parts(runs: list[dict[str, Any]]) -> list[str]:
     """What each run was, if there were several."""
     if len(runs) == 1:
@@ -88,7 +95,7 @@ def _parts(runs: list[dict[str, Any]]) -> list[str]:
 
 
 def _sources(run: dict[str, Any]) -> list[DataSource]:
-    sources = run["config"]["train_file"]
+    sources = _fields(run)["train_file"]
     return [DataSource.parse(source) for source in (sources if isinstance(sources, list) else [sources])]
 
 
@@ -127,7 +134,8 @@ def _learning_curve(logs: dict[str, list[dict[str, Any]]], runs: list[dict[str, 
     points = ", ".join(f"step {line['step']}: {score}" for line, score in zip(lines, scores, strict=True))
     writers = runs[-1:] if name == METRICS_LOG else _writers(logs[name], runs)
     numbers = {
-        f" with {_num_held(run['config']):,} facts held, {_num_asked(run['config']):,} asked about" for run in writers
+        f" with {_num_held(fields):,} facts held, {_num_asked(fields):,} asked about"
+        for fields in map(_fields, writers)
     }
     how = numbers.pop() if len(numbers) == 1 else ""
     of = f", from {name}, the one with the most evaluations of {len(logs)} logs" if len(logs) > 1 else ""

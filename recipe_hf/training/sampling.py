@@ -10,6 +10,7 @@ import numpy as np
 
 from ..datasets import EditExample
 from ..knowledge.facts import compose_statement
+from .config import SamplingConfig
 from .wordings import OtherProperties, Wordings, template
 
 T = TypeVar("T")
@@ -41,56 +42,25 @@ class FactSampler:
 
     Args:
         examples: Facts to draw from, without replacement within a step.
+        shares: How often what is drawn.
         seed: Seed of all draws.
-        answer_resampling: Share of facts whose answer is replaced by another, against learning facts by heart.
-        subject_share: Share of the replaced answers that are drawn from the subjects (names of all kinds, often of
-            several tokens) rather than from the answers of the data set.
-        same_template_share: Share of the rest that are drawn from the answers of facts whose prompt differs in the
-            subject only: answers of the right kind.
-        hard_negative_share: Share of a step's facts that are drawn, last in the batch, from those whose prompt differs
-            from that of another fact of the step in the subject only.
-        distractor_share: Share of facts whose questions come after one to four statements of other facts.
-        chat_share: Share of facts that the base is asked in its chat template.
-        rewording_share: Share of rephrasings that are replaced by other words for the same (see [`Wordings`]).
-        prompt_rewording_share: The same of prompts, so that facts are told in other words too.
-        other_property_share: Share of facts whose unrelated question asks for another property of the same subject
-            (see [`OtherProperties`]).
-        unrelated_text_share: Share of facts whose unrelated question is one of `unrelated_texts`.
-        unrelated_texts: Texts of any kind that ask for no fact.
         probabilities: How likely each fact is to be drawn, as [`~recipe_hf.datasets.load_mixture`] says; all alike by
             default.
+        unrelated_texts: Texts of any kind that ask for no fact.
     """
 
     def __init__(
         self,
         examples: Sequence[EditExample],
+        shares: SamplingConfig,
         seed: int,
-        answer_resampling: float,
-        subject_share: float,
-        same_template_share: float = 0.0,
         probabilities: Sequence[float] | None = None,
-        hard_negative_share: float = 0.0,
-        distractor_share: float = 0.0,
-        chat_share: float = 0.0,
-        rewording_share: float = 0.0,
-        prompt_rewording_share: float = 0.0,
-        other_property_share: float = 0.0,
-        unrelated_text_share: float = 0.0,
         unrelated_texts: Sequence[str] = (),
     ) -> None:
         self.examples = list(examples)
+        self.shares = shares
         self.seed = seed
-        self.answer_resampling = answer_resampling
-        self.subject_share = subject_share
-        self.same_template_share = same_template_share
         self.probabilities = None if probabilities is None else np.array(probabilities) / sum(probabilities)
-        self.hard_negative_share = hard_negative_share
-        self.distractor_share = distractor_share
-        self.chat_share = chat_share
-        self.rewording_share = rewording_share
-        self.prompt_rewording_share = prompt_rewording_share
-        self.other_property_share = other_property_share
-        self.unrelated_text_share = unrelated_text_share
         self._unrelated_texts = list(unrelated_texts)
         self._wordings = Wordings()
         self._other_properties = OtherProperties(self.examples)
@@ -139,7 +109,7 @@ class FactSampler:
                 self._example(rng, n),
                 self._answer(rng, n, answer_variants),
                 self._distractor(rng),
-                in_chat=self.chat_share > 0 and rng.random() < self.chat_share,
+                in_chat=self.shares.chat_share > 0 and rng.random() < self.shares.chat_share,
             )
             for n in numbers
         ]
@@ -148,18 +118,18 @@ class FactSampler:
         example = self.examples[number]
         prompt = example.prompt
         rephrasings, unrelated = _one(rng, example.rephrasings), _one(rng, example.unrelated)
-        if self.rewording_share and rng.random() < self.rewording_share:
+        if self.shares.rewording_share and rng.random() < self.shares.rewording_share:
             reworded = self._wordings.draw(rng, example)
             rephrasings = rephrasings if reworded is None else (reworded,)
-        if self.prompt_rewording_share and rng.random() < self.prompt_rewording_share:
+        if self.shares.prompt_rewording_share and rng.random() < self.shares.prompt_rewording_share:
             prompt = self._wordings.draw(rng, example) or prompt
         made_up = example.unrelated_is_made_up
-        kind = rng.random() if self.other_property_share or self.unrelated_text_share else 1.0
-        if kind < self.other_property_share:
+        kind = rng.random() if self.shares.other_property_share or self.shares.unrelated_text_share else 1.0
+        if kind < self.shares.other_property_share:
             other = self._other_properties.draw(rng, example)
             if other is not None:
                 unrelated, made_up = ((other, example.locality_answer),), True
-        elif kind < self.other_property_share + self.unrelated_text_share:
+        elif kind < self.shares.other_property_share + self.shares.unrelated_text_share:
             text = self._unrelated_texts[rng.integers(len(self._unrelated_texts))]
             unrelated, made_up = ((text, example.locality_answer),), True
         if (prompt, rephrasings, unrelated) == (example.prompt, example.rephrasings, example.unrelated):
@@ -169,14 +139,14 @@ class FactSampler:
         )
 
     def _distractor(self, rng: np.random.Generator) -> str:
-        if not self.distractor_share or rng.random() >= self.distractor_share:
+        if not self.shares.distractor_share or rng.random() >= self.shares.distractor_share:
             return ""
         drawn = rng.integers(len(self.examples), size=rng.integers(1, _DISTRACTING_STATEMENTS, endpoint=True))
         facts = [self.examples[number] for number in drawn]
         return "".join(f"{compose_statement(fact.prompt, fact.answer)}. " for fact in facts)
 
     def _with_hard_negatives(self, rng: np.random.Generator, numbers: list[int]) -> list[int]:
-        count = min(round(len(numbers) * self.hard_negative_share), len(numbers) // 2)
+        count = min(round(len(numbers) * self.shares.hard_negative_share), len(numbers) // 2)
         chosen = dict.fromkeys(numbers[: len(numbers) - count])
         for anchor in numbers[:count]:
             others = [n for n in self._by_template[self._templates[anchor]] if n not in chosen]
@@ -186,13 +156,13 @@ class FactSampler:
         return [*chosen, *spare][: len(numbers)]
 
     def _answer(self, rng: np.random.Generator, number: int, variants: int | None) -> str:
-        if rng.random() >= self.answer_resampling:
+        if rng.random() >= self.shares.answer_resampling:
             return self.examples[number].answer
         if variants is not None:
             rng = np.random.default_rng([self.seed, number, int(rng.integers(variants))])
-        if rng.random() < self.subject_share:
+        if rng.random() < self.shares.subject_share:
             pool = self._subjects or self._answers
-        elif rng.random() < self.same_template_share:
+        elif rng.random() < self.shares.same_template_share:
             same = self._by_template[self._templates[number]]
             return self.examples[same[rng.integers(len(same))]].answer
         else:

@@ -31,11 +31,11 @@ def check_launch(launch: DistributedType, num_processes: int, shard_base: bool) 
     if launch in _SHARDED_LAUNCHES:
         raise ValueError(
             f"accelerate launch must start plain processes (--multi_gpu), got {launch.value}: what is trained is "
-            "small and stays whole. shard_base: true shards the frozen base by FSDP."
+            "small and stays whole. model.shard_base: true shards the frozen base by FSDP."
         )
     if shard_base and num_processes == 1:
         raise ValueError(
-            "shard_base must be false with one process: accelerate launch --num_processes starts several."
+            "model.shard_base must be false with one process: accelerate launch --num_processes starts several."
         )
 
 
@@ -61,7 +61,7 @@ def shard(lm: PreTrainedModel, device: torch.device) -> None:
     weights = [parameter for block in blocks for parameter in block.parameters()]
     if not blocks or len(weights) > len(set(weights)):
         why = "its blocks share weights" if blocks else "its blocks are unknown"
-        raise ValueError(f"shard_base must be false for a base of type {lm.config.model_type!r}: {why}.")
+        raise ValueError(f"model.shard_base must be false for a base of type {lm.config.model_type!r}: {why}.")
     in_blocks = {module for block in blocks for module in block.modules()}
     outside = [module for module in lm.modules() if module not in in_blocks]
     for module in outside:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from typing import Any, NamedTuple
 
@@ -14,39 +13,34 @@ from ..evaluation.general import load_prompts
 from ..evaluation.inputs import describe_rows, digest, model_settings
 from ..knowledge import KnowledgeBase
 from ..modeling.model import RecipeForCausalLM
-from .config import TrainingConfig
+from .config import DataConfig, ModelConfig, TrainingConfig
 from .wordings import PROPERTIES
 
 #: Fields of a configuration that name what is read: its contents tell runs apart, not its name.
-NAMES = (
-    "base_model",
-    "base_model_revision",
-    "encoder",
-    "encoder_revision",
-    "checkpoint",
-    "train_file",
-    "unrelated_texts_file",
-)
+NAMES = {
+    "model": {"base_model", "base_model_revision", "encoder", "encoder_revision", "checkpoint"},
+    "data": {"train_file", "unrelated_texts_file"},
+}
 #: Fields that say where a run writes, and what it tells.
-REPORTING = (
-    "output_dir",
-    "save_steps",
-    "logging_steps",
-    "log_with",
-    "push_to_hub",
-    "hub_model_id",
-    "hub_private_repo",
-    "hub_steps",
-    "license",
-    "language",
-)
+REPORTING = {
+    "run": {
+        "output_dir",
+        "save_steps",
+        "logging_steps",
+        "log_with",
+        "push_to_hub",
+        "hub_model_id",
+        "hub_private_repo",
+        "hub_steps",
+        "license",
+        "language",
+    }
+}
 #: Fields that say how a step is computed. They decide its time, but not, other than by rounding, what is learned.
-COMPUTING = (
-    "length_buckets",
-    "pack_rows",
-    "base_attn_implementation",
-    "shard_base",
-)
+COMPUTING = {
+    "model": {"base_attn_implementation", "shard_base"},
+    "objective": {"length_buckets", "pack_rows"},
+}
 _MODEL_SETTINGS = (
     "weights",
     "encoder_config",
@@ -72,7 +66,7 @@ class TrainingData(NamedTuple):
     unrelated_texts: list[str]
 
 
-def load_data(config: TrainingConfig) -> TrainingData:
+def load_data(config: DataConfig) -> TrainingData:
     """Loads what a run reads.
 
     Raises:
@@ -86,8 +80,13 @@ def load_data(config: TrainingConfig) -> TrainingData:
 
 def load_start(config: TrainingConfig) -> RecipeForCausalLM:
     """The model before the first step: with new heads by the seed, or that of a checkpoint, without its facts."""
-    set_seed(config.seed)
-    return _new_model(config) if config.checkpoint is None else _trained_model(config.checkpoint, config)
+    set_seed(config.run.seed)
+    dtype = _base_dtype(config.model, config.run.mixed_precision)
+    if config.model.checkpoint is None:
+        return _new_model(config.model, dtype, config.objective.temperature)
+    contrasts = any(stage.contrastive_batch_size for stage in config.stages)
+    temperature = config.objective.temperature if contrasts else None
+    return _trained_model(config.model.checkpoint, config.model, dtype, temperature)
 
 
 def training_inputs(
@@ -106,17 +105,21 @@ def training_inputs(
         [`COMPUTING`], and what the first of these name.
     """
     settings = model_settings(model)
-    weighted = not isinstance(config.train_file, str)
+    sources, shares = config.data.train_file, config.data.sampling
     rows = data.examples if data.probabilities is None else list(zip(data.examples, data.probabilities, strict=True))
-    left_out = (*NAMES, *REPORTING, *COMPUTING)
+    fields = config.model_dump(mode="json")
+    for left_out in (NAMES, REPORTING, COMPUTING):
+        for group, names in left_out.items():
+            for name in names:
+                del fields[group][name]
     inputs = {
-        **{name: value for name, value in dataclasses.asdict(config).items() if name not in left_out},
+        **fields,
         "num_processes": num_processes,
-        "data": {
-            "weights": [DataSource.parse(source).weight for source in config.train_file] if weighted else None,
+        "contents": {
+            "weights": None if isinstance(sources, str) else [DataSource.parse(source).weight for source in sources],
             "train_file": describe_rows(rows),
             "unrelated_texts_file": describe_rows(data.unrelated_texts),
-            "properties": _properties_digest() if config.rewording_share or config.prompt_rewording_share else None,
+            "properties": _properties_digest() if shares.rewording_share or shares.prompt_rewording_share else None,
         },
         "start": {name: settings[name] for name in _MODEL_SETTINGS},
     }
@@ -127,36 +130,34 @@ def _properties_digest() -> str:
     return digest([path.read_text(encoding="utf-8") for path in sorted(PROPERTIES.glob("*.yaml"))])
 
 
-def _new_model(config: TrainingConfig) -> RecipeForCausalLM:
+def _new_model(config: ModelConfig, dtype: Any, temperature: float) -> RecipeForCausalLM:
     return RecipeForCausalLM.from_base_pretrained(
         config.base_model,
         encoder=config.encoder,
         encoder_revision=config.encoder_revision,
         base_model_name_or_path=config.base_model_name_or_path,
         revision=config.base_model_revision or "main",
-        dtype=_base_dtype(config),
+        dtype=dtype,
         knowledge_dim=config.knowledge_dim,
         num_continuous_prompt_tokens=config.num_continuous_prompt_tokens,
         num_answer_prompt_tokens=config.num_answer_prompt_tokens,
         num_sentinel_tokens=config.num_sentinel_tokens,
-        similarity_temperature=config.temperature,
+        similarity_temperature=temperature,
     )
 
 
-def _trained_model(checkpoint: str, config: TrainingConfig) -> RecipeForCausalLM:
-    """The checkpoint to go on from, without its facts."""
+def _trained_model(checkpoint: str, config: ModelConfig, dtype: Any, temperature: float | None) -> RecipeForCausalLM:
+    """The checkpoint to go on from, without its facts; its own temperature stays where none is given."""
     fields: dict[str, Any] = {}
     if config.num_answer_prompt_tokens:
         fields["num_answer_prompt_tokens"] = config.num_answer_prompt_tokens
-    if any(stage.contrastive_batch_size for stage in config.stages):
-        fields["similarity_temperature"] = config.temperature
-    model = RecipeForCausalLM.from_pretrained(
-        checkpoint, base_model=config.base_model, dtype=_base_dtype(config), **fields
-    )
+    if temperature is not None:
+        fields["similarity_temperature"] = temperature
+    model = RecipeForCausalLM.from_pretrained(checkpoint, base_model=config.base_model, dtype=dtype, **fields)
     model.knowledge = KnowledgeBase(model.config.knowledge_dim)
     return model
 
 
-def _base_dtype(config: TrainingConfig) -> Any:
-    name = config.base_dtype or ("float32" if config.mixed_precision == "no" else "auto")
+def _base_dtype(config: ModelConfig, mixed_precision: str) -> Any:
+    name = config.base_dtype or ("float32" if mixed_precision == "no" else "auto")
     return name if name == "auto" else getattr(torch, name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +60,8 @@ def run_sweep(
         raise ValueError(f"num_edits must be between 1 and the {len(examples)} facts of {dataset}, got {num_edits}.")
     for name in protocols:
         find_protocol(name)
-    training = training_inputs(config, load_data(config), load_start(config))
-    del training["num_continuous_prompt_tokens"]
+    training = training_inputs(config, load_data(config.data), load_start(config))
+    del training["model"]["num_continuous_prompt_tokens"]
     settings = run_settings(
         "sweep",
         dataset=dataset,
@@ -70,8 +69,9 @@ def run_sweep(
         num_edits=num_edits,
         num_questions=num_questions,
         protocols=list(protocols),
-        training={"train_file": config.train_file} | training,
-        computing={name: getattr(config, name) for name in COMPUTING},
+        train_file=config.data.train_file,
+        training=training,
+        computing=config.model_dump(include=COMPUTING),
         machine=machine(),
         versions=versions("torch", "transformers"),
     )
@@ -81,14 +81,16 @@ def run_sweep(
     for length in lengths:
         if length in done:
             continue
-        directory = Path(config.output_dir) / f"{length}-prompt-tokens"
-        trainer = Trainer(replace(config, num_continuous_prompt_tokens=length, output_dir=str(directory)))
+        directory = Path(config.run.output_dir) / f"{length}-prompt-tokens"
+        trainer = Trainer(
+            config.changed({"model.num_continuous_prompt_tokens": length, "run.output_dir": str(directory)})
+        )
         if output is not None and not output.exists():
             write_record(output, _record(settings, results))  # So that no other run goes on with this training.
         best = trainer.train(resume=is_there(directory / "checkpoint"))
         minutes = round(trainer.seconds / 60, 1)
         del trainer
-        model = RecipeForCausalLM.from_pretrained(best, base_model=config.base_model)
+        model = RecipeForCausalLM.from_pretrained(best, base_model=config.model.base_model)
         for name in protocols:
             metrics = evaluate_editing(model, examples, num_edits, 0, num_questions, protocol=name).metrics
             results.append({"protocol": name, "prompt_tokens": length, "minutes": minutes, "metrics": metrics})
@@ -118,8 +120,8 @@ def sweep_page(record: Mapping[str, Any]) -> str:
     stages = ", ".join(f"{stage['name']} {stage['steps']}" for stage in training["stages"])
     return "\n\n".join(
         [
-            f"{settings['dataset']}. A training run for each number of tokens on {training['train_file']}, of these "
-            f"steps: {stages}. All else is equal, seed {training['seed']}. Facts are held at once; asked about "
+            f"{settings['dataset']}. A training run for each number of tokens on {settings['train_file']}, of these "
+            f"steps: {stages}. All else is equal, seed {training['run']['seed']}. Facts are held at once; asked about "
             f"{f'at most {asked:,}' if asked else 'all'} of them. In percent.",
             markdown_rows([record["columns"], *record["rows"]], first="---"),
             "",

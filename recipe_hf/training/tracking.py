@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from accelerate import Accelerator
@@ -14,8 +13,8 @@ _OF_THE_EXTRA = ("tensorboard", "trackio")
 
 def start_tracker(accelerator: Accelerator, config: TrainingConfig) -> None:
     """Starts the tracker that `config` asks for, if it does, with the configuration as the run's."""
-    if config.log_with is not None:
-        accelerator.init_trackers("recipe-hf", config=plain_values(dataclasses.asdict(config)))
+    if config.run.log_with is not None:
+        accelerator.init_trackers("recipe-hf", config=plain_values(config.model_dump(mode="json")))
 
 
 def require_tracker(accelerator: Accelerator, log_with: str | None) -> None:
@@ -26,7 +25,7 @@ def require_tracker(accelerator: Accelerator, log_with: str | None) -> None:
     """
     if log_with is not None and not accelerator.log_with:
         package = "'recipe-hf[tracking]'" if log_with in _OF_THE_EXTRA else log_with
-        raise ImportError(f"log_with needs {log_with}: pip install {package}")
+        raise ImportError(f"run.log_with needs {log_with}: pip install {package}")
 
 
 def plain_values(value: Any, name: str = "") -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import shutil
@@ -52,38 +51,30 @@ class Trainer:
 
     def __init__(self, config: TrainingConfig) -> None:
         self.config = config
-        self.output_dir = Path(config.output_dir)
+        self.run = run = config.run
+        self.output_dir = Path(run.output_dir)
         self.accelerator = Accelerator(
-            mixed_precision=config.mixed_precision,
-            gradient_accumulation_steps=config.gradient_accumulation_steps,
-            log_with=config.log_with,
-            project_dir=config.output_dir,
+            mixed_precision=run.mixed_precision,
+            gradient_accumulation_steps=run.gradient_accumulation_steps,
+            log_with=run.log_with,
+            project_dir=run.output_dir,
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
-        require_tracker(self.accelerator, config.log_with)
-        check_launch(self.accelerator.distributed_type, self.accelerator.num_processes, config.shard_base)
-        data = load_data(config)
-        examples, probabilities = data.examples, data.probabilities
-        if len(examples) <= config.num_eval_examples:
+        require_tracker(self.accelerator, run.log_with)
+        check_launch(self.accelerator.distributed_type, self.accelerator.num_processes, config.model.shard_base)
+        data = load_data(config.data)
+        examples, held_out = data.examples, config.data.num_eval_examples
+        if len(examples) <= held_out:
             raise ValueError(
-                f"num_eval_examples must be below the {len(examples)} rows of {config.train_file}, "
-                f"got {config.num_eval_examples}."
+                f"data.num_eval_examples must be below the {len(examples)} rows of {config.data.train_file}, "
+                f"got {held_out}."
             )
-        self.held_out = examples[-config.num_eval_examples :]
+        self.held_out = examples[-held_out:]
         self.sampler = FactSampler(
-            examples[: -config.num_eval_examples],
-            config.seed,
-            config.answer_resampling,
-            config.subject_share,
-            config.same_template_share,
-            None if probabilities is None else probabilities[: -config.num_eval_examples],
-            config.hard_negative_share,
-            config.distractor_share,
-            config.chat_share,
-            config.rewording_share,
-            config.prompt_rewording_share,
-            config.other_property_share,
-            config.unrelated_text_share,
+            examples[:-held_out],
+            config.data.sampling,
+            run.seed,
+            None if data.probabilities is None else data.probabilities[:-held_out],
             data.unrelated_texts,
         )
         largest = max(stage.batch_size for stage in config.stages) * self.accelerator.num_processes
@@ -94,12 +85,12 @@ class Trainer:
             )
         self.model = load_start(config)
         self.inputs = training_inputs(config, data, self.model, self.accelerator.num_processes)
-        if config.shard_base:
+        if config.model.shard_base:
             shard(self.model.lm, self.accelerator.device)
         else:
             self.model.lm.to(self.accelerator.device)
-        if config.base_attn_implementation is not None:
-            self.model.lm.set_attn_implementation(config.base_attn_implementation)
+        if config.model.base_attn_implementation is not None:
+            self.model.lm.set_attn_implementation(config.model.base_attn_implementation)
         self.objective = RecipeObjective(
             self.model,
             config,
@@ -147,16 +138,16 @@ class Trainer:
         found = self._find_copies(checkpoint, best) if resume else {}
         if not resume:
             refuse_earlier(checkpoint, best)
-        if self.config.push_to_hub:
+        if self.run.push_to_hub:
             error = self._try_on_main(self._create_repository)
             if error is not None:
-                raise OSError(f"hub_model_id {self.config.hub_model_id!r} cannot be pushed to: {error}")
+                raise OSError(f"run.hub_model_id {self.run.hub_model_id!r} cannot be pushed to: {error}")
         self.output_dir.mkdir(parents=True, exist_ok=True)
         start_tracker(self.accelerator, self.config)
         if resume:
             self._settle(found)
             self.accelerator.load_state(str(checkpoint))
-        elif self.config.checkpoint is None:
+        elif self.config.model.checkpoint is None:
             self.objective.fit_standardizer(self.sampler.draw(0, min(_CALIBRATION_FACTS, len(self.sampler.examples))))
 
         main = self.accelerator.is_main_process
@@ -177,16 +168,16 @@ class Trainer:
                     self.step += 1
                     self.seconds = time.monotonic() - started
                     bar.update()
-                    if self.step % self.config.logging_steps == 0:
+                    if self.step % self.run.logging_steps == 0:
                         values = {name: round(loss.item(), 4) for name, loss in losses.items()}
                         bar.set_postfix(values)
                         self._log({"stage": stage.name, **values})
                     last = self.step == self.config.num_steps
-                    evaluates = last or (self.step % self.config.eval_steps == 0 and stage.prompts != "answer")
+                    evaluates = last or (self.step % self.run.eval_steps == 0 and stage.prompts != "answer")
                     if evaluates:
                         self._evaluate()
                     pushes = self._is_push_step() and not last
-                    saves = last or pushes or self.step % self.config.save_steps == 0 or self._is_stopped()
+                    saves = last or pushes or self.step % self.run.save_steps == 0 or self._is_stopped()
                     if saves or (evaluates and not self.is_saved):  # Where there is a best, the run can be resumed.
                         self._save(checkpoint)
                     if pushes and (error := self._try_on_main(self._push)) is not None:
@@ -201,7 +192,7 @@ class Trainer:
         return best
 
     def _is_stopped(self) -> bool:
-        patience = self.config.early_stopping_patience
+        patience = self.run.early_stopping_patience
         return patience is not None and self.evaluations_since_best >= patience
 
     def _train_step(self, stage: StageConfig, stage_step: int) -> dict[str, torch.Tensor]:
@@ -209,11 +200,11 @@ class Trainer:
         factor = learning_rate_factor(stage_step, stage)
         for group in self.optimizer.param_groups:
             group["lr"] = getattr(stage, group["rate"]) * group["factor"] * factor
-        if stage.mined_negatives and stage_step % self.config.mining_steps == 0:
+        if stage.mined_negatives and stage_step % self.config.objective.mining_steps == 0:
             self.objective.encode_all_facts()
         parts = []
-        for number in range(self.config.gradient_accumulation_steps):
-            draw = self.step * self.config.gradient_accumulation_steps + number
+        for number in range(self.run.gradient_accumulation_steps):
+            draw = self.step * self.run.gradient_accumulation_steps + number
             batch = self.sampler.draw(draw, stage.batch_size * self.accelerator.num_processes, stage.answer_variants)
             with self.accelerator.accumulate(self.wrapped):
                 with self.accelerator.autocast():
@@ -244,7 +235,7 @@ class Trainer:
         """Clips each part of the model by its own norm: the encoder's is a thousand times that of the others."""
         self.accelerator.unscale_gradients()
         for group in self.optimizer.param_groups:
-            torch.nn.utils.clip_grad_norm_(group["params"], self.config.max_grad_norm)
+            torch.nn.utils.clip_grad_norm_(group["params"], self.run.max_grad_norm)
 
     def _evaluate(self) -> None:
         """Evaluates on the held-out facts; the best model so far, by the mean of its metrics, is kept.
@@ -255,8 +246,8 @@ class Trainer:
         report = evaluate_editing(
             self.model,
             self.held_out,
-            num_questions=self.config.num_eval_questions,
-            beside=self.sampler.examples[: self.config.num_eval_training_facts],
+            num_questions=self.config.data.num_eval_questions,
+            beside=self.sampler.examples[: self.config.data.num_eval_training_facts],
         )
         score = [mean(report.metrics[kind] for kind in KINDS if kind in report.metrics)]
         if self.accelerator.is_main_process:
@@ -283,19 +274,19 @@ class Trainer:
     # -------------------------------------------------------------- the Hub
 
     def _is_push_step(self) -> bool:
-        every = self.config.hub_steps if self.config.push_to_hub else None
+        every = self.run.hub_steps if self.run.push_to_hub else None
         return every is not None and self.step % every == 0
 
     def _create_repository(self) -> None:
-        create_repository(str(self.config.hub_model_id), private=self.config.hub_private_repo or None)
+        create_repository(str(self.run.hub_model_id), private=self.run.hub_private_repo or None)
 
     def _push(self) -> None:
         """Uploads the best checkpoint so far with its card, if the configuration asks for it."""
         best = self.output_dir / "best"
-        if self.config.push_to_hub and best.is_dir():
+        if self.run.push_to_hub and best.is_dir():
             message = f"Best checkpoint by step {self.step}"
-            private = self.config.hub_private_repo or None
-            push_checkpoint(best, str(self.config.hub_model_id), private=private, commit_message=message)
+            private = self.run.hub_private_repo or None
+            push_checkpoint(best, str(self.run.hub_model_id), private=private, commit_message=message)
 
     def _try_on_main(self, action: Callable[[], None]) -> str | None:
         """Does something on the main process, and tells all of them what went wrong, if anything did."""
@@ -318,10 +309,10 @@ class Trainer:
             "num_processes": self.accelerator.num_processes,
             "num_threads": torch.get_num_threads(),
             "versions": {name: version(name) for name in _VERSIONED},
-            "encoder_revision": base_revision(self.config.encoder, self.config.encoder_revision, None),
+            "encoder_revision": base_revision(self.config.model.encoder, self.config.model.encoder_revision, None),
             "metrics": metrics,
-            "config": dataclasses.asdict(self.config),
-            "earlier_runs": earlier_runs(self.config.checkpoint) if self.config.checkpoint else [],
+            "config": self.config.model_dump(mode="json"),
+            "earlier_runs": earlier_runs(self.config.model.checkpoint) if self.config.model.checkpoint else [],
         }
 
     def _save(self, checkpoint: Path) -> None:

@@ -5,7 +5,6 @@ python killed.py PARTS DIRECTORY    trains from tests.tiny_training's parts, and
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
@@ -53,7 +52,7 @@ def in_process(config: TrainingConfig, directory: Path, resume: bool, kill_at: i
 
         sys.addaudithook(watch)
         try:
-            Improving(dataclasses.replace(config, output_dir=str(directory))).train(resume)
+            Improving(config.changed({"run.output_dir": str(directory)})).train(resume)
             said = str(renames)
         except (OSError, ValueError) as error:
             said = f"{type(error).__name__}: {error}"

@@ -9,30 +9,35 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from recipe_hf.training.config import LOSSES, StageConfig, TrainingConfig
+from recipe_hf.training.config import LOSSES, SamplingConfig, StageConfig, TrainingConfig
 from recipe_hf.training.losses import contrastive_losses
 from recipe_hf.training.objective import RecipeObjective, parameter_groups
 from recipe_hf.training.sampling import FactSampler
 from tests.tiny_recipe import base_tokenizer, untrained_recipe
-from tests.tiny_training import EXAMPLES
+from tests.tiny_training import EXAMPLES, grouped
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
-SAMPLER = FactSampler(EXAMPLES, seed=0, answer_resampling=0.5, subject_share=0.3)
+SAMPLER = FactSampler(EXAMPLES, SamplingConfig(answer_resampling=0.5, subject_share=0.3), seed=0)
 FACTS = SAMPLER.draw(0, 4)
-WARM = StageConfig("warm", 1, "answer", editing_batch_size=2)
-HEADS = StageConfig("heads", 1, contrastive_batch_size=4)
-ENCODER = StageConfig("encoder", 1, contrastive_batch_size=4, encoder_learning_rate=1e-3)
+WARM = StageConfig(name="warm", steps=1, prompts="answer", editing_batch_size=2)
+HEADS = StageConfig(name="heads", steps=1, contrastive_batch_size=4)
+ENCODER = StageConfig(name="encoder", steps=1, contrastive_batch_size=4, encoder_learning_rate=1e-3)
 CONTRASTIVE = ["neighbor_reliability", "neighbor_generality", "sentinel_locality", "sentinel_edit"]
-JOINT = StageConfig("joint", 1, contrastive_batch_size=4, editing_batch_size=2)
-KNOWN = StageConfig("known answers", 1, "known_answer", editing_batch_size=3)
+JOINT = StageConfig(name="joint", steps=1, contrastive_batch_size=4, editing_batch_size=2)
+KNOWN = StageConfig(name="known answers", steps=1, prompts="known_answer", editing_batch_size=3)
+
+
+def config_of(stage: StageConfig, **fields: Any) -> TrainingConfig:
+    values = {"base_model": "b", "train_file": "t", "output_dir": "o", "stages": [stage]}
+    return TrainingConfig(**grouped(**values | fields))
 
 
 def make(stage: StageConfig, **changes: Any) -> RecipeObjective:
     """An objective at the beginning of a stage."""
     values = {"knowledge_dim": 64, "num_sentinel_tokens": 4, "temperature": 0.5} | changes
     model = untrained_recipe(**{k: v for k, v in values.items() if k == "num_answer_prompt_tokens"})
-    objective = RecipeObjective(model, TrainingConfig("b", "t", "o", (stage,), **values), SAMPLER)
-    if objective.config.checkpoint is None:
+    objective = RecipeObjective(model, config_of(stage, **values), SAMPLER)
+    if values.get("checkpoint") is None:
         objective.fit_standardizer(FACTS)
     objective.start_stage(stage, None)
     return objective
@@ -57,7 +62,7 @@ def answer_scores(
 
 def test_a_model_whose_facts_are_told_as_text_is_refused():
     with pytest.raises(ValueError, match="prompt_form must be 'continuous' in a model to train, got 'text'"):
-        RecipeObjective(untrained_recipe(prompt_form="text"), TrainingConfig("b", "t", "o", (JOINT,)), SAMPLER)
+        RecipeObjective(untrained_recipe(prompt_form="text"), config_of(JOINT), SAMPLER)
 
 
 # ---------------------------------------------------------------------- what the losses are
@@ -104,7 +109,7 @@ def test_the_base_is_asked_in_its_chat_template_and_the_retriever_is_not():
 def test_a_share_of_chats_needs_a_chat_template():
     model = untrained_recipe()
     model.tokenizer.chat_template = None
-    config = TrainingConfig("b", "t", "o", (JOINT,), knowledge_dim=64, chat_share=0.5)
+    config = config_of(JOINT, knowledge_dim=64, chat_share=0.5)
     with pytest.raises(ValueError, match=r"chat_share must be 0 for a base without a chat template, got 0\.5"):
         RecipeObjective(model, config, SAMPLER)
 
@@ -143,7 +148,7 @@ def test_packed_rows_give_the_same_losses_and_gradients(stage: StageConfig):
 def test_a_base_that_cannot_be_packed_is_refused_at_once():
     model = untrained_recipe("qwen2-sliding")
     with pytest.raises(ValueError, match="pack_rows must be False for a base of type 'qwen2'"):
-        RecipeObjective(model, TrainingConfig("b", "t", "o", (JOINT,), knowledge_dim=64, pack_rows=True), SAMPLER)
+        RecipeObjective(model, config_of(JOINT, knowledge_dim=64, pack_rows=True), SAMPLER)
 
 
 @torch.no_grad()
@@ -177,7 +182,7 @@ def test_contrastive_losses_are_over_statements_questions_and_past_keys():
 
 @torch.no_grad()
 def test_mined_negatives_are_the_facts_that_each_query_is_nearest_to():
-    stage = replace(ENCODER, mined_negatives=1)
+    stage = ENCODER.changed({"mined_negatives": 1})
     objective = make(stage)
     objective.encode_all_facts()
     losses = objective(FACTS, stage, 0)
@@ -251,7 +256,7 @@ def test_distractors_stand_before_questions_but_not_in_statements_or_before_the_
 
 @torch.no_grad()
 def test_facts_beyond_the_query_batch_are_candidates_and_read_out():
-    stage = StageConfig("heads", 1, contrastive_batch_size=4, query_batch_size=2)
+    stage = StageConfig(name="heads", steps=1, contrastive_batch_size=4, query_batch_size=2)
     objective = make(stage)
     losses = objective(FACTS, stage, 0)
     keys = objective.retriever.encode_statements([f"{fact.example.prompt} {fact.answer}" for fact in FACTS])
@@ -278,9 +283,9 @@ def test_warm_start_prefixes_the_answers_own_embeddings():
 
 def test_losses_of_no_weight_are_left_out_where_that_saves_work():
     stage = StageConfig(
-        "joint",
-        1,
-        "statement",
+        name="joint",
+        steps=1,
+        prompts="statement",
         contrastive_batch_size=4,
         editing_batch_size=2,
         loss_weights={"locality": 0.0, "read_out": 0.0},
@@ -289,7 +294,7 @@ def test_losses_of_no_weight_are_left_out_where_that_saves_work():
 
 
 def test_editing_losses_alone_need_no_contrastive_batch():
-    stage = StageConfig("editing", 1, editing_batch_size=2)
+    stage = StageConfig(name="editing", steps=1, editing_batch_size=2)
     losses = make(stage)(FACTS[:2], stage, 0)
     both = make(JOINT)(FACTS, JOINT, 0)
     assert set(losses) == {"reliability", "generality", "locality", "continuation"}
@@ -307,7 +312,7 @@ def test_model_without_tokenizer_is_refused():
     model = untrained_recipe()
     model.tokenizer = None
     with pytest.raises(RuntimeError, match="has no tokenizer"):
-        RecipeObjective(model, TrainingConfig("b", "t", "o", (HEADS,), knowledge_dim=64), SAMPLER)
+        RecipeObjective(model, config_of(HEADS, knowledge_dim=64), SAMPLER)
 
 
 # ---------------------------------------------------------------------- what is trained
@@ -326,7 +331,7 @@ def test_stages_train_their_parts():
 
 
 def test_last_layers_of_the_encoder_can_be_trained_alone():
-    stage = StageConfig("top", 1, contrastive_batch_size=4, encoder_learning_rate=1e-3, encoder_layers=1)
+    stage = StageConfig(name="top", steps=1, contrastive_batch_size=4, encoder_learning_rate=1e-3, encoder_layers=1)
     trained = trained_parts(make(stage)) - trained_parts(make(HEADS))
     assert trained and all(name.startswith("retriever.encoder.encoder.layer.1.") for name in trained)
 
@@ -388,9 +393,9 @@ def test_every_parameter_follows_one_rate():
 
 def test_joint_training_learns_a_fixed_batch():
     stage = StageConfig(
-        "joint",
-        25,
-        "statement",
+        name="joint",
+        steps=25,
+        prompts="statement",
         contrastive_batch_size=4,
         editing_batch_size=2,
         learning_rate=2e-3,

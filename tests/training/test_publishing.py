@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard
 from recipe_hf.cards import write_model_card
 from recipe_hf.training.publishing import describe_run
 from tests.cards.test_model_card import make_checkpoint
+from tests.tiny_training import grouped
 
 HUB_FILES = ["zjunlp/KnowEdit:benchmark/ZsRE/train.json", "azhx/counterfact@v1:train.json"]
 
@@ -52,6 +53,17 @@ def test_card_claims_the_license_and_language_of_the_config_only(tmp_path: Path)
     data = ModelCard.load(tmp_path / "README.md").data
     assert (data.license, data.language) == ("mit", ["de"])
     assert describe_run(write_run(tmp_path, language=["en", "de"])).language == ["en", "de"]
+
+
+def test_a_record_with_groups_is_told_as_one_without(tmp_path: Path):
+    record = run_record(license="mit", num_eval_training_facts=7)
+    flat = write_run(tmp_path / "flat", earlier=(record,), **record["config"])
+    groups = grouped(**record["config"])
+    assert groups.keys() == {"model", "data", "run", "stages"}
+    new = write_run(tmp_path / "grouped")
+    (new / "training.json").write_text(json.dumps(record | {"config": groups, "earlier_runs": [record]}))
+    told = [describe_run(directory, training_config={}) for directory in (flat, new)]
+    assert told[0] == told[1] and told[0].results[0].rows.keys() == {57}
 
 
 def test_hub_data_of_all_runs_are_in_the_metadata_and_named_wholly(tmp_path: Path):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from recipe_hf.datasets import EditExample
+from recipe_hf.training.config import SamplingConfig
 from recipe_hf.training.sampling import FactSampler
 from tests.tiny_training import EXAMPLES
 
@@ -13,7 +14,7 @@ SUBJECTS = {e.subject for e in EXAMPLES}
 
 
 def sampler(resampling: float = 0.7, subjects: float = 0.3, seed: int = 0) -> FactSampler:
-    return FactSampler(EXAMPLES, seed, resampling, subjects)
+    return FactSampler(EXAMPLES, SamplingConfig(answer_resampling=resampling, subject_share=subjects), seed)
 
 
 def many(sampler: FactSampler, variants: int | None = None, steps: int = 200):
@@ -77,7 +78,9 @@ def test_answers_of_the_same_template_are_those_of_facts_whose_prompt_differs_in
         for relation in ("capital", "language")
         for i in range(5)
     ]
-    chosen = FactSampler(examples, 0, answer_resampling=1.0, subject_share=0.0, same_template_share=1.0)
+    chosen = FactSampler(
+        examples, SamplingConfig(answer_resampling=1.0, subject_share=0.0, same_template_share=1.0), 0
+    )
     drawn = [fact for step in range(20) for fact in chosen.draw(step, 10)]
     assert all(fact.answer.split("-")[0] in fact.example.prompt for fact in drawn)
     assert len({fact.answer for fact in drawn}) == len(examples)
@@ -85,14 +88,16 @@ def test_answers_of_the_same_template_are_those_of_facts_whose_prompt_differs_in
 
 def test_facts_are_drawn_by_their_probabilities():
     probabilities = [0.6, *[0.4 / (len(EXAMPLES) - 2)] * (len(EXAMPLES) - 2), 0.0]
-    weighted = FactSampler(EXAMPLES, 0, 0.0, 0.0, probabilities=probabilities)
+    weighted = FactSampler(EXAMPLES, SamplingConfig(), 0, probabilities=probabilities)
     drawn = [fact.number for step in range(1000) for fact in weighted.draw(step, 1)]
     assert drawn.count(0) / 1000 == pytest.approx(0.6, abs=0.05) and len(EXAMPLES) - 1 not in drawn
 
 
 def test_unknown_subjects_are_no_answers():
     examples = [EditExample(f"Question {i}?", f"A{i}", unrelated=(("l", "a"),)) for i in range(4)]
-    chosen = FactSampler(examples, 0, answer_resampling=1.0, subject_share=0.5, same_template_share=0.5)
+    chosen = FactSampler(
+        examples, SamplingConfig(answer_resampling=1.0, subject_share=0.5, same_template_share=0.5), 0
+    )
     drawn = [(fact.number, fact.answer) for step in range(50) for fact in chosen.draw(step, 4)]
     assert {answer for _, answer in drawn} == set(chosen.answers) == {"A0", "A1", "A2", "A3", "a"}
     # Nothing tells of other facts of the template, so its only answers are the facts' own.
@@ -103,7 +108,7 @@ def test_hard_negatives_share_the_template_of_another_fact_of_the_step():
     examples = [
         replace(e, prompt=f"{e.subject} {verb}") for e in EXAMPLES for verb in ("lives in", "works in", "left")
     ]
-    sampler = FactSampler(examples, 0, 0.0, 0.0, hard_negative_share=0.5)
+    sampler = FactSampler(examples, SamplingConfig(hard_negative_share=0.5), 0)
     shared = 0
     for step in range(50):
         facts = sampler.draw(step, 12)
@@ -115,24 +120,24 @@ def test_hard_negatives_share_the_template_of_another_fact_of_the_step():
 
 def test_facts_without_a_like_are_drawn_at_random_instead():
     examples = [replace(e, prompt=f"{e.subject} is number {n} in") for n, e in enumerate(EXAMPLES)]
-    facts = FactSampler(examples, 0, 0.0, 0.0, hard_negative_share=0.5).draw(0, 12)
+    facts = FactSampler(examples, SamplingConfig(hard_negative_share=0.5), 0).draw(0, 12)
     assert len({fact.number for fact in facts}) == 12
 
 
 def test_a_step_asks_one_of_the_rephrasings_and_one_of_the_unrelated_questions():
     example = EditExample("S is", "a", "S", ("r0", "r1", "r2"), (("u0", "x"), ("u1", "y")))
-    drawn = [fact.example for fact in many(FactSampler([example] * 10, 0, 0.0, 0.0), steps=10)]
+    drawn = [fact.example for fact in many(FactSampler([example] * 10, SamplingConfig(), 0), steps=10)]
     assert {e.rephrasings for e in drawn} == {("r0",), ("r1",), ("r2",)}
     assert {e.unrelated for e in drawn} == {(("u0", "x"),), (("u1", "y"),)}
     assert {replace(e, rephrasings=(), unrelated=()) for e in drawn} == {
         replace(example, rephrasings=(), unrelated=())
     }
     none = replace(example, rephrasings=())
-    assert {fact.example.rephrasings for fact in many(FactSampler([none] * 10, 0, 0.0, 0.0), steps=1)} == {()}
+    assert {fact.example.rephrasings for fact in many(FactSampler([none] * 10, SamplingConfig(), 0), steps=1)} == {()}
 
 
 def test_distractors_are_one_to_four_statements():
-    facts = many(FactSampler(EXAMPLES, 0, 0.0, 0.0, distractor_share=0.4))
+    facts = many(FactSampler(EXAMPLES, SamplingConfig(distractor_share=0.4), 0))
     texts = [fact.distractor for fact in facts if fact.distractor]
     assert len(texts) / len(facts) == pytest.approx(0.4, abs=0.03)
     statements = {f"{e.prompt} {e.answer}" for e in EXAMPLES}
@@ -142,7 +147,7 @@ def test_distractors_are_one_to_four_statements():
 
 
 def test_a_share_of_facts_is_asked_in_chats():
-    chatty = FactSampler(EXAMPLES, 0, 0.0, 0.0, chat_share=0.3)
+    chatty = FactSampler(EXAMPLES, SamplingConfig(chat_share=0.3), 0)
     facts = many(chatty)
     assert sum(fact.in_chat for fact in facts) / len(facts) == pytest.approx(0.3, abs=0.03)
     assert not any(fact.in_chat for fact in many(sampler(), steps=5))
@@ -159,13 +164,10 @@ def test_shares_of_other_words_other_properties_and_unrelated_texts():
     ]
     chosen = FactSampler(
         examples,
+        SamplingConfig(
+            rewording_share=0.3, prompt_rewording_share=0.2, other_property_share=0.4, unrelated_text_share=0.2
+        ),
         0,
-        0.0,
-        0.0,
-        rewording_share=0.3,
-        prompt_rewording_share=0.2,
-        other_property_share=0.4,
-        unrelated_text_share=0.2,
         unrelated_texts=["How to bake?"],
     )
     facts = many(chosen)
@@ -196,7 +198,7 @@ def test_facts_with_the_same_subject_and_the_same_answer_so_far_are_the_same():
         EditExample("X is", "old", "X", unrelated=(("u", "a"),)),
         EditExample("X was", "old", "X", unrelated=(("u", ""),)),
     ]
-    chosen = FactSampler(examples, 0, 0.0, 0.0)
+    chosen = FactSampler(examples, SamplingConfig(), 0)
     assert chosen.same_as == [0, 0, 2, 3, 4]
     asked = {fact.number: chosen.asked_for(fact) for fact in chosen.draw(0, 5)}
     assert asked == {0: [], 1: [0, 1], 2: [], 3: [], 4: []}
@@ -204,5 +206,5 @@ def test_facts_with_the_same_subject_and_the_same_answer_so_far_are_the_same():
 
 def test_an_unrelated_question_that_was_made_up_stays_marked():
     example = EditExample("What?", "a", rephrasings=("r", "s"), unrelated=(("u", "x"),), unrelated_is_made_up=True)
-    drawn = many(FactSampler([example] * 10, 0, 0.0, 0.0, other_property_share=1.0), steps=3)
+    drawn = many(FactSampler([example] * 10, SamplingConfig(other_property_share=1.0), 0), steps=3)
     assert all(fact.example.unrelated_is_made_up for fact in drawn)

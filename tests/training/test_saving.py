@@ -20,7 +20,7 @@ from recipe_hf.training.trainer import Trainer
 from tests.tiny_recipe import base_tokenizer, tiny_base, tiny_encoder
 from tests.tiny_training import EXAMPLES, STAGES, tiny_config, write_counterfact, write_parts
 
-STAGE = dataclasses.replace(STAGES[1], steps=4, encoder_learning_rate=1e-3)
+STAGE = STAGES[1].changed({"steps": 4, "encoder_learning_rate": 1e-3})
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ class StoppingTrainer(Trainer):
 
 
 def config_of(parts: Path, directory: Path, **changes: Any) -> TrainingConfig:
-    return tiny_config(parts, directory, **{"stages": (STAGE,), "eval_steps": 2, **changes})
+    return tiny_config(parts, directory, **{"stages": [STAGE], "eval_steps": 2, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -214,19 +214,19 @@ def weighted(parts: Path, directory: Path) -> dict[str, Any]:
 
 
 CHANGES: dict[str, tuple[Callable[[Path, Path], dict[str, Any]], str]] = {
-    "data": (other_rows, "train_file of data was '25, SHA-256 [0-9a-f]+', now '25, SHA-256 [0-9a-f]+'"),
-    "weights of data": (weighted, r"weights of data was None, now \[2.0\]"),
+    "data": (other_rows, "train_file of contents was '25, SHA-256 [0-9a-f]+', now '25, SHA-256 [0-9a-f]+'"),
+    "weights of data": (weighted, r"weights of contents was None, now \[2.0\]"),
     "a rate": (
-        lambda *_: {"stages": (dataclasses.replace(STAGE, sentinel_learning_rate=0.5),)},
+        lambda *_: {"stages": [STAGE.changed({"sentinel_learning_rate": 0.5})]},
         "sentinel_learning_rate of 'heads' of stages was 0.001, now 0.5",
     ),
     "more steps": (
-        lambda *_: {"stages": (dataclasses.replace(STAGE, steps=9),)},
+        lambda *_: {"stages": [STAGE.changed({"steps": 9})]},
         "steps of 'heads' of stages was 4, now 9",
     ),
-    "a stage": (lambda *_: {"stages": (STAGE, STAGES[2])}, r"stages was \["),
-    "a seed": (lambda *_: {"seed": 1}, "seed was 0, now 1"),
-    "evaluations": (lambda *_: {"eval_steps": 3}, "eval_steps was 2, now 3"),
+    "a stage": (lambda *_: {"stages": [STAGE, STAGES[2]]}, r"stages was \["),
+    "a seed": (lambda *_: {"seed": 1}, "seed of run was 0, now 1"),
+    "evaluations": (lambda *_: {"eval_steps": 3}, "eval_steps of run was 2, now 3"),
     "a base": (other_base, "base_weights of start was"),
     "an encoder": (other_encoder, "weights of start was"),
 }

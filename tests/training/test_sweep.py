@@ -30,7 +30,7 @@ def test_each_number_is_trained_and_evaluated_once(parts: Path, tmp_path: Path, 
         def train(self, resume: bool = False) -> Path:
             if trained == [1]:
                 raise KeyboardInterrupt
-            trained.append(self.config.num_continuous_prompt_tokens)
+            trained.append(self.config.model.num_continuous_prompt_tokens)
             return super().train(resume)
 
     def run(**changes: Any) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def test_each_number_is_trained_and_evaluated_once(parts: Path, tmp_path: Path, 
         run(num_edits=5)
     before = output.read_bytes()
     write_counterfact(parts / "train.json", [*EXAMPLES[1:], EXAMPLES[0]])
-    with pytest.raises(ValueError, match="another run: train_file of data of training was '25, SHA-256"):
+    with pytest.raises(ValueError, match="another run: train_file of contents of training was '25, SHA-256"):
         run()
     write_counterfact(parts / "train.json")
     tiny_base(seed=1).save_pretrained(parts / "base")

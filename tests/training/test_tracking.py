@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import subprocess
@@ -34,7 +33,7 @@ def test_a_tracker_that_is_not_installed_is_refused(
     monkeypatch.setattr(tracking, "_available_trackers", [])
     with pytest.raises(ImportError) as caught:
         Trainer(tiny_config(parts, tmp_path / "run", log_with=name))
-    assert str(caught.value) == f"log_with needs {name}: pip install {package}"
+    assert str(caught.value) == f"run.log_with needs {name}: pip install {package}"
     assert not (tmp_path / "run").exists()
 
 
@@ -51,7 +50,7 @@ def test_tensorboard_gets_the_configuration_and_the_losses(parts: Path, tmp_path
     Trainer(config).train()
     (stored,) = (tmp_path / "recipe-hf").glob("*/hparams.yml")
     values: dict[str, Any] = yaml.safe_load(stored.read_text())
-    assert values["base_model"] == config.base_model and values["knowledge_dim"] == 64
+    assert values["model.base_model"] == config.model.base_model and values["model.knowledge_dim"] == 64
     assert values["stages.0.name"] == "heads" and values["stages.0.learning_rate"] == 0.001
     assert all(isinstance(value, (str, int, float)) for value in values.values())
 
@@ -66,7 +65,7 @@ def test_tensorboard_gets_the_configuration_and_the_losses(parts: Path, tmp_path
 @pytest.mark.skipif(find_spec("trackio") is None, reason="trackio, of the tracking extra, is not installed")
 def test_trackio_gets_the_configuration_and_the_losses(parts: Path, tmp_path: Path):
     config = tiny_config(parts, tmp_path / "run", stages=STAGES[1:2], log_with="trackio")
-    values = dataclasses.asdict(config)
+    values = config.model_dump(mode="json")
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(values | {"stages": list(values["stages"])}))
     # Trackio reads where to write when it is imported.
     environment = os.environ | {"TRACKIO_DIR": str(tmp_path / "trackio"), "PYTHONPATH": str(ROOT)}
@@ -80,7 +79,10 @@ def test_trackio_gets_the_configuration_and_the_losses(parts: Path, tmp_path: Pa
 
     (run,) = ask("list", "runs")["runs"]
     stored = ask("get", "run", "--run", run)
-    assert stored["config"]["base_model"] == config.base_model and stored["config"]["stages.0.learning_rate"] == 0.001
+    assert (
+        stored["config"]["model.base_model"] == config.model.base_model
+        and stored["config"]["stages.0.learning_rate"] == 0.001
+    )
     assert "eval_locality" in stored["metrics"]
     logged = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     losses = {line["step"]: line["read_out"] for line in logged if "read_out" in line}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import socket
@@ -28,8 +27,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_config(parts: Path, directory: Path, **changes: Any) -> Path:
-    values = dataclasses.asdict(tiny_config(parts, directory / "run", **changes))
-    values["stages"] = list(values["stages"])
+    values = tiny_config(parts, directory / "run", **changes).model_dump(mode="json")
     (directory / "run.yaml").write_text(yaml.safe_dump(values))
     return directory / "run.yaml"
 
@@ -42,17 +40,43 @@ def test_arguments_take_the_place_of_the_config(parts: Path, tmp_path: Path, cap
     path = write_config(parts, tmp_path, stages=STAGES[1:2], base_model="none", encoder="none", train_file="none")
     arguments = ["--config", path, "--base-model", parts / "base", "--encoder", parts / "encoder", "--seed", 5]
     arguments += ["--train-file", parts / "train.json", "--output-dir", tmp_path / "other"]
-    train.main([str(argument) for argument in arguments])
+    arguments += ["--set", "data.sampling.chat_share=0", "--set", "stages.0.loss_weights={read_out: 1e-1}"]
+    arguments += ["--set", "stages.0.encoder_layers="]
+    train.app([str(argument) for argument in arguments], standalone_mode=False)
     assert str(tmp_path / "other" / "best") in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
     summary = json.loads((tmp_path / "other" / "best" / "training.json").read_text())
-    assert summary["config"]["seed"] == 5
-    train.main([str(argument) for argument in [*arguments, "--resume"]])
+    assert summary["config"]["run"]["seed"] == 5 and summary["config"]["data"]["sampling"]["chat_share"] == 0
+    stage = summary["config"]["stages"][0]
+    assert (stage["loss_weights"], stage["encoder_layers"]) == ({"read_out": 0.1}, None)
+    train.app([str(argument) for argument in [*arguments, "--resume"]], standalone_mode=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--set", "data.sampling.chat_shares=0"],
+            "unknown field .*chat_shares; the nearest is data.sampling.chat_share",
+        ),
+        (["--set", "run.seed=low"], "run.seed must be a valid integer, got 'low'."),
+        (["--set", "run.seed"], "--set must be NAME=VALUE, got 'run.seed'."),
+        (["--set", "run.seed=[1"], r"--set run.seed=\[1 is not valid YAML"),
+        (["--push_to_hub"], "run.hub_model_id must be a repository id such as"),
+        (["--push_to_hub", "--hub_model_id", "a/b/c"], "run.hub_model_id 'a/b/c' cannot be pushed to: Repo id must"),
+        (["--push-to-hub", "--hub-model-id", "a/b/c"], "run.hub_model_id 'a/b/c' cannot be pushed to: Repo id must"),
+    ],
+)
+def test_arguments_that_are_refused(parts: Path, tmp_path: Path, arguments: list[str], message: str):
+    path = write_config(parts, tmp_path, stages=STAGES[1:2])
+    with pytest.raises((ValueError, OSError), match=message):
+        train.app(["--config", str(path), *arguments], standalone_mode=False)
+    assert not (tmp_path / "run").exists()
 
 
 def test_script_tells_an_error_in_one_line(tmp_path: Path):
     (tmp_path / "run.yaml").write_text("stages: 5")
-    for name, message in (("run.yaml", "must be a mapping with a list of stages"), ("no.yaml", "--config must be a")):
+    for name, message in (("run.yaml", "missing fields model, data, run."), ("no.yaml", "--config must be a")):
         command = [sys.executable, "training/train.py", "--config", str(tmp_path / name)]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
@@ -87,8 +111,8 @@ def test_two_processes_train_through_every_stage_and_resume(parts: Path, tmp_pat
 
 
 def test_two_processes_have_the_losses_of_one_with_their_joint_batch(parts: Path, tmp_path: Path):
-    warm = dataclasses.replace(STAGES[0], editing_batch_size=4)
-    joint = dataclasses.replace(STAGES[3], steps=4, query_batch_size=4, mined_negatives=1, editing_batch_size=2)
+    warm = STAGES[0].changed({"editing_batch_size": 4})
+    joint = STAGES[3].changed({"steps": 4, "query_batch_size": 4, "mined_negatives": 1, "editing_batch_size": 2})
     logs = []
     for processes, shard_base in ((1, False), (2, False), (2, True)):
         sizes = ("contrastive_batch_size", "query_batch_size", "editing_batch_size")
@@ -96,11 +120,11 @@ def test_two_processes_have_the_losses_of_one_with_their_joint_batch(parts: Path
             {name: getattr(stage, name) and getattr(stage, name) // processes for name in sizes}
             for stage in (warm, joint)
         ]
-        stages = tuple(dataclasses.replace(stage, **share) for stage, share in zip((warm, joint), shares, strict=True))
+        stages = [stage.changed(share) for stage, share in zip((warm, joint), shares, strict=True)]
         directory = tmp_path / f"{processes} {shard_base}"
         directory.mkdir()
         config = write_config(parts, directory, stages=stages, eval_steps=3, save_steps=6, shard_base=shard_base)
-        train.main(["--config", str(config)]) if processes == 1 else launch(config)
+        train.app(["--config", str(config)], standalone_mode=False) if processes == 1 else launch(config)
         lines = read_log(directory / "run")
         logs.append([{k: v for k, v in line.items() if k not in ("stage", "seconds")} for line in lines])
     one, *two = logs

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 import math
 from importlib.metadata import version
@@ -50,7 +49,7 @@ class RecordingTrainer(Trainer):
 
 
 def read_log(config: TrainingConfig) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (Path(config.output_dir) / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (Path(config.run.output_dir) / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +131,7 @@ def test_best_checkpoint_says_how_it_was_made(finished: RecordingTrainer):
     assert finished.best_score == pytest.approx(max(scores.values()), abs=0.02)
     assert summary["versions"]["torch"] == version("torch") and "recipe-hf" in summary["versions"]
     config = summary["config"]
-    assert config["seed"] == 0 and [stage["name"] for stage in config["stages"]] == list(STEPS_OF)
+    assert config["run"]["seed"] == 0 and [stage["name"] for stage in config["stages"]] == list(STEPS_OF)
 
 
 def test_all_trained_parts_moved_and_the_base_did_not(finished: RecordingTrainer):
@@ -207,7 +206,7 @@ def test_resumed_run_goes_on_as_an_unbroken_one(
 
 
 def test_run_without_a_key_memory_can_be_resumed(parts: Path, tmp_path: Path):
-    config = tiny_config(parts, tmp_path, key_memory=0, stages=(HEADS,))
+    config = tiny_config(parts, tmp_path, key_memory=0, stages=[HEADS])
     with pytest.raises(Interrupted):
         RecordingTrainer(config, stop_at=2).train()
     resumed = RecordingTrainer(config)
@@ -216,7 +215,7 @@ def test_run_without_a_key_memory_can_be_resumed(parts: Path, tmp_path: Path):
 
 
 def test_torn_last_log_line_is_dropped(parts: Path, tmp_path: Path):
-    config = tiny_config(parts, tmp_path, stages=(HEADS,))
+    config = tiny_config(parts, tmp_path, stages=[HEADS])
     with pytest.raises(Interrupted):
         RecordingTrainer(config, stop_at=1).train()
     with open(tmp_path / "metrics.jsonl", "a") as file:
@@ -245,9 +244,9 @@ def test_run_stops_when_evaluations_bring_no_new_best(parts: Path, tmp_path: Pat
 
 
 def test_two_accumulated_batches_make_one_step(parts: Path, tmp_path: Path):
-    stage = dataclasses.replace(STAGES[3], steps=2, contrastive_batch_size=0)
+    stage = STAGES[3].changed({"steps": 2, "contrastive_batch_size": 0})
     trainer = RecordingTrainer(
-        tiny_config(parts, tmp_path, stages=(stage,), gradient_accumulation_steps=2, max_grad_norm=1e9)
+        tiny_config(parts, tmp_path, stages=[stage], gradient_accumulation_steps=2, max_grad_norm=1e9)
     )
     objective, batches = trainer.objective, [trainer.sampler.draw(number, 3) for number in (0, 1)]
     objective.start_stage(stage, None)
@@ -296,7 +295,7 @@ def test_nothing_to_resume(parts: Path, tmp_path: Path):
 
 
 def test_loss_that_is_not_finite_ends_the_run(parts: Path, tmp_path: Path):
-    trainer = Trainer(tiny_config(parts, tmp_path, stages=(HEADS,)))
+    trainer = Trainer(tiny_config(parts, tmp_path, stages=[HEADS]))
     with torch.no_grad():
         trainer.model.retriever.mlp_q.input.weight.fill_(math.nan)
     with pytest.raises(FloatingPointError, match="loss is nan at step 0 of stage 'heads'"):
@@ -311,7 +310,7 @@ def test_too_few_rows_to_hold_out(parts: Path, tmp_path: Path):
 
 
 def test_batch_larger_than_the_training_facts(parts: Path, tmp_path: Path):
-    stages = (HEADS, dataclasses.replace(HEADS, name="large", contrastive_batch_size=20))
+    stages = [HEADS, HEADS.changed({"name": "large", "contrastive_batch_size": 20})]
     with pytest.raises(ValueError, match="number of processes, must be at most the 19 facts to train on, got 20"):
         Trainer(tiny_config(parts, tmp_path, stages=stages))
 
@@ -320,13 +319,13 @@ def test_batch_larger_than_the_training_facts(parts: Path, tmp_path: Path):
 
 
 def test_learning_rate_rises_then_falls_to_a_tenth():
-    stage = StageConfig("s", 100, editing_batch_size=1, warmup_steps=20)
+    stage = StageConfig(name="s", steps=100, editing_batch_size=1, warmup_steps=20)
     rates = [learning_rate_factor(step, stage) for step in range(100)]
     assert rates[:20] == pytest.approx([(i + 1) / 20 for i in range(20)])
     assert rates[20] == pytest.approx(1.0) and rates[60] == pytest.approx(0.55)
     assert rates[-1] == pytest.approx(0.1, abs=1e-3) and rates[20:] == sorted(rates[20:], reverse=True)
-    assert learning_rate_factor(0, StageConfig("s", 1, editing_batch_size=1, warmup_steps=0)) == 1.0
-    constant = dataclasses.replace(stage, lr_scheduler_type="constant")
+    assert learning_rate_factor(0, StageConfig(name="s", steps=1, editing_batch_size=1, warmup_steps=0)) == 1.0
+    constant = stage.changed({"lr_scheduler_type": "constant"})
     assert [learning_rate_factor(step, constant) for step in (9, 20, 99)] == [0.5, 1.0, 1.0]
 
 
@@ -354,9 +353,11 @@ def test_prompts_of_known_answers_are_trained_onto_a_checkpoint(
     parts: Path, finished: RecordingTrainer, tmp_path: Path
 ):
     best = finished.output_dir / "best"
-    stage = StageConfig("known answers", 3, "known_answer", editing_batch_size=4, learning_rate=0.01, warmup_steps=0)
+    stage = StageConfig(
+        name="known answers", steps=3, prompts="known_answer", editing_batch_size=4, learning_rate=0.01, warmup_steps=0
+    )
     changes = {"checkpoint": str(best), "num_answer_prompt_tokens": 4, "knowledge_dim": 1024, "temperature": 0.5}
-    trainer = RecordingTrainer(tiny_config(parts, tmp_path / "run", stages=(stage,), eval_steps=2, **changes))
+    trainer = RecordingTrainer(tiny_config(parts, tmp_path / "run", stages=[stage], eval_steps=2, **changes))
     trainer.train()
     assert set(trainer.losses[2]) == {"reliability", "generality", "locality", "continuation"}
     assert [line["step"] for line in read_log(trainer.config) if "eval_reliability" in line] == [2, 3]
@@ -377,9 +378,11 @@ def test_the_rest_of_a_checkpoint_trains_on_without_a_warm_start(
     parts: Path, finished: RecordingTrainer, tmp_path: Path
 ):
     best = finished.output_dir / "best"
-    stage = StageConfig("heads", 3, contrastive_batch_size=6, learning_rate=1e-9, loss_weights={"read_out": 0.0})
+    stage = StageConfig(
+        name="heads", steps=3, contrastive_batch_size=6, learning_rate=1e-9, loss_weights={"read_out": 0.0}
+    )
     changes = {"checkpoint": str(best), "temperature": 0.5}
-    trainer = RecordingTrainer(tiny_config(parts, tmp_path / "run", stages=(stage,), **changes))
+    trainer = RecordingTrainer(tiny_config(parts, tmp_path / "run", stages=[stage], **changes))
     trainer.train()
     assert RecipeForCausalLM.from_pretrained(tmp_path / "run" / "best").config.similarity_temperature == 0.5
     record = json.loads((tmp_path / "run" / "best" / "training.json").read_text())
@@ -401,7 +404,12 @@ def test_mining_run_on_a_checkpoint_resumes_as_an_unbroken_one(
     texts = tmp_path / "texts.jsonl"
     texts.write_text('{"text": "The weather is fine."}\n')
     stage = StageConfig(
-        "retrieval", 5, contrastive_batch_size=6, mined_negatives=2, learning_rate=1e-3, encoder_learning_rate=1e-3
+        name="retrieval",
+        steps=5,
+        contrastive_batch_size=6,
+        mined_negatives=2,
+        learning_rate=1e-3,
+        encoder_learning_rate=1e-3,
     )
     values: dict[str, Any] = {
         "checkpoint": str(finished.output_dir / "best"),
@@ -411,9 +419,9 @@ def test_mining_run_on_a_checkpoint_resumes_as_an_unbroken_one(
         "unrelated_texts_file": str(texts),
         "save_steps": 3,
     }
-    whole = RecordingTrainer(tiny_config(parts, tmp_path / "whole", stages=(stage,), **values))
+    whole = RecordingTrainer(tiny_config(parts, tmp_path / "whole", stages=[stage], **values))
     whole.train()
-    config = tiny_config(parts, tmp_path / "broken", stages=(stage,), **values)
+    config = tiny_config(parts, tmp_path / "broken", stages=[stage], **values)
     with pytest.raises(Interrupted):
         RecordingTrainer(config, stop_at=3).train()
     resumed = RecordingTrainer(config)

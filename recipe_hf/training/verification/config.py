@@ -1,17 +1,18 @@
-"""What a run that trains a verifier is told: one YAML file, whose unknown keys and wrong types are refused."""
+"""What a run that trains a verifier is told: one YAML file."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from ..schema import build, check_types, read_yaml, require, require_integer, require_number
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from ..config import Share
+from ..yaml_config import YamlConfig, require
 from .written import WRITTEN
 
 
-@dataclass(frozen=True)
-class SourceConfig:
+class SourceConfig(YamlConfig):
     """A part of the data.
 
     Args:
@@ -29,36 +30,31 @@ class SourceConfig:
     """
 
     kind: Literal["statements", "families", "updates", "pairs", "edits", "chat"]
-    share: float
+    share: PositiveFloat
     path: str | None = None
     source: str | None = None
     half: Literal["train", "held_out"] | None = None
-    max_rows: int | None = None
-    num_eval_rows: int | None = None
+    max_rows: PositiveInt | None = None
+    num_eval_rows: PositiveInt | None = None
     license: str | None = None
 
-    def __post_init__(self) -> None:
-        of = f" of the source {self.name!r}"
-        check_types(self, of)
-        require(self.share > 0, f"share{of}", self.share, "above 0")
+    @model_validator(mode="after")
+    def _check(self) -> Self:
         needs_path = self.kind not in WRITTEN
         allowed = f"{'a path' if needs_path else 'null'} with kind: {self.kind}"
-        require((self.path is not None) == needs_path, f"path{of}", self.path, allowed)
-        require(self.half is None or self.kind == "edits", f"half{of}", self.half, "null but with kind: edits")
+        require((self.path is not None) == needs_path, "path", self.path, allowed)
+        require(self.half is None or self.kind == "edits", "half", self.half, "null but with kind: edits")
         selects = self.kind in ("pairs", "chat")
-        require(self.source is None or selects, f"source{of}", self.source, "null but with kind: pairs or chat")
-        for name in ("max_rows", "num_eval_rows"):
-            if getattr(self, name) is not None:
-                require_integer(f"{name}{of}", getattr(self, name), at_least=1)
+        require(self.source is None or selects, "source", self.source, "null but with kind: pairs or chat")
+        return self
 
     @property
     def name(self) -> str:
         """What logs and errors call it."""
-        return str(self.source or (self.kind if self.path is None else Path(str(self.path)).stem))
+        return self.source or (self.kind if self.path is None else Path(self.path).stem)
 
 
-@dataclass(frozen=True)
-class VerifierConfig:
+class VerifierConfig(YamlConfig):
     """A run that trains a verifier.
 
     Args:
@@ -93,68 +89,39 @@ class VerifierConfig:
     """
 
     checkpoint: str
-    sources: tuple[SourceConfig, ...]
+    sources: list[SourceConfig]
     output_dir: str
-    steps: int
+    steps: PositiveInt
     encoder: str | None = None
     encoder_revision: str | None = None
     verifier: str | None = None
-    num_verified_facts: int = 4
-    verifier_margin: float = 1.0
-    verifier_gap: float | None = None
-    batch_size: int = 32
-    mined_share: float = 0.28
-    learning_rate: float = 1.5e-4
-    head_learning_rate: float = 6e-4
-    warmup_steps: int = 200
-    weight_decay: float = 0.01
-    superseded_share: float = 0.01
-    label_smoothing: float = 0.02
-    pair_weight: float = 0.3
-    answer_weight: float = 0.15
-    max_grad_norm: float = 1.0
+    num_verified_facts: PositiveInt = 4
+    verifier_margin: NonNegativeFloat = 1.0
+    verifier_gap: NonNegativeFloat | None = None
+    batch_size: Annotated[PositiveInt, Field(multiple_of=2)] = 32
+    mined_share: Share = 0.28
+    learning_rate: NonNegativeFloat = 1.5e-4
+    head_learning_rate: NonNegativeFloat = 6e-4
+    warmup_steps: NonNegativeInt = 200
+    weight_decay: NonNegativeFloat = 0.01
+    superseded_share: Share = 0.01
+    label_smoothing: Share = 0.02
+    pair_weight: NonNegativeFloat = 0.3
+    answer_weight: NonNegativeFloat = 0.15
+    max_grad_norm: PositiveFloat = 1.0
     mixed_precision: Literal["no", "bf16"] = "no"
-    eval_steps: int = 500
-    save_steps: int = 100
-    logging_steps: int = 20
-    num_eval_pairs: int = 900
-    seed: int = 0
+    eval_steps: PositiveInt = 500
+    save_steps: PositiveInt = 100
+    logging_steps: PositiveInt = 20
+    num_eval_pairs: PositiveInt = 900
+    seed: NonNegativeInt = 0
 
-    def __post_init__(self) -> None:
-        check_types(self)
+    @model_validator(mode="after")
+    def _check(self) -> Self:
         names = [source.name for source in self.sources]
-        require(
-            any(source.kind != "chat" for source in self.sources), "sources", names, "at least one with statements"
-        )
+        told = any(source.kind != "chat" for source in self.sources)
+        require(told, "sources", names, "at least one with statements")
         require(len(set(names)) == len(names), "names of sources", names, "all different")
         both = self.verifier is not None and self.encoder is not None
         require(not both, "encoder", self.encoder, "null where a verifier is trained on")
-        even = self.batch_size >= 2 and self.batch_size % 2 == 0
-        require(even, "batch_size", self.batch_size, "an even number of at least 2")
-        for name in ("steps", "num_verified_facts", "eval_steps", "save_steps", "logging_steps", "num_eval_pairs"):
-            require_integer(name, getattr(self, name), at_least=1)
-        for name in ("warmup_steps", "seed"):
-            require_integer(name, getattr(self, name), at_least=0)
-        for name in ("mined_share", "label_smoothing", "superseded_share"):
-            require_number(name, getattr(self, name), at_most=1)
-        rates = ("learning_rate", "head_learning_rate", "weight_decay", "verifier_margin")
-        for name in (*rates, "pair_weight", "answer_weight"):
-            require_number(name, getattr(self, name))
-        if self.verifier_gap is not None:
-            require_number("verifier_gap", self.verifier_gap)
-        require(self.max_grad_norm > 0, "max_grad_norm", self.max_grad_norm, "above 0")
-
-    @classmethod
-    def from_yaml(cls, path: str | Path, **overrides: str | None) -> VerifierConfig:
-        """Reads a configuration; `overrides` that are not `None` take the place of its values.
-
-        Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If a key is unknown or missing, or a value is not allowed; the message names it.
-        """
-        values = read_yaml(path)
-        if not isinstance(values, dict) or not isinstance(values.get("sources"), list):
-            raise ValueError(f"{path} must be a mapping with a list of sources.")
-        values |= {name: value for name, value in overrides.items() if value is not None}
-        values["sources"] = tuple(build(SourceConfig, source, f"{path}, sources") for source in values["sources"])
-        return build(cls, values, str(path))
+        return self

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from typing import Any
 
@@ -64,7 +63,7 @@ def run_inputs(
     """
     left_out = (*NAMES, *REPORTING)
     inputs = {
-        **{name: value for name, value in dataclasses.asdict(config).items() if name not in left_out},
+        **{name: value for name, value in config.model_dump().items() if name not in left_out},
         "sources": [{"name": source.name, "share": source.share} for source in config.sources],
         "data": {name: describe_rows(rows) for name, rows in data._asdict().items()},
         "start": {"retriever": weights_digest(retriever), "verifier": weights_digest(verifier)},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import random
 import shutil
@@ -189,7 +188,7 @@ class VerifierTrainer:
             "num_threads": torch.get_num_threads(),
             "versions": versions("recipe-hf", "torch", "transformers"),
             "metrics": metrics,
-            "config": dataclasses.asdict(self.config),
+            "config": self.config.model_dump(mode="json"),
         }
         publish(self.directory, best, self.verifier, self.config, record, self.output_dir / METRICS_LOG)
         self.verifier.to(self.device)

@@ -168,7 +168,7 @@ def test_exam_is_kept_out_of_a_run():
     statements = load_statements()
     sizes = {part: sum(row.part == part for row in statements) for part in ("exam", "development", "training")}
     assert sizes == {"exam": 547, "development": 211, "training": 2042}
-    loaded = load_data([SourceConfig("statements", 1.0)]).statements
+    loaded = load_data([SourceConfig(kind="statements", share=1.0)]).statements
     exam = {row.text for row in statements if row.part == "exam"}
     assert {row.text for row in statements} - {row.text for row in loaded} == exam
     asks = {ask for row in statements if row.part == "exam" for ask in row.asks}
@@ -180,7 +180,7 @@ def test_what_is_asked_in_development_is_not_trained_on(tmp_path: Path):
     rows[0]["asks"].append(rows[3]["asks"][0])
     rows[1]["misses"].append(rows[3]["asks"][0])
     path = str(write_rows(tmp_path / "pairs.jsonl", rows))
-    found = load_data([SourceConfig("pairs", 1.0, path, num_eval_rows=1)]).statements
+    found = load_data([SourceConfig(kind="pairs", share=1.0, path=path, num_eval_rows=1)]).statements
     assert [row.part for row in found] == ["training"] * 3 + ["development"]
     assert found[0].asks == tuple(pair_rows()[0]["asks"]) and len(found[1].misses) == 2
 
@@ -189,9 +189,9 @@ def test_sources_are_read_as_their_kind_says(tmp_path: Path):
     parts = write_parts(tmp_path)
     data = load_data(
         [
-            SourceConfig("pairs", 1.0, str(parts / "pairs.jsonl"), "people", max_rows=5),
-            SourceConfig("edits", 1.0, str(parts / "edits.json"), half="train"),
-            SourceConfig("chat", 1.0, str(parts / "chat.jsonl"), "songs"),
+            SourceConfig(kind="pairs", share=1.0, path=str(parts / "pairs.jsonl"), source="people", max_rows=5),
+            SourceConfig(kind="edits", share=1.0, path=str(parts / "edits.json"), half="train"),
+            SourceConfig(kind="chat", share=1.0, path=str(parts / "chat.jsonl"), source="songs"),
         ]
     )
     people, edits = ([row for row in data.statements if row.source == source] for source in ("people", "edits"))
@@ -211,7 +211,7 @@ def test_unrelated_question_that_asks_for_the_fact_is_no_miss(tmp_path: Path):
     ]
     path = tmp_path / "knowedit.json"
     path.write_text(json.dumps([row | {"locality": {"Relation_Specificity": unrelated}, "portability": {}}]))
-    (found,) = load_data([SourceConfig("edits", 1.0, str(path))]).statements
+    (found,) = load_data([SourceConfig(kind="edits", share=1.0, path=str(path))]).statements
     assert [miss for miss, _ in found.misses] == ["The mother of Bo is"]
 
 
@@ -222,8 +222,8 @@ def test_bad_files_are_named(tmp_path: Path):
     with pytest.raises(
         ValueError, match=r"pairs\.jsonl, line 1: 'Where does .*' must be either among asks or among mi"
     ):
-        load_data([SourceConfig("pairs", 1.0, path)])
+        load_data([SourceConfig(kind="pairs", share=1.0, path=path)])
     with pytest.raises(ValueError, match=r"pairs\.jsonl holds no row of the source 'animals'"):
-        load_data([SourceConfig("pairs", 1.0, path, "animals")])
+        load_data([SourceConfig(kind="pairs", share=1.0, path=path, source="animals")])
     with pytest.raises(FileNotFoundError, match=r"no\.jsonl is no file"):
-        load_data([SourceConfig("pairs", 1.0, str(tmp_path / "no.jsonl"))])
+        load_data([SourceConfig(kind="pairs", share=1.0, path=str(tmp_path / "no.jsonl"))])

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import subprocess
@@ -150,8 +149,8 @@ def test_another_run_is_not_resumed(parts: Path, trained: Path, tmp_path: Path):
         VerifierTrainer(tiny_config(parts, trained, steps=7)).train(resume=True)
     config = tiny_config(parts, trained)
     write_rows(tmp_path / "pairs.jsonl", pair_rows(PEOPLE[1:]))
-    people = dataclasses.replace(config.sources[0], path=str(tmp_path / "pairs.jsonl"))
-    other = dataclasses.replace(config, sources=(people, *config.sources[1:]))
+    people = config.sources[0].changed({"path": str(tmp_path / "pairs.jsonl")})
+    other = config.changed({"sources": [people, *config.sources[1:]]})
     with pytest.raises(ValueError, match=r"is of another run: statements of data was '36, .*now '35, "):
         VerifierTrainer(other).train(resume=True)
     with pytest.raises(FileExistsError, match="holds an earlier run: resume it"):
@@ -171,12 +170,12 @@ def test_damaged_checkpoint_is_named(parts: Path, tmp_path: Path):
 def test_data_without_rows_for_a_part_are_refused(parts: Path, tmp_path: Path):
     rows = [row for row in pair_rows() if part_of(row["statement"]) != "development"]
     (source, *_) = tiny_config(parts, tmp_path).sources
-    source = dataclasses.replace(source, path=str(write_rows(tmp_path / "pairs.jsonl", rows)), num_eval_rows=len(rows))
+    source = source.changed({"path": str(write_rows(tmp_path / "pairs.jsonl", rows)), "num_eval_rows": len(rows)})
     with pytest.raises(ValueError, match="sources must have statements with asks to train on, got none"):
-        VerifierTrainer(tiny_config(parts, tmp_path, sources=(source,)))
-    source = dataclasses.replace(source, num_eval_rows=None)
+        VerifierTrainer(tiny_config(parts, tmp_path, sources=[source]))
+    source = source.changed({"num_eval_rows": None})
     with pytest.raises(ValueError, match="sources must have asks and misses for development, got none: num_eval_rows"):
-        VerifierTrainer(tiny_config(parts, tmp_path, sources=(source,)))
+        VerifierTrainer(tiny_config(parts, tmp_path, sources=[source]))
 
 
 def test_learning_rate_rises_and_falls_along_a_line(parts: Path, tmp_path: Path):
@@ -187,13 +186,16 @@ def test_learning_rate_rises_and_falls_along_a_line(parts: Path, tmp_path: Path)
 
 
 def test_command_line_trains_what_the_configuration_says(parts: Path, tmp_path: Path):
-    config = dataclasses.asdict(tiny_config(parts, tmp_path / "no", steps=1, checkpoint="nowhere"))
+    config = tiny_config(parts, tmp_path / "no", steps=1, checkpoint="nowhere")
     path = tmp_path / "verifier.yaml"
-    path.write_text(yaml.safe_dump(config | {"sources": list(config["sources"])}))
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     command = [sys.executable, "-m", "recipe_hf.training.verify", "--config", str(path)]
     refused = subprocess.run(command, capture_output=True, text=True)
     assert refused.returncode == 1 and "verify.py: pretrained_model_name_or_path must be a directory" in refused.stderr
     changes = ["--checkpoint", str(parts / "checkpoint"), "--output-dir", str(tmp_path / "run")]
+    changes += ["--set", "steps=2", "--set", "sources.0.share=0.8"]
     done = subprocess.run([*command, *changes], capture_output=True, text=True)
     assert done.stdout == f"The checkpoint with its verifier is in {tmp_path / 'run' / 'best'}.\n"
+    record = json.loads((tmp_path / "run" / "best" / "verifier-training.json").read_text())["config"]
+    assert (record["steps"], record["sources"][0]["share"]) == (2, 0.8)
     assert not (tmp_path / "no").exists()
