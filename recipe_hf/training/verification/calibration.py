@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ from .mining import Mined
 from .rows import VerificationData
 
 _MINED_PER_STATEMENT = 3
+#: The share of asks in the calibration: about one in three facts that are read for a question is the one asked for.
+ASKS = 1 / 3
 #: Keeps the calibration of few rows, which a verifier may tell apart wholly, near none at all.
 _RIDGE = 1e-3
 
@@ -97,12 +100,14 @@ def _affirmed(logits: Sequence[float]) -> float:
 
 
 def weights_of(pairs: Sequence[DevelopmentPair], shares: Mapping[str, float]) -> Tensor:
-    """Weights `[len(pairs)]`, 1 in all, by which sources weigh as their shares say."""
-    counts: dict[str, int] = {}
-    for pair in pairs:
-        counts[pair.source] = counts.get(pair.source, 0) + 1
-    weights = torch.tensor([shares[pair.source] / counts[pair.source] for pair in pairs], dtype=torch.float64)
-    return weights / weights.sum()
+    """Weights `[len(pairs)]`, 1 in all, by which sources weigh as their shares say, and asks a third of each."""
+    counts = Counter((pair.source, pair.kind == "ask") for pair in pairs)
+    parts = {True: ASKS, False: 1 - ASKS}
+    weights = [
+        shares[pair.source] * parts[is_ask] / counts[pair.source, is_ask]
+        for pair, is_ask in ((pair, pair.kind == "ask") for pair in pairs)
+    ]
+    return torch.tensor(weights, dtype=torch.float64) / sum(weights)
 
 
 def fit_calibration(logits: Tensor, margins: Tensor, answers: Tensor, weights: Tensor) -> Tensor:

@@ -46,6 +46,8 @@ def test_weights_follow_shares_whatever_the_number_of_pairs():
     pairs = [DevelopmentPair(source, "q", "s", "ask") for source in "aaab"]
     weights = weights_of(pairs, {"a": 3.0, "b": 1.0, "absent": 4.0})
     assert weights.tolist() == pytest.approx([0.25] * 4)
+    pairs = [DevelopmentPair("a", "q", "s", kind) for kind in ("ask", "ask", "name", "mined", "mined", "mined")]
+    assert weights_of(pairs, {"a": 2.0}).tolist() == pytest.approx([1 / 6] * 6)
 
 
 def test_development_pairs_are_of_development_rows_alone():
