@@ -92,8 +92,8 @@ STEPS: dict[str, list[str]] = {
 }
 STEPS |= {
     "verified": [
-        *("evaluate", *COUNTERFACT, "--num-edits", "1", "1000", "10000", *SEEDS),
-        *("--num-questions", "500", "--general", *GENERAL),
+        *("evaluate", *COUNTERFACT, "--num-edits", "1000", "10000", *SEEDS),
+        *("--num-questions", "300", "--general", *GENERAL),
     ],
     **{f"verified-{name}": STEPS[name] for name in ("statements", "zsre", "wiki")},
     "verified-protocols": [

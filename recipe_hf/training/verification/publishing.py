@@ -71,6 +71,7 @@ def _write_section(directory: Path, section: str) -> None:
 def _section(config: VerifierConfig, record: Mapping[str, Any]) -> str:
     metrics = record["metrics"]
     before, after = metrics["brier_uncalibrated"], metrics["brier"]
+    before_it = "" if config.verifier is None else " and on from a verifier trained before"
     rows = [
         f"| {source} | {found.get('area_under_curve', '')} | {found.get('found', '')} | "
         f"{', '.join(f'{kind} {share}' for kind, share in found['affirmed'].items())} |"
@@ -82,7 +83,7 @@ def _section(config: VerifierConfig, record: Mapping[str, Any]) -> str:
         f"`from_pretrained(..., verifier=False)` leaves it out.",
         "",
         f"It was trained for {record['step']:,} steps of {config.batch_size} pairs, {record['hours']:.1f} hours on "
-        f"{record['device']}, behind this checkpoint's retriever, on",
+        f"{record['device']}, behind this checkpoint's retriever{before_it}, on",
         "",
         *(f"- {_describe(source)}" for source in config.sources),
         "",
@@ -104,7 +105,7 @@ def _section(config: VerifierConfig, record: Mapping[str, Any]) -> str:
 
 def _describe(source: SourceConfig) -> str:
     """A source in words, without its directory."""
-    of = "the statements in recipe-hf, written by hand" if source.path is None else Path(source.path).name
+    of = f"the {source.kind} in recipe-hf, written by hand" if source.path is None else Path(source.path).name
     half = {"train": "the training half of ", "held_out": "the held-out half of ", None: ""}[source.half]
     part = f", source `{source.source}`" if source.source else ""
     license = f", {source.license}" if source.license else ""
