@@ -32,7 +32,7 @@ def train(ctx: typer.Context) -> None:
     """Hands its arguments to the trainer."""
     from ..training.train import app as trainer
 
-    trainer(ctx.args, prog_name="recipe-hf train", standalone_mode=False)
+    _hand_over(ctx, trainer)
 
 
 @app.command(
@@ -43,7 +43,14 @@ def train_verifier(ctx: typer.Context) -> None:
     """Hands its arguments to the verifier's trainer."""
     from ..training.verify import app as trainer
 
-    trainer(ctx.args, prog_name="recipe-hf train-verifier", standalone_mode=False)
+    _hand_over(ctx, trainer)
+
+
+def _hand_over(ctx: typer.Context, program: typer.Typer) -> None:
+    """Runs a program's one command in place of this. As a program, it would end by itself when a pipe is closed."""
+    command = typer.main.get_command(program)
+    with command.make_context(ctx.command_path, ctx.args) as own:
+        command.invoke(own)
 
 
 @app.command()

@@ -34,7 +34,8 @@ def option_for(field: str, *names: str) -> Any:
 
 def program(name: str) -> typer.Typer:
     """A program of one command; `name` is that of its script."""
-    return typer.Typer(name=name, add_completion=False, pretty_exceptions_enable=False)
+    # Without rich, which turns a closed pipe into an exit of its own.
+    return typer.Typer(name=name, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 def read_config(kind: type[C], path: Path, options: Mapping[str, Any], assignments: Sequence[str] = ()) -> C:
