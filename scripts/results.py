@@ -93,7 +93,11 @@ STEPS: dict[str, list[str]] = {
 STEPS |= {
     "verified": [
         *("evaluate", *COUNTERFACT, "--num-edits", "1000", "10000", *SEEDS),
-        *("--num-questions", "300", "--general", *GENERAL),
+        *("--num-questions", "300"),
+    ],
+    "verified-general": [
+        *("evaluate", *COUNTERFACT, "--num-edits", "10000", "--num-questions", "10", "--protocol", "strict"),
+        *("--general", *GENERAL),
     ],
     **{f"verified-{name}": STEPS[name] for name in ("statements", "zsre", "wiki")},
     "verified-protocols": [

@@ -111,7 +111,7 @@ def tables(summary: Mapping[str, Any]) -> dict[str, Any]:
         "gate_in_short": _gate_in_short(summary["gate"]) if "gate" in summary else "",
         "verified": _verified(evaluations, 2),
         "verified_in_short": _verified(evaluations, 1),
-        "general_verified": _general(evaluations, "verified"),
+        "general_verified": _general(evaluations, "verified-general"),
         "failures": [_failures(step, found) for step, found in summary["failures"].items()],
         "commands": {name: re.sub(r"(?m)^#+ ", "### ", text) for name, text in summary["tables"].items()},
         "paper": [" / ".join(f"{row[name]:.1f}" for name in METRICS) for row in _paper().values()],

@@ -77,7 +77,7 @@ def with_verifier() -> dict[str, Any]:
         "general_fired/general-rte.jsonl": [7, 0],
     }
     return SUMMARY | {
-        "evaluations": SUMMARY["evaluations"] | {"verified": verified},
+        "evaluations": SUMMARY["evaluations"] | {"verified": verified, "verified-general": verified},
         "gate": SUMMARY["gate"] | {"with": {"sets": sets, "calibration": {"statements": calibration}}},
     }
 
