@@ -40,7 +40,9 @@ TRAIN := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_pre
 
 VERIFIER := $(BIN)/recipe-hf train-verifier --config training/configs/verifier
 
-train-release: .venv/.installed models data/counterfact-train.json $(KNOWEDIT) data/general.jsonl data/invented.jsonl
+VERIFIED := data/invented.jsonl data/answerability.jsonl data/paraphrases.jsonl
+
+train-release: .venv/.installed models data/counterfact-train.json $(KNOWEDIT) data/general.jsonl $(VERIFIED)
 	$(TRAIN)-counterfact.yaml
 	$(TRAIN)-retrieval.yaml
 	$(TRAIN)-wordings.yaml
@@ -54,7 +56,7 @@ train-release: .venv/.installed models data/counterfact-train.json $(KNOWEDIT) d
 
 # Trains a verifier for the released checkpoint into runs/verifier-families, two hours or so on two cores. Besides, data/
 # needs answerability.jsonl and paraphrases.jsonl: rows as docs/training.md describes them under "The verifier".
-train-verifier: .venv/.installed models data/counterfact-train.json $(KNOWEDIT) data/invented.jsonl
+train-verifier: .venv/.installed models data/counterfact-train.json $(KNOWEDIT) $(VERIFIED)
 	$(VERIFIER).yaml
 	$(VERIFIER)-families.yaml
 

@@ -311,7 +311,7 @@ def card_results(summary: Mapping[str, Any]) -> list[EvaluationResult]:
     """The evaluations for a card, but for the probes."""
     results = []
     for step, found in summary["evaluations"].items():
-        if step == "probes":
+        if step in ("probes", "verified-general"):
             continue
         asked, with_verifier = found["num_questions"], ", with the verifier" if step in VERIFIED else ""
         for protocol in found["protocols"]:

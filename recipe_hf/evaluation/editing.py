@@ -271,7 +271,7 @@ def _outcomes(
     held_as = dict(zip(told, held.ids, strict=True))  # Of rows that tell the same, the last is the one held.
     outcomes = []
     for question, row, hit, fact_id, base, request in zip(questions, rows, hits, used, unedited, edited, strict=True):
-        right_id = held_as[told[question.about]]
+        right_id = question.about if held.alone else held_as[told[question.about]]
         said = answers[request]
         expected = row.answer_ids if question.concerns else answers[base]
         output = tokenizer.decode(said, skip_special_tokens=True).strip()

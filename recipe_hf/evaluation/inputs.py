@@ -56,7 +56,8 @@ def model_settings(model: RecipeForCausalLM) -> dict[str, Any]:
     encoder = [_plain(config.encoder_config), _tokenizer_state(model.retriever.tokenizer)]
     verifier = None
     if model.verifier is not None:
-        settings = (config.num_verified_facts, config.verifier_margin, config.verifier_gap)
+        names = ("num_verified_facts", "verifier_margin", "verifier_gap", "supersede_threshold")
+        settings = [getattr(config, name) for name in names]
         verifier = [weights_digest(model.verifier), *settings]
     return {
         "base_model": config.base_model_name_or_path,

@@ -267,7 +267,8 @@ class KnowledgeMixin(EncodingMixin):
         ids = {near.fact.id for near in usable}
         every = self._near(nearest.facts[0], nearest.scores[0], nearest.keys[0])
         others = [near for near in every if near.fact.id not in ids]
-        decided, apart = self._decide([Asked(query, threshold, near) for near in (usable, others)])
+        (decided,) = self._decide([Asked(query, threshold, usable)])
+        (apart,) = decide([Asked(query, threshold, others)], self.config, None)
         used = {near.fact.id for near in decided[: self.config.top_k_facts] if near.fired}
         not_told_apart = withheld(self.retriever, legible[0], [near.fact for near in every])
         shown = used | {near.fact.id for near in every}
@@ -287,8 +288,12 @@ class KnowledgeMixin(EncodingMixin):
     @property
     def _num_near(self) -> int:
         """How many facts to look up for a query: those that may be used, and those that the verifier reads."""
-        read = 0 if self.verifier is None else self.config.num_verified_facts
-        return max(self.config.top_k_facts, read)
+        return max(self.config.top_k_facts, self._num_read)
+
+    @property
+    def _num_read(self) -> int:
+        """How many facts the verifier reads for a query at most; 0 where the threshold decides."""
+        return 0 if self.verifier is None else self.config.num_verified_facts
 
     def _near(self, facts: Sequence[Fact | None], scores: Tensor, keys: Tensor) -> list[Near]:
         scaled = (scores * self.config.scale).tolist()
@@ -300,7 +305,7 @@ class KnowledgeMixin(EncodingMixin):
     ) -> list[Near]:
         """The nearest facts that may be used for a query with these unknown words."""
         near = self._near(facts, scores, keys)
-        least = threshold - (0.0 if self.verifier is None else self.config.verifier_margin)
+        least = threshold - (self.config.verifier_margin if self._num_read else 0.0)
         not_told_apart = withheld(self.retriever, unknown, [each.fact for each in near if each.score > least])
         return [each for each in near if each.fact.id not in not_told_apart][: self._num_near]
 
@@ -308,7 +313,9 @@ class KnowledgeMixin(EncodingMixin):
         encoder = self._current
         assert encoder is not None, "queries were encoded"
         size = self.query_cache_size
-        reader = None if self.verifier is None else Reader(self.verifier, self.retriever, encoder.readings, size)
+        reader = None
+        if self.verifier is not None and self._num_read:
+            reader = Reader(self.verifier, self.retriever, encoder.readings, size)
         return decide(asked, self.config, reader)
 
     def _why_not(self, near: Near, where: Mapping[str, Any] | None, is_withheld: bool) -> str:
@@ -316,11 +323,14 @@ class KnowledgeMixin(EncodingMixin):
             return reason
         if is_withheld and near.fired:
             return "not used: to the encoder, which does not know its words or the query's, it is as any other"
+        if self._num_read and near.logit is None:
+            return "not used: too far below the best, or below the threshold, for the verifier to read it"
         if near.fired:
-            return f"not used: top_k_facts is {self.config.top_k_facts}, and as many are closer"
+            before = "closer" if near.logit is None else "more probable, or newer"
+            return f"not used: top_k_facts is {self.config.top_k_facts}, and as many are {before}"
         if near.logit is not None:
             return f"not used: the verifier takes it for the answer with {near.probability:.0%} only"
-        return "not used: not above the threshold" if self.verifier is None else "not used: too far below to be read"
+        return "not used: not above the threshold"
 
     def _knowledge_of(self, namespace: str | None) -> KnowledgeBase:
         return self.knowledge if namespace is None else self.knowledge.namespace(namespace)

@@ -50,6 +50,7 @@ class EncodingMixin:
     query_cache_size = 1024
     _current: Encoder | None = None
 
+    @torch.no_grad()
     def _encode_queries(
         self, knowledge: KnowledgeBase, queries: list[str], batch_size: int = 64
     ) -> tuple[Tensor, Tensor]:

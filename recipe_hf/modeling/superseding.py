@@ -66,11 +66,13 @@ def find_superseded(
 def _near(new: NewFacts, config: RecipeConfig) -> Iterator[tuple[int, NewFact]]:
     """Positions of new facts, and older facts near enough to be read together with them."""
     now = timestamps.now()
+    valid = torch.tensor([fact.is_valid_at(now) for fact in new.facts], device=new.keys.device)
     for start in range(0, len(new.facts), _ROWS):
         among_new = new.encoded[start : start + _ROWS] @ new.keys[: start + _ROWS].T
         for position in range(start, min(start + _ROWS, len(new.facts))):
             fact, earlier = new.facts[position], among_new[position - start, :position]
-            if not fact.is_valid_at(now):
+            earlier = earlier.masked_fill(~valid[:position], -torch.inf)
+            if not valid[position]:
                 continue
             given = earlier.topk(min(NUM_READ, position))
             scored: list[tuple[float, NewFact | None]] = [

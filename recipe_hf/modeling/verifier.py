@@ -147,7 +147,7 @@ def is_update(query: str) -> bool:
 
 
 def encode_pairs(retriever: Retriever, pairs: Sequence[tuple[str, str]]) -> Pairs:
-    """Token ids of queries and statements. Of a long query the end is read, of a long statement the start."""
+    """Token ids of queries and statements. The end of a long query is read, the start of a statement, newer or not."""
     tokenizer: Any = retriever.tokenizer
     queries, statements = (
         tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
@@ -156,8 +156,9 @@ def encode_pairs(retriever: Retriever, pairs: Sequence[tuple[str, str]]) -> Pair
     room = retriever.max_length - 3
     of_statement, of_query = min(MAX_STATEMENT_TOKENS, room // 2), min(MAX_QUERY_TOKENS, room - room // 2)
     rows, starts = [], []
-    for query, statement in zip(queries, statements, strict=True):
-        query = [tokenizer.cls_token_id, *query[-of_query:], tokenizer.sep_token_id]
+    for (text, _), query, statement in zip(pairs, queries, statements, strict=True):
+        kept = query[:of_query] if is_update(text) else query[-of_query:]
+        query = [tokenizer.cls_token_id, *kept, tokenizer.sep_token_id]
         rows.append([*query, *statement[:of_statement], tokenizer.sep_token_id])
         starts.append(len(query))
     length = max(map(len, rows))

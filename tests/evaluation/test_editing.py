@@ -388,3 +388,8 @@ def test_the_verifier_decides_for_facts_held_together_and_alone(num_edits, offse
     (found,) = run_trial(edited, trial, ["strict"], Answers(edited))
     shares = [found.metrics[name] for name in ("reliability_fired", "locality_fired", "general_fired/chat")]
     assert shares == [fired] * 3
+
+
+def test_facts_told_twice_are_each_right_alone():
+    outcomes = evaluate_editing(model(), [EXAMPLES[0], replace(EXAMPLES[0])], num_edits=1).outcomes
+    assert [o.is_right_fact for o in outcomes if o.kind == "reliability"] == [True, True]

@@ -50,6 +50,21 @@ def test_a_fact_whose_time_has_not_come_takes_no_place():
     assert len(model.knowledge) == 1 + len(FACTS)
 
 
+def test_the_place_of_a_fact_whose_time_has_not_come_is_not_taken():
+    model = superseding(-1e3)
+    later = {"statement": NEW, "valid_from": "2999-01-01"}
+    model.add_knowledge([later, "Dogs bark."], on_conflict="supersede")
+    assert [fact.statement for fact in model.knowledge] == [NEW, "Dogs bark."]
+
+
+def test_nothing_is_kept_to_go_back_through():
+    model = superseding(1e3)
+    grown = {True: [], False: []}
+    model.retriever.mlp_q.register_forward_hook(lambda *of: grown[of[-1].requires_grad].append(1))
+    model.add_knowledge([NEW], on_conflict="supersede")
+    assert grown[False] and not grown[True]
+
+
 def test_report_keeps_both_and_names_them(caplog: pytest.LogCaptureFixture):
     model = superseding(-1e3)
     with caplog.at_level(logging.WARNING, "recipe_hf"):

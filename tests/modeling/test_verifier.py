@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from recipe_hf import RecipeConfig, RecipeForCausalLM
-from recipe_hf.modeling.verifier import VERIFIER_FILE, answer_in, encode_pairs
+from recipe_hf.modeling.verifier import VERIFIER_FILE, answer_in, as_update, encode_pairs
 from tests.tiny_recipe import FACTS, GREEDY, MIXED, PROMPTS, UNRELATED, batch_of, edited_recipe, verified_recipe
 
 PAIRS = [
@@ -143,3 +143,33 @@ def test_only_what_is_near_the_best_is_read() -> None:
         assert len(read) == num_read
     with pytest.raises(ValueError, match="verifier_gap must be None, or at least 0 and finite, got -1"):
         RecipeConfig(verifier_gap=-1)
+
+
+def test_none_to_be_read_is_the_form_of_the_paper() -> None:
+    model = verified_recipe(offset=-9.0)
+    model.config.num_verified_facts = 0
+    queries = [*PROMPTS, *UNRELATED]
+    assert model.retrieve(queries) == edited_recipe().retrieve(queries)
+    assert [c.reason for c in model.explain(PROMPTS[0]).candidates][:2] == [
+        "used",
+        "not used: not above the threshold",
+    ]
+
+
+def test_explanations_tell_what_the_verifier_did_not_read() -> None:
+    model = verified_recipe(offset=9.0)
+    model.config.num_verified_facts = 1
+    used, *others = model.explain(PROMPTS[0]).candidates
+    assert used.fired and all("for the verifier to read it" in other.reason for other in others)
+    model.config.num_verified_facts = 2
+    assert "as many are more probable, or newer" in model.explain(PROMPTS[0]).candidates[1].reason
+
+
+def test_a_long_update_keeps_its_mark() -> None:
+    model = verified_recipe()
+    encoded = encode_pairs(model.retriever, [(as_update("s" * 500), "q"), ("s", "q")])
+    text = model.retriever.tokenizer.decode(encoded.input_ids[0])
+    mark = model.retriever.tokenizer.decode(
+        model.retriever.tokenizer(as_update(""), add_special_tokens=False)["input_ids"]
+    )
+    assert text.startswith(f"[CLS]{mark}")

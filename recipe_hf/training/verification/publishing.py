@@ -78,8 +78,8 @@ def _section(config: VerifierConfig, record: Mapping[str, Any]) -> str:
         for source, found in metrics["development"].items()
     ]
     lines = [
-        f"Beyond the paper, `verifier.safetensors` holds a cross-encoder that reads a query together with each of the "
-        f"{config.num_verified_facts} facts nearest to it, and says how likely the fact answers it. "
+        f"Beyond the paper, `verifier.safetensors` holds a cross-encoder that reads a query together with up to "
+        f"{config.num_verified_facts} of the facts nearest to it, and says how likely the fact answers it. "
         f"`from_pretrained(..., verifier=False)` leaves it out.",
         "",
         f"It was trained for {record['step']:,} steps of {config.batch_size} pairs, {record['hours']:.1f} hours on "

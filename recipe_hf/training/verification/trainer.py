@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from ...evaluation.inputs import versions
 from ...modeling.loading import checkpoint_directory
 from ...modeling.model import RecipeForCausalLM
+from ...modeling.verifier import is_update
 from ..publishing import METRICS_LOG
 from ..saving import beside, cut_log, find_run, refuse_earlier, replace, seal, settle
 from .calibration import (
@@ -64,10 +65,11 @@ class VerifierTrainer:
             self.mined = mine(self.data, self.retriever, self.output_dir, config.seed)
         self.sampler = PairSampler(self.data, self.mined, shares, config.batch_size, config.mined_share, config.seed)
         self.pairs = development_pairs(self.data, self.mined, config.num_eval_pairs, config.seed)
-        if not any(pair.kind == "ask" for pair in self.pairs) or all(pair.kind == "ask" for pair in self.pairs):
+        self.is_update = torch.tensor([is_update(pair.query) for pair in self.pairs])
+        kinds = {pair.kind == "ask" for pair, is_one in zip(self.pairs, self.is_update, strict=True) if not is_one}
+        if len(kinds) < 2:
             raise ValueError("sources must have asks and misses for development, got none: num_eval_rows gives them.")
         self.answers = torch.tensor([float(pair.kind == "ask") for pair in self.pairs])
-        self.is_update = torch.tensor([pair.source == "updates" for pair in self.pairs])
         self.weights = weights_of(self.pairs, shares) * ~self.is_update
         self.weights /= self.weights.sum()
         heads = [*self.verifier.head.parameters(), *self.verifier.span.parameters()]
