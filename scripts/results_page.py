@@ -184,7 +184,7 @@ def _gate_in_short(record: Mapping[str, Any]) -> str:
 def _verified(evaluations: Mapping[str, Any], largest: int) -> str:
     """What was asked with the verifier, beside the same without it, of so many of the largest numbers of facts."""
     columns = METRICS | {name: COLUMNS[name] for name in ("locality_fired", "locality_fired_on_subject")}
-    rows = [["", "protocol", "facts", "", *columns.values()]]
+    rows = [["", "protocol", "facts", "asked about", "", *columns.values()]]
     for verified, (plain, protocol, name) in VERIFIED.items():
         both = {"without": evaluations.get(plain), "with": evaluations.get(verified)}
         if both["with"] is None:
@@ -193,7 +193,8 @@ def _verified(evaluations: Mapping[str, Any], largest: int) -> str:
             for form, found in both.items():
                 for cells in summary_rows(found, protocol, columns, [number]).values() if found else ():
                     figures = [cells.get(heading, "–") for heading in columns.values()]
-                    rows.append([name, f"`{protocol}`", f"{number:,}", FORMS[form], *figures])
+                    asked = _asked(found, protocol, number) if found else ""
+                    rows.append([name, f"`{protocol}`", f"{number:,}", asked, FORMS[form], *figures])
     return markdown_rows(rows, first="---") if len(rows) > 1 else ""
 
 

@@ -120,10 +120,16 @@ def test_pages_put_the_verifier_beside_the_form_without(root: Path):
     page, readme = (root / "docs/results.md").read_text(), (root / "README.md").read_text()
     card = ModelCard.load(root / "checkpoint/README.md")
     assert page.index("with and without the verifier") < page.index("told as whole statements")
-    without = "| CounterFact | `strict` | 1,000 | without the verifier | 89.9 ± 0.5 | 90.9 ± 0.5 | 91.9 ± 0.5 | 96.9"
-    with_it = "| CounterFact | `strict` | 1,000 | with it | 89.9 ± 0.5 | 90.9 ± 0.5 | 91.9 ± 0.5 | 0.3 ± 0.1"
+    without = (
+        "| CounterFact | `strict` | 1,000 | 100 | without the verifier | 89.9 ± 0.5 | 90.9 ± 0.5 | 91.9 ± 0.5 | 96.9"
+    )
+    with_it = "| CounterFact | `strict` | 1,000 | 100 | with it | 89.9 ± 0.5 | 90.9 ± 0.5 | 91.9 ± 0.5 | 0.3 ± 0.1"
     assert f"{without} ± 0.5 | 97.9 ± 0.5 |\n{with_it} | 97.9 ± 0.5 |" in page
-    assert "| 10,000 | with it |" in readme and "| 1,000 | with it |" not in readme and "| 1 | with it |" not in page
+    assert (
+        "| 10,000 | 100 | with it |" in readme
+        and "| 1,000 | 100 | with it |" not in readme
+        and "| 1 | with it |" not in page
+    )
     assert "| facts held | RTE |\n| ---: | ---: |\n| 1 | 99.00 ± 0.50 |\n| 1,000 | 7.00 |" in page
     assert "| `statements` | asks | 30 | 96.7 | 100.0 |" in page and "| `updates` | retires | 30 | – | 50.0 |" in page
     assert (
