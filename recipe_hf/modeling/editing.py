@@ -269,6 +269,7 @@ class KnowledgeMixin(EncodingMixin):
         others = [near for near in every if near.fact.id not in ids]
         (decided,) = self._decide([Asked(query, threshold, usable)])
         (apart,) = decide([Asked(query, threshold, others)], self.config, None)
+        reads = any(near.logit is not None for near in decided)
         used = {near.fact.id for near in decided[: self.config.top_k_facts] if near.fired}
         not_told_apart = withheld(self.retriever, legible[0], [near.fact for near in every])
         shown = used | {near.fact.id for near in every}
@@ -277,7 +278,7 @@ class KnowledgeMixin(EncodingMixin):
                 near.fact,
                 near.score,
                 near.fact.id in used,
-                "used" if near.fact.id in used else self._why_not(near, where, near.fact.id in not_told_apart),
+                "used" if near.fact.id in used else self._why_not(near, where, near.fact.id in not_told_apart, reads),
                 near.probability,
             )
             for near in sorted([*decided, *apart], key=lambda near: (-near.score, near.fact.id))
@@ -318,12 +319,12 @@ class KnowledgeMixin(EncodingMixin):
             reader = Reader(self.verifier, self.retriever, encoder.readings, size)
         return decide(asked, self.config, reader)
 
-    def _why_not(self, near: Near, where: Mapping[str, Any] | None, is_withheld: bool) -> str:
+    def _why_not(self, near: Near, where: Mapping[str, Any] | None, is_withheld: bool, reads: bool) -> str:
         if reason := why_not_usable(near.fact, where):
             return reason
         if is_withheld and near.fired:
             return "not used: to the encoder, which does not know its words or the query's, it is as any other"
-        if self._num_read and near.logit is None:
+        if reads and near.logit is None:
             return "not used: too far below the best, or below the threshold, for the verifier to read it"
         if near.fired:
             before = "closer" if near.logit is None else "more probable, or newer"

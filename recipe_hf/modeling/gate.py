@@ -15,7 +15,7 @@ from .configuration import RecipeConfig
 from .outputs import Retrieval, probability_of
 from .query_cache import QueryCache
 from .retriever import Retriever
-from .verifier import Verifier, answer_in, as_update
+from .verifier import MAX_QUERY_TOKENS, Verifier, answer_in, as_update
 from .weights import deterministic
 
 
@@ -72,6 +72,13 @@ class Reader:
     readings: QueryCache
     cache_size: int
 
+    def takes(self, query: str) -> bool:
+        """Whether a query is one line, of no more tokens than the verifier reads."""
+        tokenizer: Any = self.retriever.tokenizer
+        if "\n" in query.strip():
+            return False
+        return len(tokenizer(query, add_special_tokens=False, verbose=False)["input_ids"]) <= MAX_QUERY_TOKENS
+
     def read(self, pairs: Sequence[tuple[str, str]]) -> Tensor:
         """What [`Verifier.read`] says of queries and statements, `[len(pairs), 3]`; what is new, in one call."""
         pair_of = {"\0".join(pair): pair for pair in pairs}
@@ -89,7 +96,8 @@ def decide(asked: Sequence[Asked], config: RecipeConfig, reader: Reader | None) 
     Without a verifier, a fact is let through if its score exceeds the threshold (eq. 9). With one, the
     `config.num_verified_facts` nearest whose score is at most `config.verifier_margin` below the threshold, and
     `config.verifier_gap` below the best, are read together with the query, all in one call, and those let through that
-    it affirms, the most probable first; but before that one a newer one that takes its place.
+    it affirms, the most probable first; but before that one a newer one that takes its place. A query of several
+    lines, or of more tokens than the verifier reads, is of no kind that it was trained on: there, the threshold decides.
 
     Args:
         asked: What was looked up.
@@ -99,9 +107,11 @@ def decide(asked: Sequence[Asked], config: RecipeConfig, reader: Reader | None) 
     decided = [[_by_threshold(near, query.threshold, config) for near in query.near] for query in asked]
     if reader is None:
         return decided
+    is_read = [reader.takes(query.query) for query in asked]
     open_ = [
         (row, rank)
         for row, query in enumerate(asked)
+        if is_read[row]
         for rank, near in enumerate(query.near[: config.num_verified_facts])
         if _is_read(near.score, query.near[0].score, query.threshold, config)
     ]
@@ -118,13 +128,12 @@ def decide(asked: Sequence[Asked], config: RecipeConfig, reader: Reader | None) 
             decided[row][rank] = replace(near, fired=logit > 0, probability=probability, logit=logit, answer=answer)
     fired = [sorted(_affirmed(row), key=lambda near: -near.logit) for row in decided]  # type: ignore[operator]
     _newest_first(fired, config, reader)
-    return [
-        [
-            *first,
-            *(near if near.logit is not None else replace(near, fired=False) for near in row if near not in first),
-        ]
-        for first, row in zip(fired, decided, strict=True)
-    ]
+    return [_in_order(first, row) if reads else row for first, row, reads in zip(fired, decided, is_read, strict=True)]
+
+
+def _in_order(first: Sequence[Near], row: Sequence[Near]) -> list[Near]:
+    """The facts affirmed, then the others, of which none fires."""
+    return [*first, *(replace(near, fired=False) for near in row if near not in first)]
 
 
 def _affirmed(row: Sequence[Near]) -> list[Near]:

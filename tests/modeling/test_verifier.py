@@ -171,3 +171,12 @@ def test_a_long_update_keeps_its_mark() -> None:
         model.retriever.tokenizer(as_update(""), add_special_tokens=False)["input_ids"]
     )
     assert text.startswith(f"[CLS]{mark}")
+
+
+def test_texts_of_several_lines_go_by_the_threshold() -> None:
+    model, plain = verified_recipe(offset=9.0), edited_recipe()
+    queries = [f"{text}\nAnswer:" for text in [*PROMPTS, *UNRELATED]] + ["word " * 200]
+    assert model.retrieve(queries) == plain.retrieve(queries)
+    assert any(hit.fired for hit in model.retrieve(UNRELATED)) and not any(
+        hit.fired for hit in plain.retrieve(UNRELATED)
+    )
