@@ -96,8 +96,8 @@ def decide(asked: Sequence[Asked], config: RecipeConfig, reader: Reader | None) 
     Without a verifier, a fact is let through if its score exceeds the threshold (eq. 9). With one, the
     `config.num_verified_facts` nearest whose score is at most `config.verifier_margin` below the threshold, and
     `config.verifier_gap` below the best, are read together with the query, all in one call, and those let through that
-    it affirms, the most probable first; but before that one a newer one that takes its place. A query of several
-    lines, or of more tokens than the verifier reads, is of no kind that it was trained on: there, the threshold decides.
+    it affirms, the most probable first; but before that one a newer one that takes its place. It was trained on no
+    query of several lines, or of more tokens than it reads: there, the threshold decides.
 
     Args:
         asked: What was looked up.
