@@ -22,10 +22,11 @@ def test_train_names_itself_and_what_it_lacks(tmp_path, capsys):
 
 
 def test_a_run_that_diverges_is_told_in_one_line(tmp_path, monkeypatch):
-    def diverge(*arguments: object, **options: object) -> None:
+    @(trainer := typer.Typer()).command()
+    def diverge(config: str = "") -> None:
         raise FloatingPointError("The loss is nan at step 3 of stage 'joint': lower its learning rates.")
 
-    monkeypatch.setattr("recipe_hf.training.train.app", diverge)
+    monkeypatch.setattr("recipe_hf.training.train.app", trainer)
     assert_refused(invoke("train", "--config", tmp_path), "The loss is nan at step 3")
 
 

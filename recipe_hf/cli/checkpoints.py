@@ -49,7 +49,7 @@ def train_verifier(ctx: typer.Context) -> None:
 def _hand_over(ctx: typer.Context, program: typer.Typer) -> None:
     """Runs a program's one command in place of this. As a program, it would end by itself when a pipe is closed."""
     command = typer.main.get_command(program)
-    with command.make_context(ctx.command_path, ctx.args) as own:
+    with command.make_context(f"recipe-hf {ctx.info_name}", ctx.args) as own:
         command.invoke(own)
 
 
