@@ -8,7 +8,7 @@ from torch import Tensor
 
 from recipe_hf.teacher_forcing import IGNORE_INDEX, Row, answer_logits, tokenize_rows
 from tests.reference import CLOSE
-from tests.tiny import HIDDEN_SIZE, VOCAB_SIZE, tiny_causal_lm
+from tests.tiny import FURTHER_ARCHITECTURES, HIDDEN_SIZE, VOCAB_SIZE, tiny_causal_lm
 from tests.tiny_recipe import base_tokenizer, bos_tokenizer, encoder_tokenizer
 
 # A prompt shorter than the longest answer, one-token answers and prompts, and rows of several lengths.
@@ -36,7 +36,7 @@ def test_logits_are_those_of_each_row_alone(architecture: str, num_tokens: int, 
         torch.testing.assert_close(found[kept], expected_logits(lm, row, prefix), **CLOSE)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma3", "qwen2-sliding"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2-sliding", *FURTHER_ARCHITECTURES])
 @pytest.mark.parametrize("num_buckets", [1, 3])
 def test_a_prefix_may_stand_behind_the_first_tokens(architecture: str, num_buckets: int):
     lm = tiny_causal_lm(architecture)

@@ -8,14 +8,20 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
+    Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
     GPTJConfig,
     GPTNeoXConfig,
+    GptOssConfig,
     LlamaConfig,
+    MistralConfig,
+    Olmo2Config,
+    Phi3Config,
     PretrainedConfig,
     PreTrainedModel,
     Qwen2Config,
+    Qwen3Config,
 )
 
 VOCAB_SIZE = 160
@@ -30,6 +36,8 @@ _LLAMA_SIZES = {
     "num_attention_heads": 4,
     "max_position_embeddings": 128,
 }
+_GROUPED_SIZES = _LLAMA_SIZES | {"num_key_value_heads": 2, "head_dim": 8}
+_ALTERNATING = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}
 CONFIGS: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
     "llama": (LlamaConfig, _LLAMA_SIZES | {"num_key_value_heads": 2}),
     "gpt2": (GPT2Config, _GPT2_SIZES),
@@ -44,11 +52,27 @@ CONFIGS: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
     # Its embeddings are scaled by the module that gives them, not in its weight.
     "gemma3": (
         Gemma3TextConfig,
-        _LLAMA_SIZES | {"num_key_value_heads": 2, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 64},
+        _GROUPED_SIZES | {"query_pre_attn_scalar": 8, "sliding_window": 64},
     ),
+    "gemma3-sliding": (Gemma3TextConfig, _GROUPED_SIZES | {"query_pre_attn_scalar": 8} | _ALTERNATING),
+    # Both caps are low enough to bend what they cap.
+    "gemma2": (
+        Gemma2Config,
+        _GROUPED_SIZES
+        | {"query_pre_attn_scalar": 8, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 4.0}
+        | _ALTERNATING,
+    ),
+    "mistral": (MistralConfig, _GROUPED_SIZES | {"sliding_window": 4}),
+    "qwen3": (Qwen3Config, _GROUPED_SIZES | {"tie_word_embeddings": True}),
+    "phi3": (Phi3Config, _LLAMA_SIZES | {"num_key_value_heads": 2, "sliding_window": 4}),
+    "olmo2": (Olmo2Config, _LLAMA_SIZES | {"num_key_value_heads": 2}),
+    # A mixture of experts, with attention sinks.
+    "gpt-oss": (GptOssConfig, _GROUPED_SIZES | {"num_local_experts": 4, "num_experts_per_tok": 2} | _ALTERNATING),
     "bloom": (BloomConfig, {"hidden_size": HIDDEN_SIZE, "n_layer": 2, "n_head": 4}),
 }
 ARCHITECTURES = ("llama", "gpt2", "gptj", "qwen2", "gpt-neox")
+#: Those with other attention, embeddings, heads or layers: tried wherever a base is computed, but not in all detail.
+FURTHER_ARCHITECTURES = ("gemma3-sliding", "gemma2", "mistral", "qwen3", "phi3", "olmo2", "gpt-oss")
 
 
 def tiny_causal_lm(architecture: str = "llama", seed: int = 0, **overrides: Any) -> PreTrainedModel:

@@ -19,7 +19,7 @@ from ..teacher_forcing import IGNORE_INDEX, Row, answer_logits, tokenize_rows
 from .config import StageConfig, TrainingConfig
 from .losses import contrastive_losses, distillation_loss, editing_loss, locality_loss, read_out_loss
 from .memory import FactKeys, FeatureCache, KeyMemory
-from .packing import check_packing, packed_answer_logits
+from .packing import check_packing, fits_window, packed_answer_logits
 from .sampling import FactSampler, TrainingFact
 from .warm_start import AnswerPool
 
@@ -289,7 +289,7 @@ class RecipeObjective(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Logits and labels at the answers of rows that have the prompts in turn, or none."""
         lm = self.model.lm
-        if self.config.pack_rows:
+        if self.config.pack_rows and fits_window(lm, rows, 0 if prompts is None else prompts.shape[1]):
             return packed_answer_logits(lm, rows, prompts, present)
         blocks = 1 if prompts is None else len(rows) // len(prompts)
         prefix = None if prompts is None else prompts.repeat(blocks, 1, 1)

@@ -124,6 +124,12 @@ def packed_answer_logits(
     return outputs.logits.flatten(0, 1)[where.to(device)], labels.to(device)
 
 
+def fits_window(lm: PreTrainedModel, rows: Sequence[Row], num_prompt_tokens: int = 0) -> bool:
+    """Whether no row is longer than the sliding window of `lm`, which the masks of packed rows take no account of."""
+    window = getattr(lm.config.get_text_config(), "sliding_window", None)
+    return window is None or num_prompt_tokens + max(map(len, rows)) <= window
+
+
 def _grow(rows: Sequence[Row], present: Tensor) -> tuple[list[_Tree], list[list[int]]]:
     """A tree for each prefix, and for each row the nodes that predict its answer."""
     trees: list[_Tree] = [_Tree() for _ in present]

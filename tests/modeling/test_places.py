@@ -51,7 +51,7 @@ def written_by_row(model: RecipeForCausalLM, texts: list[str], behind: int, quer
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3", "qwen2-sliding"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3-sliding", "gpt-oss"])
 @pytest.mark.parametrize(("prompt_position", "behind"), [("before_bos", 0), ("after_bos", 1)])
 def test_prompts_stand_before_bos_or_behind_it(prompt_position: str, behind: int, architecture: str, side: str):
     model = edited(prompt_position, architecture)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import threading
 from typing import Any
 
@@ -38,7 +39,7 @@ from tests.reference import (
     reference_beams,
     sampled,
 )
-from tests.tiny import ARCHITECTURES, HIDDEN_SIZE, PAD_TOKEN_ID, tiny_causal_lm
+from tests.tiny import ARCHITECTURES, FURTHER_ARCHITECTURES, HIDDEN_SIZE, PAD_TOKEN_ID, tiny_causal_lm
 
 
 @pytest.fixture(params=ARCHITECTURES)
@@ -57,12 +58,18 @@ def test_greedy(lm: PreTrainedModel, side: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "cache"), [("qwen2-sliding", "dynamic"), ("qwen2-sliding", "static"), ("bloom", "dynamic")]
+    ("architecture", "cache"),
+    [("bloom", "dynamic"), *itertools.product(["qwen2-sliding", *FURTHER_ARCHITECTURES], ["dynamic", "static"])],
 )
 @pytest.mark.parametrize("side", SIDES)
-def test_sliding_window_and_position_free_models(architecture: str, cache: str, side: str) -> None:
+def test_windows_caps_experts_and_models_without_positions(architecture: str, cache: str, side: str) -> None:
     lm, batch = hooked_lm(architecture), make_batch(side)
     assert batch.generate(lm, cache_implementation=cache).tolist() == reference(lm, batch).tolist()
+
+
+@pytest.mark.parametrize("architecture", FURTHER_ARCHITECTURES)
+def test_beams_of_these(architecture: str) -> None:
+    test_beams(hooked_lm(architecture), "left")
 
 
 def test_without_an_attention_mask(lm: PreTrainedModel) -> None:

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from recipe_hf.modeling.prefix import prefixed_forward
 from tests.reference import CLOSE, SIDES, hooked_lm, make_batch
-from tests.tiny import ARCHITECTURES, VOCAB_SIZE
+from tests.tiny import ARCHITECTURES, FURTHER_ARCHITECTURES, VOCAB_SIZE
 
 
 @pytest.fixture(params=ARCHITECTURES)
@@ -27,9 +27,9 @@ def test_prefixed_forward_is_aligned_to_the_text(lm: PreTrainedModel, side: str)
         torch.testing.assert_close(logits[row][batch.attention_mask[row].bool()], expected, **CLOSE)
 
 
-@pytest.mark.parametrize("architecture", ["qwen2-sliding", "bloom"])
+@pytest.mark.parametrize("architecture", ["qwen2-sliding", "bloom", *FURTHER_ARCHITECTURES])
 @pytest.mark.parametrize("side", SIDES)
-def test_prefixed_forward_of_other_position_schemes(architecture: str, side: str) -> None:
+def test_prefixed_forward_of_other_layers(architecture: str, side: str) -> None:
     test_prefixed_forward_is_aligned_to_the_text(hooked_lm(architecture), side)
 
 

@@ -14,7 +14,8 @@ from recipe_hf.training.config import LOSSES, SamplingConfig, StageConfig, Train
 from recipe_hf.training.losses import contrastive_losses
 from recipe_hf.training.objective import RecipeObjective, parameter_groups
 from recipe_hf.training.sampling import FactSampler
-from tests.tiny_recipe import base_tokenizer, bos_tokenizer, untrained_recipe
+from tests.tiny import FURTHER_ARCHITECTURES
+from tests.tiny_recipe import base_tokenizer, bos_tokenizer, tiny_base, untrained_recipe
 from tests.tiny_training import EXAMPLES, grouped
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
@@ -149,6 +150,17 @@ def test_packed_rows_give_the_same_losses_and_gradients(stage: StageConfig):
     (losses, gradients), (packed_losses, packed_gradients) = outcomes
     torch.testing.assert_close(packed_losses, losses, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(packed_gradients, gradients, atol=1e-4, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_rows_longer_than_a_sliding_window_are_not_packed():
+    model = untrained_recipe(base=tiny_base("gemma3-sliding", sliding_window=48))
+    facts = [replace(fact, in_chat=True) for fact in FACTS]
+    losses = []
+    for packed in (False, True):
+        config = config_of(JOINT, knowledge_dim=64, num_sentinel_tokens=4, pack_rows=packed)
+        losses.append(RecipeObjective(model, config, SAMPLER)(facts, JOINT, 0))
+    torch.testing.assert_close(*losses, **CLOSE)
 
 
 def test_a_base_that_cannot_be_packed_is_refused_at_once():
@@ -352,6 +364,30 @@ def test_gradients_reach_what_is_trained_and_nothing_else(stage: StageConfig):
     # The pooler is not read, and a layer's key bias moves no attention weight.
     assert all("pooler" in name or "key.bias" in name or "position" in name for name in missing), missing
     assert all(parameter.grad is None for parameter in objective.model.lm.parameters())
+
+
+@pytest.mark.parametrize("stage", [JOINT, KNOWN], ids=lambda stage: stage.name)
+@pytest.mark.parametrize("architecture", FURTHER_ARCHITECTURES)
+def test_a_step_through_any_base_trains_our_parts_alone(architecture: str, stage: StageConfig):
+    # Where every layer has a window, two layers of it must reach from the answer to the prompt.
+    window = {"sliding_window": 16} if architecture in ("mistral", "phi3") else {}
+    model = untrained_recipe(base=tiny_base(architecture, **window), num_answer_prompt_tokens=4)
+    config = config_of(stage, knowledge_dim=64, num_sentinel_tokens=4, num_answer_prompt_tokens=4)
+    objective = RecipeObjective(model, config, SAMPLER)
+    objective.fit_standardizer(FACTS)
+    objective.start_stage(stage, None)
+    base = {name: weights.clone() for name, weights in model.lm.state_dict().items()}
+    optimizer = torch.optim.Adam([p for p in objective.parameters() if p.requires_grad], 1e-3)
+    before = objective(FACTS, stage, 0)
+    sum(before.values()).backward()
+    trained = model.prompt_encoder if stage is JOINT else model.answer_prompt_encoder
+    assert all(p.grad.isfinite().all() and p.grad.abs().max() > 0 for p in trained.parameters())
+    assert all(weights.grad is None for weights in model.lm.parameters())
+    optimizer.step()
+    after = objective(FACTS, stage, 0)
+    assert all(loss.isfinite() for losses in (before, after) for loss in losses.values())
+    assert all(after[name] != before[name] for name in ("reliability", "generality"))
+    assert all(torch.equal(weights, base[name]) for name, weights in model.lm.state_dict().items())
 
 
 @torch.no_grad()

@@ -20,7 +20,8 @@ ROWS = [
     Row([12], [13]),
     Row([14], [15, 16]),
 ]
-LIKE_LLAMA = ["llama", "gpt2", "gptj", "gpt-neox", "qwen2"]
+LIKE_LLAMA = ["llama", "gpt2", "gptj", "gpt-neox", "qwen2", "qwen3", "olmo2"]
+WINDOWED = ["qwen2-sliding", "gemma3-sliding", "gemma2", "mistral", "phi3", "gpt-oss"]
 
 
 def prefixes(count: int = 3) -> Tensor:
@@ -93,7 +94,8 @@ def test_check_lets_through_what_packs_rightly(architecture: str):
 
 
 @pytest.mark.parametrize(
-    ("architecture", "reason"), [("bloom", "it takes no position_ids"), ("qwen2-sliding", "its logits .* differ")]
+    ("architecture", "reason"),
+    [("bloom", "it takes no position_ids"), *((windowed, "its logits .* differ") for windowed in WINDOWED)],
 )
 def test_check_refuses_what_does_not(architecture: str, reason: str):
     with pytest.raises(ValueError, match=f"pack_rows must be False for a base of type '.*': {reason}"):
