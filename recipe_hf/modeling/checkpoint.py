@@ -22,6 +22,7 @@ from .configuration import RecipeConfig
 from .delegation import DelegatingPreTrainedModel
 from .editing import KnowledgeMixin
 from .loading import CONFIG_ARGUMENTS, HUB_ARGUMENTS
+from .parts import check_parts, config_of, name_of_retriever, named_retriever, weights_of
 from .prompt_encoder import AnswerPromptEncoder
 from .verifier import VERIFIER_FILE, Verifier
 
@@ -49,17 +50,23 @@ class RecipePreTrainedModel(KnowledgeMixin, DelegatingPreTrainedModel):
         pretrained_model_name_or_path: str | os.PathLike[str],
         *model_args: Any,
         base_model: str | os.PathLike[str] | nn.Module | bool | None = None,
+        retriever: str | os.PathLike[str] | None = None,
         config: RecipeConfig | str | os.PathLike[str] | None = None,
         verifier: bool = True,
         **kwargs: Any,
     ) -> Any:
         """Loads a checkpoint: the recipe weights, in float32, its facts, and the base it was made for.
 
+        Where the checkpoint holds prompt encoders alone, the retriever that its config names is brought too, with its
+        verifier and with all fields of its own config that say how facts are found.
+
         Args:
             pretrained_model_name_or_path: Hub id or directory of the checkpoint.
             base_model: The base, where it is not to be loaded by the name and revision recorded in the checkpoint: a
                 Hub id, a directory, the path of a GGUF file, or a causal LM. `False` attaches none: facts can be
                 added, removed and looked up without it.
+            retriever: For a checkpoint of prompt encoders alone, the directory or Hub id of a checkpoint with the
+                retriever they go with, where that is not to be loaded by the name and revision recorded.
             config: A config to use instead of the checkpoint's.
             verifier: Whether to load the verifier, if the checkpoint has one. `False` gives the paper's form.
             **kwargs: `token`, `cache_dir`, `local_files_only` and `force_download` for checkpoint and base;
@@ -69,8 +76,9 @@ class RecipePreTrainedModel(KnowledgeMixin, DelegatingPreTrainedModel):
                 ...) says how to load the base.
 
         Raises:
-            OSError: If the checkpoint or its base cannot be found, or a file is missing.
-            ValueError: If a file is truncated or altered, weights are missing, or the base is not the checkpoint's.
+            OSError: If the checkpoint, its retriever or its base cannot be found, or a file is missing.
+            ValueError: If a file is truncated or altered, weights are missing, or the retriever or the base is not the
+                checkpoint's.
         """
         hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
         with_info = kwargs.pop("output_loading_info", False)
@@ -83,6 +91,7 @@ class RecipePreTrainedModel(KnowledgeMixin, DelegatingPreTrainedModel):
             config.update(fields)
         else:
             config = loading.load_config(directory if config is None else config, **fields)
+        trained = named_retriever(cls, directory, config, retriever, hub, verifier=verifier, **fields)
         # Through AutoModelForCausalLM, this argument arrives inside the config. It is meant for the base.
         attention = kwargs.pop("attn_implementation", None) or config._attn_implementation
         config._attn_implementation = None
@@ -123,7 +132,9 @@ class RecipePreTrainedModel(KnowledgeMixin, DelegatingPreTrainedModel):
         model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
         if not verifier:
             model.config.num_verified_facts = 0
-        if model.config.num_verified_facts:
+        if trained is not None:
+            model.retriever, model.verifier = trained.retriever, trained.verifier
+        elif model.config.num_verified_facts:
             model.verifier = Verifier.load(directory, model.config)
         model._load_parts(directory)
 
@@ -147,12 +158,13 @@ class RecipePreTrainedModel(KnowledgeMixin, DelegatingPreTrainedModel):
 
     def _load_parts(self, directory: Path) -> None:
         """Loads tokenizers and facts of a checkpoint."""
-        encoder_directory = directory / loading.ENCODER_DIRECTORY
-        if not encoder_directory.is_dir():
-            raise FileNotFoundError(f"{encoder_directory} is missing: the checkpoint lacks its encoder's tokenizer.")
-        with base.loading(f"The tokenizer of {str(encoder_directory)!r} cannot be loaded"):
-            tokenizer = AutoTokenizer.from_pretrained(encoder_directory)
-        self.retriever.tokenizer = loading.prepare_encoder_tokenizer(tokenizer)
+        if self.retriever.tokenizer is None:
+            encoder = directory / loading.ENCODER_DIRECTORY
+            if not encoder.is_dir():
+                raise FileNotFoundError(f"{encoder} is missing: the checkpoint lacks its encoder's tokenizer.")
+            with base.loading(f"The tokenizer of {str(encoder)!r} cannot be loaded"):
+                tokenizer = AutoTokenizer.from_pretrained(encoder)
+            self.retriever.tokenizer = loading.prepare_encoder_tokenizer(tokenizer)
         if (directory / "tokenizer_config.json").is_file():
             self.tokenizer = base.load_tokenizer(directory)
         self._has_generation_config = (directory / "generation_config.json").is_file()
@@ -184,6 +196,11 @@ class RecipePreTrainedModel(KnowledgeMixin, DelegatingPreTrainedModel):
                 f"The base of this checkpoint, base_model_name_or_path={str(source)!r}, could not be loaded "
                 f"({error.__cause__ or error}). Give it as base_model=: a directory, a GGUF file or a loaded model."
             ) from error
+        if self.config.base_fingerprint is None and self.config.prompt_form == "text":  # It is of no base yet.
+            name = str(source) if named else base.base_name(lm)
+            revision = base.base_revision(name, kwargs.get("revision"), kwargs.get("cache_dir")) if name else None
+            self.config.update({"base_model_name_or_path": name, "base_model_revision": revision})
+            self.config.update(base.describe_base(lm))
         base.check_base(lm, self.config)
         if named and self._has_generation_config:
             lm.generation_config = self.generation_config
@@ -207,6 +224,9 @@ class RecipePreTrainedModel(KnowledgeMixin, DelegatingPreTrainedModel):
         self,
         save_directory: str | os.PathLike[str],
         *,
+        parts: str = "all",
+        retriever: str | os.PathLike[str] | None = None,
+        retriever_revision: str | None = None,
         include_knowledge: bool = True,
         dtype: torch.dtype | None = None,
         is_main_process: bool = True,
@@ -218,6 +238,11 @@ class RecipePreTrainedModel(KnowledgeMixin, DelegatingPreTrainedModel):
 
         Args:
             save_directory: Where to. A checkpoint there is replaced, its facts included.
+            parts: What to save of the model: `"all"`; the `"retriever"` with its verifier, which serve any base; or
+                the `"prompts"` for this base alone, in a checkpoint that names the retriever they go with.
+            retriever: That retriever: the directory or Hub id of a checkpoint with the same weights. By default the
+                one that the model's was taken from.
+            retriever_revision: Branch, tag or commit of it on the Hub.
             include_knowledge: Whether to save the facts.
             dtype: Floating point type of the saved weights, `torch.float16` for a file of half the size. They are
                 loaded as float32.
@@ -227,16 +252,20 @@ class RecipePreTrainedModel(KnowledgeMixin, DelegatingPreTrainedModel):
             **kwargs: Further arguments of `PreTrainedModel.save_pretrained`, and of `push_to_hub`.
 
         Raises:
-            ValueError: If `save_directory` is a file, or weights are out of the range of `dtype`.
+            FileNotFoundError: If `retriever` is neither a directory nor can be a Hub id.
+            ValueError: If `save_directory` is a file, or weights are out of the range of `dtype`; if `retriever` is
+                missing for `"prompts"`, or has other weights than the model's.
         """
         directory = Path(save_directory)
         if directory.is_file():
             raise ValueError(f"save_directory must be a directory, got the file {save_directory}.")
-        weights = {
-            name: tensor
-            for name, tensor in (self.state_dict() if state_dict is None else state_dict).items()
-            if not name.startswith(("lm.", "verifier."))
-        }
+        check_parts(parts)
+        named: dict[str, Any] = {}
+        if parts == "prompts":
+            named = name_of_retriever(self, directory, retriever, retriever_revision)
+        elif (given := retriever or retriever_revision) is not None:
+            raise ValueError(f"retriever must be None for parts={parts!r}, which hold one, got {str(given)!r}.")
+        weights = weights_of(self.state_dict() if state_dict is None else state_dict, parts)
         if dtype is not None:
             weights = {n: t.to(dtype) if t.is_floating_point() else t for n, t in weights.items()}
             if beyond := [n for n, t in weights.items() if t.is_floating_point() and not t.isfinite().all()]:
@@ -256,14 +285,20 @@ class RecipePreTrainedModel(KnowledgeMixin, DelegatingPreTrainedModel):
         )
         if not is_main_process:
             return
+        config_of(self.config, parts, named).save_pretrained(directory)
         (directory / VERIFIER_FILE).unlink(missing_ok=True)
-        if self.verifier is not None:
+        if self.verifier is not None and parts != "prompts":
             self.verifier.save(directory)
         loading.write_checksums(directory)
         loading.write_remote_code(directory)
-        if self.tokenizer is not None:
+        if parts == "retriever":
+            for name in loading.FILES_OF_BASE:
+                (directory / name).unlink(missing_ok=True)
+        elif self.tokenizer is not None:
             self.tokenizer.save_pretrained(directory)
-        if self.retriever.tokenizer is not None:
+        if parts == "prompts":
+            shutil.rmtree(directory / loading.ENCODER_DIRECTORY, ignore_errors=True)
+        elif self.retriever.tokenizer is not None:
             self.retriever.tokenizer.save_pretrained(directory / loading.ENCODER_DIRECTORY)
         if include_knowledge:
             self.knowledge.save(directory / loading.KNOWLEDGE_DIRECTORY)
@@ -271,12 +306,16 @@ class RecipePreTrainedModel(KnowledgeMixin, DelegatingPreTrainedModel):
             shutil.rmtree(directory / loading.KNOWLEDGE_DIRECTORY, ignore_errors=True)
         if push_to_hub:
             hub.setdefault("repo_id", directory.name)
-            self.push_to_hub(**hub, include_knowledge=include_knowledge, dtype=dtype)
+            of_parts: Any = {"parts": parts, "retriever": retriever, "retriever_revision": retriever_revision}
+            self.push_to_hub(**hub, **of_parts, include_knowledge=include_knowledge, dtype=dtype)
 
     def push_to_hub(  # type: ignore[override]
         self,
         repo_id: str,
         *,
+        parts: str = "all",
+        retriever: str | None = None,
+        retriever_revision: str | None = None,
         include_knowledge: bool = True,
         dtype: torch.dtype | None = None,
         tags: list[str] | None = None,
@@ -288,6 +327,9 @@ class RecipePreTrainedModel(KnowledgeMixin, DelegatingPreTrainedModel):
 
         Args:
             repo_id: The repository; it is made if it does not exist.
+            parts: What to push of the model, as in `save_pretrained`.
+            retriever: The Hub id of the checkpoint that prompts name.
+            retriever_revision: Branch, tag or commit of it; the commit of now keeps prompts loadable as it moves on.
             include_knowledge: Whether to push the facts.
             dtype: Floating point type of the weights, as in `save_pretrained`.
             tags: Tags for the model card.
@@ -299,11 +341,13 @@ class RecipePreTrainedModel(KnowledgeMixin, DelegatingPreTrainedModel):
 
         Raises:
             OSError: If the Hub refuses, or the connection breaks.
+            ValueError: As `save_pretrained`, or if prompts would name a directory.
         """
         from ..hub import push_checkpoint  # It fills the card, and so depends on this module.
 
         with tempfile.TemporaryDirectory() as directory:
-            self.save_pretrained(directory, include_knowledge=include_knowledge, dtype=dtype)
+            of_parts: Any = {"parts": parts, "retriever": retriever, "retriever_revision": retriever_revision}
+            self.save_pretrained(directory, **of_parts, include_knowledge=include_knowledge, dtype=dtype)
             tags = [*(self.model_tags or []), *(tags or [])]
             return push_checkpoint(directory, repo_id, include_knowledge=include_knowledge, tags=tags, **hub_kwargs)
 

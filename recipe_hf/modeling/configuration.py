@@ -13,6 +13,15 @@ from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 PROMPT_FORMS = ("continuous", "text")
 #: Where continuous prompts stand in a text that begins with the token its tokenizer writes before every text.
 PROMPT_POSITIONS = ("before_bos", "after_bos")
+#: Fields that name the retriever of a checkpoint that has none of its own.
+RETRIEVER_NAME = ("retriever_name_or_path", "retriever_revision", "retriever_fingerprint")
+#: Fields that are of one base, and of the prompt encoders for it. All others say how facts are found, with any base.
+OF_ONE_BASE = {
+    *("base_model_name_or_path", "base_model_revision", "base_fingerprint"),
+    *("hidden_size", "vocab_size", "max_position_embeddings"),
+    *("num_continuous_prompt_tokens", "num_answer_prompt_tokens", "prompt_form", "prompt_position"),
+    *RETRIEVER_NAME,
+}
 # Encoders whose position ids start after the padding id lose that many positions (RoBERTa and its family).
 _POSITION_OFFSET_MODEL_TYPES = {"roberta", "xlm-roberta", "camembert", "mpnet", "longformer"}
 
@@ -37,6 +46,11 @@ class RecipeConfig(PretrainedConfig):
             or, beyond the paper, its statement as hidden `"text"`, which every base reads.
         prompt_position: Where continuous prompts stand in a text that begins with `bos`, the token that the tokenizer
             of some bases writes before every text: `"before_bos"` or `"after_bos"`. Any other text they precede.
+        retriever_name_or_path: In a checkpoint of prompt encoders alone, the one whose retriever they go with: a Hub
+            id, or a directory, by the way to it from the checkpoint. None in one that has a retriever of its own.
+        retriever_revision: Revision of that checkpoint on the Hub.
+        retriever_fingerprint: Content hash of that retriever's weights
+            (see [`~recipe_hf.modeling.weights.retriever_fingerprint`]).
         num_sentinel_tokens: Number `c` of trainable token embeddings of the knowledge sentinel (10 in the paper).
         use_pooler_output: Whether the encoder's pooler output joins the max, min and mean pooled features, as in
             the authors' code.
@@ -85,6 +99,9 @@ class RecipeConfig(PretrainedConfig):
         supersede_threshold: float | None = None,
         prompt_form: str = "continuous",
         prompt_position: str = "before_bos",
+        retriever_name_or_path: str | None = None,
+        retriever_revision: str | None = None,
+        retriever_fingerprint: str | None = None,
         **kwargs: Any,
     ) -> None:
         if encoder_config is None:
@@ -137,6 +154,9 @@ class RecipeConfig(PretrainedConfig):
         self.supersede_threshold = supersede_threshold
         self.prompt_form = _one_of("prompt_form", prompt_form, PROMPT_FORMS)
         self.prompt_position = _one_of("prompt_position", prompt_position, PROMPT_POSITIONS)
+        self.retriever_name_or_path = retriever_name_or_path
+        self.retriever_revision = retriever_revision
+        self.retriever_fingerprint = retriever_fingerprint
         kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(**kwargs)
         # The Auto classes may be handed this config: by then, they must know its model.

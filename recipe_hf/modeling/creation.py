@@ -12,19 +12,15 @@ from transformers import PreTrainedTokenizerBase
 
 from . import base, loading
 from .checkpoint import RecipePreTrainedModel
-from .configuration import RecipeConfig
+from .configuration import OF_ONE_BASE, RecipeConfig
 from .loading import CONFIG_ARGUMENTS, HUB_ARGUMENTS
+from .parts import load_retriever
+from .weights import retriever_fingerprint
 
 if TYPE_CHECKING:
     from typing import Self
 
 _DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
-# Fields that are of one base. All others say how facts are found, with whatever base.
-_OF_ONE_BASE = {
-    *("base_model_name_or_path", "base_model_revision", "base_fingerprint"),
-    *("hidden_size", "vocab_size", "max_position_embeddings"),
-    *("num_continuous_prompt_tokens", "num_answer_prompt_tokens", "prompt_form", "prompt_position"),
-}
 # What the weights of a retriever are made for.
 _OF_RETRIEVER = {"encoder_config", "knowledge_dim", "num_sentinel_tokens", "use_pooler_output"}
 
@@ -87,11 +83,16 @@ class CreatedModel(RecipePreTrainedModel):
         hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
         named = isinstance(base_model, (str, os.PathLike))
         revision = kwargs.get("revision")
-        trained = None if retriever is None else cls._with_retriever_of(retriever, retriever_revision, fields, hub)
+        trained = None if retriever is None else load_retriever(cls, retriever, retriever_revision, hub, **fields)
         lm = base.load_base(base_model, **kwargs, **(hub if named else {}))
-        if trained is not None:
-            found = {name: getattr(trained.config, name) for name in CONFIG_ARGUMENTS - _OF_ONE_BASE}
-            found["prompt_form"] = "text"
+        if retriever is not None and trained is not None:
+            found = {name: getattr(trained.config, name) for name in CONFIG_ARGUMENTS - OF_ONE_BASE}
+            found |= {
+                "prompt_form": "text",
+                "retriever_name_or_path": os.path.abspath(retriever) if os.path.isdir(retriever) else str(retriever),
+                "retriever_revision": base.base_revision(str(retriever), retriever_revision, hub.get("cache_dir")),
+                "retriever_fingerprint": retriever_fingerprint(trained.retriever),
+            }
         else:
             source = _DEFAULT_ENCODER if encoder is None else encoder
             options = hub if encoder_revision is None else hub | {"revision": encoder_revision}
@@ -121,15 +122,3 @@ class CreatedModel(RecipePreTrainedModel):
         model.tokenizer = tokenizer and base.prepare_tokenizer(tokenizer)
         model._set_base(lm, tokenizer_source=name or lm.config.name_or_path, hub=hub | {"revision": revision})
         return model.eval()
-
-    @classmethod
-    def _with_retriever_of(
-        cls, retriever: Any, revision: str | None, fields: dict[str, Any], hub: dict[str, Any]
-    ) -> Self:
-        """A checkpoint without its base and its prompt encoders, under `fields` that say how facts are found."""
-        if not isinstance(retriever, (str, os.PathLike)):
-            raise TypeError(f"retriever must be a directory or a Hub id, got {type(retriever).__name__}.")
-        directory = loading.checkpoint_directory(retriever, argument="retriever", revision=revision, **hub)
-        loading.load_config(directory, argument="retriever")
-        chosen = {name: fields[name] for name in fields.keys() - _OF_ONE_BASE}
-        return cls.from_pretrained(directory, base_model=False, **chosen, prompt_form="text")

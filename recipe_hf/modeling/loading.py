@@ -27,6 +27,8 @@ _ARGUMENT = "pretrained_model_name_or_path"
 ENCODER_DIRECTORY = "encoder"
 KNOWLEDGE_DIRECTORY = "knowledge"
 CHECKSUMS_FILE = "checksums.json"
+#: What in a checkpoint is of its base.
+FILES_OF_BASE = ("generation_config.json", "tokenizer_config.json", "tokenizer.json", "chat_template.jinja")
 _REMOTE_CODE_FILE = "modeling_recipe.py"
 _REMOTE_CODE = '''"""The code of this checkpoint is the library recipe-hf."""
 

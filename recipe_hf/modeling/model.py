@@ -67,7 +67,9 @@ class RecipeForCausalLM(CreatedModel, GenerationMixin):
             self.prompt_encoder = PromptEncoder(config)
             if config.num_answer_prompt_tokens:
                 self.answer_prompt_encoder = AnswerPromptEncoder.of_known_answers(config)
-        else:  # A checkpoint that has both forms is read without its prompt encoders.
+        if config.retriever_name_or_path is not None:  # Its checkpoint may hold the prompt encoders alone.
+            self._keys_to_ignore_on_load_missing = [r"^retriever\."]
+        if config.prompt_form == "text":  # A checkpoint that has both forms is read without its prompt encoders.
             self._keys_to_ignore_on_load_unexpected = [r"^(answer_)?prompt_encoder\."]
         self.lm: Any = None
         self.tokenizer: PreTrainedTokenizerBase | None = None

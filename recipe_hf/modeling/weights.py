@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .retriever import Retriever
 
@@ -36,9 +36,18 @@ def weight_versions(module: nn.Module) -> tuple[Any, ...]:
 
 def key_fingerprint(retriever: Retriever) -> str:
     """SHA-256 of the weights that make keys, rounded to float16: a 16-bit copy of the weights keeps its keys."""
+    weights = retriever.state_dict()
+    return _sha256({n: tensor for n, tensor in weights.items() if not n.startswith(("mlp_q.", "sentinel_embeds"))})
+
+
+def retriever_fingerprint(retriever: Retriever) -> str:
+    """SHA-256 of all its weights, rounded likewise: by it a checkpoint of prompts knows the retriever it goes with."""
+    return _sha256(retriever.state_dict())
+
+
+def _sha256(weights: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted(retriever.state_dict().items()):
-        if not name.startswith(("mlp_q.", "sentinel_embeds")):
-            digest.update(name.encode())
-            digest.update(tensor.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
+    for name, tensor in sorted(weights.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
     return digest.hexdigest()
