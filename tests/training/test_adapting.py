@@ -87,7 +87,9 @@ def test_what_is_refused_leaves_nothing(parts: Path, tmp_path: Path, arguments: 
 
 
 def test_stages_that_train_prompts_alone_ask_the_retriever_for_keys_only():
-    stage = StageConfig(name="read out", steps=1, contrastive_batch_size=4, learning_rate=0.0, prompt_learning_rate=0.1)
+    stage = StageConfig(
+        name="read out", steps=1, contrastive_batch_size=4, learning_rate=0.0, prompt_learning_rate=0.1
+    )
     config = tiny_config(Path("p"), Path("o"), stages=[stage], retriever="r", relative_prompt_rates=True)
     sampler = FactSampler(EXAMPLES, config.data.sampling, seed=0)
     objective = RecipeObjective(untrained_recipe(), config, sampler)
@@ -110,4 +112,3 @@ def test_rates_follow_the_scale_of_the_word_embeddings():
     assert factors[id(objective.prompt_encoder.output.weight)] == 8.0
     assert factors[id(objective.warm_start_prompt.offset)] == 8.0
     assert factors[id(objective.prompt_encoder.residual.weight)] == 1.0
-
