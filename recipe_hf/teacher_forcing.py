@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .modeling.base import input_device
+from .modeling.base import embedding_width, input_device
+from .modeling.places import prompt_places
 from .modeling.prefix import prefixed_forward
 
 IGNORE_INDEX = -100
@@ -19,21 +20,36 @@ IGNORE_INDEX = -100
 
 @dataclass(frozen=True)
 class Row:
-    """A prompt and its answer as token ids."""
+    """A prompt and its answer as token ids, and behind how many of them a continuous prompt stands."""
 
     prompt_ids: list[int]
     answer_ids: list[int]
+    behind: int = 0
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.answer_ids)
 
 
-def tokenize_rows(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], answers: Sequence[str]) -> list[Row]:
-    """Tokenises prompts and the answers that continue them: after a space, or on a line that a chat template began."""
+def tokenize_rows(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    prompt_position: str = "before_bos",
+) -> list[Row]:
+    """Tokenises prompts and the answers that continue them: after a space, or on a line that a chat template began.
+
+    Args:
+        tokenizer: The base's tokenizer.
+        prompts: The prompts.
+        answers: Their answers.
+        prompt_position: Where continuous prompts stand, as in [`RecipeConfig`][recipe_hf.RecipeConfig].
+    """
     prompt_ids = tokenizer(list(prompts))["input_ids"]
     texts = [a if p.endswith("\n") else f" {a}" for p, a in zip(prompts, answers, strict=True)]
     answer_ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    return [Row(p, a) for p, a in zip(prompt_ids, answer_ids, strict=True)]
+    behind = prompt_places(tokenizer, prompt_ids, prompt_position)
+    places = [0] * len(prompt_ids) if behind is None else behind.tolist()
+    return [Row(*row) for row in zip(prompt_ids, answer_ids, places, strict=True)]
 
 
 def answer_logits(
@@ -48,7 +64,7 @@ def answer_logits(
     Args:
         lm: The language model.
         rows: Prompts and answers.
-        prefix: Continuous prompts to put before every row, `[batch, num_tokens, d_llm]`.
+        prefix: Continuous prompts to put before every row, or behind its first tokens, `[batch, num_tokens, d_llm]`.
         num_buckets: Calls of the language model, each with rows of similar length, so that less is spent on padding.
         prefix_mask: Which tokens of `prefix` are there, `[batch, num_tokens]`; all by default.
 
@@ -57,8 +73,7 @@ def answer_logits(
         answers stand at the right; the columns before them are labelled `IGNORE_INDEX`.
     """
     if prefix is None:
-        embeddings: Any = lm.get_input_embeddings()
-        prefix = torch.empty(len(rows), 0, embeddings.weight.shape[1], device=input_device(lm))
+        prefix = torch.empty(len(rows), 0, embedding_width(lm), device=input_device(lm))
     if prefix_mask is None:
         prefix_mask = torch.ones(prefix.shape[:2], dtype=torch.bool, device=prefix.device)
     by_length = torch.tensor(sorted(range(len(rows)), key=lambda i: len(rows[i])))
@@ -94,5 +109,6 @@ def _answer_logits(
     ids, mask, labels = ids.to(device), mask.to(device), labels.to(device)
     # As indices, which give the LM head a copy without gaps: for a view with gaps, PyTorch copies its weights.
     kept = torch.arange(longest - num_targets, longest, device=device)
-    outputs: Any = prefixed_forward(lm, prefix, prefix_mask, ids, mask, logits_to_keep=kept)
+    behind = torch.tensor([row.behind for row in rows]) if any(row.behind for row in rows) else None
+    outputs: Any = prefixed_forward(lm, prefix, prefix_mask, ids, mask, logits_to_keep=kept, behind=behind)
     return outputs.logits, labels

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,7 +9,7 @@ from torch import Tensor
 from recipe_hf.teacher_forcing import IGNORE_INDEX, Row, answer_logits, tokenize_rows
 from tests.reference import CLOSE
 from tests.tiny import HIDDEN_SIZE, VOCAB_SIZE, tiny_causal_lm
-from tests.tiny_recipe import base_tokenizer, encoder_tokenizer
+from tests.tiny_recipe import base_tokenizer, bos_tokenizer, encoder_tokenizer
 
 # A prompt shorter than the longest answer, one-token answers and prompts, and rows of several lengths.
 ROWS = [Row([5, 6, 7, 8, 9], [10, 11]), Row([12], [13]), Row([14, 15], [16, 17, 18, 19]), Row([3, 4, 5, 6], [7])]
@@ -16,7 +18,8 @@ ROWS = [Row([5, 6, 7, 8, 9], [10, 11]), Row([12], [13]), Row([14, 15], [16, 17, 
 def expected_logits(lm, row: Row, prefix: Tensor) -> Tensor:
     """A row alone, whole, without padding, mask or positions: logits that predict the answer tokens."""
     text = lm.get_input_embeddings()(torch.tensor(row.prompt_ids + row.answer_ids))
-    logits = lm(inputs_embeds=torch.cat([prefix, text]).unsqueeze(0), use_cache=False).logits[0]
+    embeds = torch.cat([text[: row.behind], prefix, text[row.behind :]])
+    logits = lm(inputs_embeds=embeds.unsqueeze(0), use_cache=False).logits[0]
     return logits[-len(row.answer_ids) - 1 : -1]
 
 
@@ -31,6 +34,27 @@ def test_logits_are_those_of_each_row_alone(architecture: str, num_tokens: int, 
     assert logits.isfinite().all()
     for row, prefix, found, kept in zip(ROWS, prefixes, logits, labels != IGNORE_INDEX, strict=True):
         torch.testing.assert_close(found[kept], expected_logits(lm, row, prefix), **CLOSE)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "qwen2-sliding"])
+@pytest.mark.parametrize("num_buckets", [1, 3])
+def test_a_prefix_may_stand_behind_the_first_tokens(architecture: str, num_buckets: int):
+    lm = tiny_causal_lm(architecture)
+    rows = [replace(row, behind=behind) for row, behind in zip(ROWS, (1, 1, 0, 2), strict=True)]
+    prefixes = torch.randn(len(rows), 3, HIDDEN_SIZE, generator=torch.Generator().manual_seed(0))
+    logits, labels = answer_logits(lm, rows, prefixes, num_buckets)
+    for row, prefix, found, kept in zip(rows, prefixes, logits, labels != IGNORE_INDEX, strict=True):
+        torch.testing.assert_close(found[kept], expected_logits(lm, row, prefix), **CLOSE)
+    kept = labels != IGNORE_INDEX
+    torch.testing.assert_close(answer_logits(lm, rows)[0][kept], answer_logits(lm, ROWS)[0][kept], **CLOSE)
+
+
+def test_rows_say_behind_what_a_prompt_stands():
+    prompts = ["Snow is", "Grass is"]
+    of = lambda tokenizer, **kwargs: [r.behind for r in tokenize_rows(tokenizer, prompts, prompts, **kwargs)]  # noqa: E731
+    assert of(bos_tokenizer()) == [0, 0]
+    assert of(bos_tokenizer(), prompt_position="after_bos") == [1, 1]
+    assert of(base_tokenizer(), prompt_position="after_bos") == [0, 0]
 
 
 def test_labels_stand_at_the_right():

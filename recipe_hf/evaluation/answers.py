@@ -107,7 +107,8 @@ class Answers:
         if not requests:
             return []
         tokenizer: Any = self.model.tokenizer
-        return tokenize_rows(tokenizer, [r.text for r in requests], [r.answer for r in requests])
+        texts, answers = [r.text for r in requests], [r.answer for r in requests]
+        return tokenize_rows(tokenizer, texts, answers, self.model.config.prompt_position)
 
     @staticmethod
     def _new_tokens(request: Request, row: Row) -> int:
@@ -118,4 +119,5 @@ class Answers:
 
     def _generate(self, rows: Sequence[Row], prefix: tuple[torch.Tensor, torch.Tensor] | None) -> list[list[int]]:
         lengths = [len(row.answer_ids) + EXTRA_TOKENS for row in rows]
-        return write_on(self.model.lm, [row.prompt_ids for row in rows], lengths, prefix)
+        behind = torch.tensor([row.behind for row in rows])
+        return write_on(self.model.lm, [row.prompt_ids for row in rows], lengths, prefix, behind)

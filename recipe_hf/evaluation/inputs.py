@@ -53,6 +53,8 @@ def model_settings(model: RecipeForCausalLM) -> dict[str, Any]:
     """What the results of a model depend on: weights, configuration and tokenizers, its own and those of its base."""
     config, lm = model.config, model.lm
     base = [_plain(lm.config), _plain(lm.generation_config), _tokenizer_state(model.tokenizer)]
+    if config.prompt_position != "before_bos":
+        base.append(config.prompt_position)
     encoder = [_plain(config.encoder_config), _tokenizer_state(model.retriever.tokenizer)]
     verifier = None
     if model.verifier is not None:

@@ -16,7 +16,7 @@ from ..teacher_forcing import Row, answer_logits
 #: Tokens generated beyond the length of the answer, for an article or another spelling of it.
 EXTRA_TOKENS = 4
 
-#: Embeddings before each row's text, `[B, l, d_llm]`, and which of them are there, bool `[B, l]`.
+#: Embeddings to prefix each row's text with, `[B, l, d_llm]`, and which of them are there, bool `[B, l]`.
 Prefix = tuple[Tensor, Tensor]
 
 
@@ -31,9 +31,17 @@ def predict_answers(lm: Any, rows: Sequence[Row], prefix: Prefix | None = None) 
 
 @torch.no_grad()
 def write_on(
-    lm: Any, prompts: Sequence[list[int]], lengths: Sequence[int], prefix: Prefix | None = None, **kwargs: Any
+    lm: Any,
+    prompts: Sequence[list[int]],
+    lengths: Sequence[int],
+    prefix: Prefix | None = None,
+    behind: Tensor | None = None,
+    **kwargs: Any,
 ) -> list[list[int]]:
-    """Greedy output after each prompt's tokens, at most as long as `lengths` says, without an end token."""
+    """Greedy output after each prompt's tokens, at most as long as `lengths` says, without an end token.
+
+    A prefix stands `behind` so many of these tokens, `[B]`; by default before all.
+    """
     width = max(map(len, prompts))
     ids = torch.zeros(len(prompts), width, dtype=torch.long)
     mask = torch.zeros_like(ids)
@@ -43,7 +51,7 @@ def write_on(
     ends = lm.generation_config.eos_token_id
     ends = {ends} if isinstance(ends, int) else set(ends or ())
     device = input_device(lm)
-    with nullcontext() if prefix is None else hidden_prefix(*prefix):
+    with nullcontext() if prefix is None else hidden_prefix(*prefix, behind=behind):
         output = lm.generate(
             input_ids=ids.to(device),
             attention_mask=mask.to(device),

@@ -150,7 +150,7 @@ def describe_base(lm: PreTrainedModel) -> dict[str, Any]:
     """What a `RecipeConfig` records of a base."""
     config = lm.config.get_text_config()
     return {
-        "hidden_size": _embed(lm, torch.tensor([0])).shape[-1],
+        "hidden_size": embedding_width(lm),
         "vocab_size": config.vocab_size,
         "max_position_embeddings": getattr(config, "max_position_embeddings", None) or _DEFAULT_CONTEXT_LENGTH,
         "base_fingerprint": fingerprint(lm),
@@ -182,7 +182,7 @@ def check_base(lm: PreTrainedModel, config: RecipeConfig) -> None:
         ValueError: If it is another model.
     """
     expected = config.base_model_name_or_path or "the base this checkpoint was trained with"
-    width = _embed(lm, torch.tensor([0])).shape[-1]
+    width = embedding_width(lm)
     if width != config.hidden_size:
         raise ValueError(
             f"base_model must have input embeddings of width {config.hidden_size}, as {expected} has, got {width}."
@@ -219,6 +219,11 @@ def input_device(lm: PreTrainedModel) -> torch.device:
     if device.type != "meta":
         return device
     return torch.device(getattr(getattr(embeddings, "_hf_hook", None), "execution_device", None) or "cpu")
+
+
+def embedding_width(lm: PreTrainedModel) -> int:
+    """Width of the input embeddings, `d_llm`, whatever their weights are stored as."""
+    return _embed(lm, torch.tensor([0])).shape[-1]
 
 
 @torch.no_grad()

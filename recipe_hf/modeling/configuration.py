@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 #: What may be prefixed of a fact.
 PROMPT_FORMS = ("continuous", "text")
+#: Where continuous prompts stand in a text that begins with the token its tokenizer writes before every text.
+PROMPT_POSITIONS = ("before_bos", "after_bos")
 # Encoders whose position ids start after the padding id lose that many positions (RoBERTa and its family).
 _POSITION_OFFSET_MODEL_TYPES = {"roberta", "xlm-roberta", "camembert", "mpnet", "longformer"}
 
@@ -32,6 +35,8 @@ class RecipeConfig(PretrainedConfig):
             was given apart from the prompt. This goes beyond the paper; 0 for none.
         prompt_form: What is prefixed of a fact: `"continuous"` prompts (paper eq. 7), which are trained for one base,
             or, beyond the paper, its statement as hidden `"text"`, which every base reads.
+        prompt_position: Where continuous prompts stand in a text that begins with `bos`, the token that the tokenizer
+            of some bases writes before every text: `"before_bos"` or `"after_bos"`. Any other text they precede.
         num_sentinel_tokens: Number `c` of trainable token embeddings of the knowledge sentinel (10 in the paper).
         use_pooler_output: Whether the encoder's pooler output joins the max, min and mean pooled features, as in
             the authors' code.
@@ -50,7 +55,7 @@ class RecipeConfig(PretrainedConfig):
             the verifier was not trained to tell.
 
     Raises:
-        ValueError: If a size is impossible, or a form unknown.
+        ValueError: If a size is impossible, or a form or position unknown.
     """
 
     model_type = "recipe"
@@ -79,6 +84,7 @@ class RecipeConfig(PretrainedConfig):
         verifier_gap: float | None = None,
         supersede_threshold: float | None = None,
         prompt_form: str = "continuous",
+        prompt_position: str = "before_bos",
         **kwargs: Any,
     ) -> None:
         if encoder_config is None:
@@ -129,9 +135,8 @@ class RecipeConfig(PretrainedConfig):
         if supersede_threshold is not None and not math.isfinite(supersede_threshold):
             raise ValueError(f"supersede_threshold must be None or finite, got {supersede_threshold!r}.")
         self.supersede_threshold = supersede_threshold
-        if prompt_form not in PROMPT_FORMS:
-            raise ValueError(f"prompt_form must be {' or '.join(map(repr, PROMPT_FORMS))}, got {prompt_form!r}.")
-        self.prompt_form = prompt_form
+        self.prompt_form = _one_of("prompt_form", prompt_form, PROMPT_FORMS)
+        self.prompt_position = _one_of("prompt_position", prompt_position, PROMPT_POSITIONS)
         kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(**kwargs)
         # The Auto classes may be handed this config: by then, they must know its model.
@@ -164,6 +169,12 @@ def _positive(name: str, value: int, multiple_of: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value <= 0 or value % multiple_of:
         kind = "a positive integer" if multiple_of == 1 else f"a positive multiple of {multiple_of}"
         raise ValueError(f"{name} must be {kind}, got {value!r}.")
+    return value
+
+
+def _one_of(name: str, value: str, allowed: Sequence[str]) -> str:
+    if value not in allowed:
+        raise ValueError(f"{name} must be {' or '.join(map(repr, allowed))}, got {value!r}.")
     return value
 
 

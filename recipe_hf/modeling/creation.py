@@ -23,7 +23,7 @@ _DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 _OF_ONE_BASE = {
     *("base_model_name_or_path", "base_model_revision", "base_fingerprint"),
     *("hidden_size", "vocab_size", "max_position_embeddings"),
-    *("num_continuous_prompt_tokens", "num_answer_prompt_tokens", "prompt_form"),
+    *("num_continuous_prompt_tokens", "num_answer_prompt_tokens", "prompt_form", "prompt_position"),
 }
 # What the weights of a retriever are made for.
 _OF_RETRIEVER = {"encoder_config", "knowledge_dim", "num_sentinel_tokens", "use_pooler_output"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -17,11 +17,12 @@ from .configuration import RecipeConfig
 from .creation import CreatedModel
 from .editing import check_queries
 from .outputs import RecipeCausalLMOutput, Retrieval
+from .places import prompt_places, text_places
 from .prefix import CACHE_NAMES, forward_keeping, hidden_prefix, prefixed_forward
 from .prompt_encoder import AnswerPromptEncoder, PromptEncoder, carried_tokens
 from .queries import read_queries
 from .retriever import Retriever
-from .text_prompts import text_places, text_prompts
+from .text_prompts import text_prompts
 from .verifier import Verifier
 
 logger = logging.get_logger(__name__)
@@ -217,7 +218,8 @@ class RecipeForCausalLM(CreatedModel, GenerationMixin):
         Raises:
             RuntimeError: If no base is attached.
             ValueError: If `queries` are not as many as the rows, or are missing beside `inputs_embeds`, these are
-                given where `prompt_form` is `"text"`, or `past_key_values` hold text already.
+                given where `prompt_form` is `"text"` or `prompt_position` is `"after_bos"`, or `past_key_values` hold
+                text already.
         """
         lm = self._attached()
         if generation_config is not None and generation_config.is_assistant:
@@ -233,8 +235,10 @@ class RecipeForCausalLM(CreatedModel, GenerationMixin):
         if ids is None and kwargs.get("inputs_embeds") is not None:
             if queries is None and len(self._knowledge_of(namespace)):
                 raise ValueError("queries must be given with inputs_embeds, whose text is not known.")
-            if self.config.prompt_form == "text":
-                raise ValueError("inputs_embeds must be None where facts are told as text: their place is not known.")
+            if self._place_is_read:
+                raise ValueError(
+                    "inputs_embeds must be None where facts are told as text or behind bos: their place is not known."
+                )
             ids = kwargs["inputs_embeds"]
             queries = [""] * len(ids) if queries is None else queries
         texts = self._queries(namespace, queries, ids, kwargs.get("attention_mask"))
@@ -278,14 +282,13 @@ class RecipeForCausalLM(CreatedModel, GenerationMixin):
         if not used:
             return retrievals, None
         rows, ranks = (torch.tensor(numbers) for numbers in list(zip(*used, strict=True))[:2])
-        behind = None
         if self.config.prompt_form == "continuous":
             prompts, present = self.continuous_prompts(keys[rows, ranks], [hit.answer for *_, hit in used])
         else:
             tokenizer = self._tokenizer("Statements")
             statements = [hit.statement or "" for *_, hit in used]
             prompts, present = text_prompts(statements, tokenizer, self.get_input_embeddings(), self.device)
-            behind = text_places(tokenizer, input_ids, attention_mask, sorted({row for row, *_ in used}))
+        behind = self._places(input_ids, attention_mask, {row for row, *_ in used})
         most = int(ranks.max()) + 1
         embeds = prompts.new_zeros(len(retrievals), most, *prompts.shape[1:])
         mask = present.new_zeros(len(retrievals), most, present.shape[1])
@@ -294,6 +297,24 @@ class RecipeForCausalLM(CreatedModel, GenerationMixin):
         counted = zip(retrievals, mask.sum(1).tolist(), strict=True)
         counts = [replace(best, num_prompt_tokens=number) for best, number in counted]
         return counts, {"embeds": embeds, "mask": mask, "behind": behind}
+
+    @property
+    def _place_is_read(self) -> bool:
+        """Whether the place of a prompt follows from the tokens of its row."""
+        return self.config.prompt_form == "text" or self.config.prompt_position == "after_bos"
+
+    def _places(self, input_ids: Tensor | None, attention_mask: Tensor | None, rows: Collection[int]) -> Tensor | None:
+        """Behind how many of its tokens each of these rows gets its prompt, `[B]`; 0 for others, None for all 0."""
+        if not self._place_is_read:
+            return None
+        if input_ids is None:  # One row of `bos` alone, with which `generate` begins on its own.
+            return torch.ones(1, dtype=torch.long)
+        tokenizer = self._tokenizer("The place of a prompt")
+        masks = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        ids = [input_ids[row][masks[row].bool()].tolist() if row in rows else [] for row in range(len(input_ids))]
+        if self.config.prompt_form == "text":
+            return text_places(tokenizer, ids)
+        return prompt_places(tokenizer, ids, self.config.prompt_position)
 
     def _tokenizer(self, what: str) -> PreTrainedTokenizerBase:
         if self.tokenizer is None:

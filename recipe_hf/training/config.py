@@ -218,6 +218,7 @@ class ModelConfig(YamlConfig):
         knowledge_dim: See [`RecipeConfig`].
         num_continuous_prompt_tokens: See [`RecipeConfig`].
         num_answer_prompt_tokens: See [`RecipeConfig`].
+        prompt_position: See [`RecipeConfig`].
         num_sentinel_tokens: See [`RecipeConfig`].
     """
 
@@ -235,6 +236,7 @@ class ModelConfig(YamlConfig):
     knowledge_dim: Annotated[PositiveInt, Field(multiple_of=8)] = 1024
     num_continuous_prompt_tokens: PositiveInt = 3
     num_answer_prompt_tokens: NonNegativeInt = 0
+    prompt_position: Literal["before_bos", "after_bos"] = "before_bos"
     num_sentinel_tokens: PositiveInt = 10
 
     @model_validator(mode="after")
@@ -244,6 +246,8 @@ class ModelConfig(YamlConfig):
         require(fits, "encoder_revision", self.encoder_revision, "null with a checkpoint or a retriever")
         fits = self.checkpoint is None or self.retriever is None
         require(fits, "retriever", self.retriever, "null with a checkpoint, which has one")
+        fits = self.checkpoint is None or self.prompt_position == "before_bos"
+        require(fits, "prompt_position", self.prompt_position, "left out with a checkpoint, which has one")
         fits = self.retriever is not None or self.retriever_revision is None
         require(fits, "retriever_revision", self.retriever_revision, "null without a retriever")
         return self

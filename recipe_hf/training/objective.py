@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -86,7 +87,7 @@ class RecipeObjective(nn.Module):
         examples = self.sampler.examples[:2]
         texts = [e.prompt for e in examples] + [e.rephrase_prompt for e in examples]
         try:
-            check_packing(self.model.lm, tokenize_rows(self.tokenizer, texts, [e.answer for e in examples * 2]))
+            check_packing(self.model.lm, self._rows(texts, [e.answer for e in examples * 2]))
         except ValueError:
             if self.config.pack_rows:
                 raise
@@ -270,10 +271,10 @@ class RecipeObjective(nn.Module):
             for fact, text in zip(facts, asked, strict=True)
         ]
         expected = [text for _, given in texts.values() for text in given]
-        rows = tokenize_rows(self.tokenizer, questions, expected)
+        rows = self._rows(questions, expected)
         following = self._following(facts) * 2 if stage.weight("continuation") > 0 else []
         rows[: len(following)] = [
-            Row(row.prompt_ids, row.answer_ids + ids) for row, ids in zip(rows, following, strict=False)
+            replace(row, answer_ids=row.answer_ids + ids) for row, ids in zip(rows, following, strict=False)
         ]
         logits, labels = self._logits(rows, prompts, present)
         left_to_base = torch.zeros_like(labels, dtype=torch.bool)
@@ -293,6 +294,9 @@ class RecipeObjective(nn.Module):
                 base_labels = base_labels.masked_fill(~left_to_base[block, -n:], IGNORE_INDEX)
                 losses[name] = locality_loss(logits[block, -n:], base_logits, base_labels)
         return losses
+
+    def _rows(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Row]:
+        return tokenize_rows(self.tokenizer, prompts, answers, self.model.config.prompt_position)
 
     def _logits(
         self, rows: Sequence[Row], prompts: Tensor | None = None, present: Tensor | None = None

@@ -1,8 +1,8 @@
 """Rows packed as trees: what rows of one prefix have in common at their beginning is computed once, without padding.
 
 In a causal model, the states of tokens with the same tokens before them are the same. So the rows of a fact become a
-tree, whose root is the fact's continuous prompt, and a few trees one row of a call, in which a token sees its
-ancestors alone.
+tree, which begins with the fact's continuous prompt, or with the tokens that this stands behind, and a few trees one
+row of a call, in which a token sees its ancestors alone.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def packed_answer_logits(
     device = input_device(lm)
     embeddings: Any = lm.get_input_embeddings()
     if prefix is None:
-        prefix = torch.empty(1, 0, embeddings.weight.shape[1], device=device)
+        prefix = torch.empty(1, 0, 0, device=device)
     present = torch.ones(prefix.shape[:2], dtype=torch.bool) if prefix_mask is None else prefix_mask.cpu()
     trees, targets = _grow(rows, present)
     packs = _share_out([len(tree) for tree in trees])
@@ -126,18 +126,16 @@ def packed_answer_logits(
 
 def _grow(rows: Sequence[Row], present: Tensor) -> tuple[list[_Tree], list[list[int]]]:
     """A tree for each prefix, and for each row the nodes that predict its answer."""
-    trees, roots = [], []
-    for number, tokens in enumerate(present.tolist()):
-        tree, root = _Tree(), -1
-        for token, there in enumerate(tokens):
-            if there:
-                root = tree.add(root, -1 - number * len(tokens) - token)
-        trees.append(tree)
-        roots.append(root)
+    trees: list[_Tree] = [_Tree() for _ in present]
+    prompts = [
+        [-1 - number * len(tokens) - token for token, there in enumerate(tokens) if there]
+        for number, tokens in enumerate(present.tolist())
+    ]
     targets = []
     for i, row in enumerate(rows):
-        tree, node, path = trees[i % len(trees)], roots[i % len(trees)], []
-        for token in (row.prompt_ids + row.answer_ids)[:-1]:
+        tree, node, path = trees[i % len(trees)], -1, []
+        text = (row.prompt_ids + row.answer_ids)[:-1]
+        for token in text[: row.behind] + prompts[i % len(trees)] + text[row.behind :]:
             node = tree.add(node, token)
             path.append(node)
         targets.append(path[-len(row.answer_ids) :])

@@ -154,6 +154,7 @@ def _new_model(config: ModelConfig, dtype: Any, temperature: float) -> RecipeFor
         dtype=dtype,
         num_continuous_prompt_tokens=config.num_continuous_prompt_tokens,
         num_answer_prompt_tokens=config.num_answer_prompt_tokens,
+        prompt_position=config.prompt_position,
         **finds,
     )
 

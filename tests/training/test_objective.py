@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from recipe_hf.modeling.configuration import PROMPT_POSITIONS
 from recipe_hf.training.config import LOSSES, SamplingConfig, StageConfig, TrainingConfig
 from recipe_hf.training.losses import contrastive_losses
 from recipe_hf.training.objective import RecipeObjective, parameter_groups
 from recipe_hf.training.sampling import FactSampler
-from tests.tiny_recipe import base_tokenizer, untrained_recipe
+from tests.tiny_recipe import base_tokenizer, bos_tokenizer, untrained_recipe
 from tests.tiny_training import EXAMPLES, grouped
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
@@ -55,7 +56,8 @@ def answer_scores(
     prompt_ids = tokenizer(prompt)["input_ids"]
     answer_ids = tokenizer(" " + answer, add_special_tokens=False)["input_ids"]
     embeds = lm.get_input_embeddings()(torch.tensor(prompt_ids + answer_ids))
-    embeds = embeds if prefix is None else torch.cat([prefix, embeds])
+    behind = int(objective.model.config.prompt_position == "after_bos")
+    embeds = embeds if prefix is None else torch.cat([embeds[:behind], prefix, embeds[behind:]])
     logits = lm(inputs_embeds=embeds.unsqueeze(0), use_cache=False).logits[0]
     return logits[-len(answer_ids) - 1 : -1], torch.tensor(answer_ids)
 
@@ -68,9 +70,13 @@ def test_a_model_whose_facts_are_told_as_text_is_refused():
 # ---------------------------------------------------------------------- what the losses are
 
 
+@pytest.mark.parametrize("pack_rows", [False, True])
+@pytest.mark.parametrize("prompt_position", PROMPT_POSITIONS)
 @torch.no_grad()
-def test_editing_losses_equal_those_of_each_row_alone():
-    objective = make(JOINT)
+def test_editing_losses_equal_those_of_each_row_alone(prompt_position: str, pack_rows: bool):
+    objective = make(JOINT, pack_rows=pack_rows)
+    objective.model.tokenizer = objective.tokenizer = bos_tokenizer()
+    objective.model.config.prompt_position = prompt_position
     losses = objective(FACTS, JOINT, 0)
     assert set(losses) == set(LOSSES)
     keys = objective.retriever.encode_statements([f"{f.example.prompt} {f.answer}" for f in FACTS[:2]])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -50,6 +52,20 @@ def test_prefix_tokens_that_are_not_there_are_left_out(architecture: str):
     found, labels = packed_answer_logits(lm, ROWS, prefixes(), mask)
     expected, _ = answer_logits(lm, ROWS, prefixes().repeat(2, 1, 1), prefix_mask=mask.repeat(2, 1))
     torch.testing.assert_close(found[labels != IGNORE_INDEX], expected[labels != IGNORE_INDEX], **CLOSE)
+
+
+@pytest.mark.parametrize("architecture", LIKE_LLAMA)
+def test_a_prefix_may_stand_behind_the_first_tokens(architecture: str):
+    lm, mask = tiny_causal_lm(architecture), torch.tensor([[True, False, True], [False, False, False], [True] * 3])
+    rows = [replace(row, behind=behind) for row, behind in zip(ROWS, (1, 1, 2, 1, 1, 0), strict=True)]
+    packed, padded = prefixes().requires_grad_(), prefixes().requires_grad_()
+    found, labels = packed_answer_logits(lm, rows, packed, mask)
+    expected, _ = answer_logits(lm, rows, padded.repeat(2, 1, 1), prefix_mask=mask.repeat(2, 1))
+    kept = labels != IGNORE_INDEX
+    torch.testing.assert_close(found[kept], expected[kept], **CLOSE)
+    for logits in (found, expected):
+        logits[kept].log_softmax(-1)[:, 7].sum().backward()
+    torch.testing.assert_close(packed.grad, padded.grad, atol=1e-4, rtol=1e-3)
 
 
 def test_without_a_prefix_logits_are_those_of_the_base():

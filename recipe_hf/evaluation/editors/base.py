@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...datasets import EditExample
+from ...modeling.places import prompt_places
 from ...teacher_forcing import tokenize_rows
 from ..saying import Prefix, predict_answers, write_on
 
@@ -21,7 +22,7 @@ class Inputs:
 
     Args:
         texts: The text of each prompt, with whatever was added to it.
-        prefix: Embeddings before each text, `[n, l, d_llm]`, and which of them are there, bool `[n, l]`.
+        prefix: Embeddings to prefix each text with, `[n, l, d_llm]`, and which of them are there, bool `[n, l]`.
         used: For each prompt, the position among the edited facts of the one it was found to ask for, if any.
     """
 
@@ -60,11 +61,14 @@ class Editor(ABC):
 
     def predict(self, inputs: Inputs, answers: Sequence[str]) -> list[list[int]]:
         """The most likely token at each position of each answer, all tokens before it being given."""
-        return predict_answers(self.lm, tokenize_rows(self.tokenizer, inputs.texts, answers), inputs.prefix)
+        rows = tokenize_rows(self.tokenizer, inputs.texts, answers, self.model.config.prompt_position)
+        return predict_answers(self.lm, rows, inputs.prefix)
 
     def write(self, inputs: Inputs, lengths: Sequence[int], **kwargs: Any) -> list[list[int]]:
         """Greedy output, at most as many tokens as `lengths` says."""
-        return write_on(self.lm, self.tokenizer(inputs.texts)["input_ids"], lengths, inputs.prefix, **kwargs)
+        ids = self.tokenizer(inputs.texts)["input_ids"]
+        behind = prompt_places(self.tokenizer, ids, self.model.config.prompt_position)
+        return write_on(self.lm, ids, lengths, inputs.prefix, behind, **kwargs)
 
 
 class Unedited(Editor):
