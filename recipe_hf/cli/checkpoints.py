@@ -1,4 +1,4 @@
-"""`recipe-hf demo`, `train`, `train-verifier`, `convert` and `push`: checkpoints shown, made and published."""
+"""`recipe-hf demo`, `train`, `adapt`, `train-verifier`, `convert` and `push`: checkpoints made and published."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import can_be_hub_id, model_source
-from .app import Checkpoint, CheckpointOption, Dtype, app, count_facts, load_knowledge, say
+from .app import Checkpoint, CheckpointOption, Dtype, app, are_data, count_facts, load_knowledge, say
 
 
 @app.command()
@@ -33,6 +33,55 @@ def train(ctx: typer.Context) -> None:
     from ..training.train import app as trainer
 
     _hand_over(ctx, trainer)
+
+
+@app.command()
+def adapt(
+    base_model: Annotated[
+        str, typer.Argument(metavar="BASE", help="Hub id, directory or GGUF file of the base.", show_default=False)
+    ],
+    retriever: Annotated[
+        str,
+        typer.Option(help="Checkpoint, a directory or Hub id, whose retriever finds the facts.", show_default=False),
+    ],
+    output: Annotated[Path, typer.Option(help="Directory of the new checkpoint.", show_default=False)],
+    train_file: Annotated[
+        list[str],
+        typer.Option(
+            help="Facts to train on: a file, or org/name:file.json on the Hub; may be given again. "
+            "data/counterfact-train.json by default.",
+            show_default=False,
+            callback=are_data,
+        ),
+    ] = [],  # noqa: B006
+    base_model_name_or_path: Annotated[
+        str | None, typer.Option(help="Hub id that the checkpoint names, where BASE is a copy.", show_default=False)
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
+    push_to_hub: Annotated[bool, typer.Option("--push-to-hub", "--push_to_hub", help="Upload the result.")] = False,
+    hub_model_id: Annotated[
+        str | None, typer.Option("--hub-model-id", "--hub_model_id", help="Repository to upload to.")
+    ] = None,
+    assignments: Annotated[
+        list[str],
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="Another field of training/configs/adapt.yaml; may be given again."
+        ),
+    ] = [],  # noqa: B006
+) -> None:
+    """Trains the prompts of a base for a trained retriever: a base of 100M takes half an hour on two CPU cores."""
+    from ..training.adapting import adapt, adaptation
+
+    options = {
+        "model.retriever": retriever,
+        "model.base_model_name_or_path": base_model_name_or_path,
+        "data.train_file": train_file[0] if len(train_file) == 1 else list(train_file) or None,
+        "run.push_to_hub": push_to_hub or None,
+        "run.hub_model_id": hub_model_id,
+    }
+    config = adaptation(model_source("BASE", base_model), output, options, assignments)
+    directory = adapt(config, resume)
+    say(f"The checkpoint is in {directory}.")
 
 
 @app.command(

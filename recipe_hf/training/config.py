@@ -50,7 +50,8 @@ class StageConfig(YamlConfig):
         prompts: What the editing losses prefix: continuous prompts of the `statement` (eq. 7); in a warm start, those
             made of the `answer`'s own word embeddings, which teach MLP_P (see [`~recipe_hf.training.warm_start`]); or
             those of statement and `known_answer` both, of which the latter are trained (`num_answer_prompt_tokens`).
-        contrastive_batch_size: Facts in the contrastive and read-out losses; 0 leaves these out.
+        contrastive_batch_size: Facts in the contrastive and read-out losses; 0 leaves these out. Where all rates but
+            `prompt_learning_rate` are 0, in the read-out loss alone.
         query_batch_size: How many of these facts also bring their queries; the others add keys and read-outs alone.
             `None` for all.
         mined_negatives: How many further facts each query brings as candidates: those whose keys are nearest to it,
@@ -101,6 +102,12 @@ class StageConfig(YamlConfig):
     def batch_size(self) -> int:
         """Facts in a step."""
         return max(self.contrastive_batch_size, self.editing_batch_size)
+
+    @property
+    def trains_retriever(self) -> bool:
+        """Whether it trains more than what makes the prompts."""
+        rates = self.learning_rate, self.key_learning_rate, self.sentinel_learning_rate, self.encoder_learning_rate
+        return any(rates)
 
     def weight(self, loss: str) -> float:
         """Weight of a loss."""
@@ -205,9 +212,13 @@ class ModelConfig(YamlConfig):
         encoder_revision: Revision of the encoder; `None` with a checkpoint, which has one.
         checkpoint: A trained checkpoint, in a directory or on the Hub, to go on from instead of new weights. Its
             encoder and its sizes are taken too; such a run has no warm start.
+        retriever: A trained checkpoint, whatever its base, whose retriever and verifier find the facts; the prompts
+            alone are trained. Its encoder and its sizes are taken, too.
+        retriever_revision: Revision of a retriever on the Hub.
         knowledge_dim: See [`RecipeConfig`].
         num_continuous_prompt_tokens: See [`RecipeConfig`].
         num_answer_prompt_tokens: See [`RecipeConfig`].
+        prompt_position: See [`RecipeConfig`].
         num_sentinel_tokens: See [`RecipeConfig`].
     """
 
@@ -220,15 +231,25 @@ class ModelConfig(YamlConfig):
     encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
     encoder_revision: str | None = None
     checkpoint: str | None = None
+    retriever: str | None = None
+    retriever_revision: str | None = None
     knowledge_dim: Annotated[PositiveInt, Field(multiple_of=8)] = 1024
     num_continuous_prompt_tokens: PositiveInt = 3
     num_answer_prompt_tokens: NonNegativeInt = 0
+    prompt_position: Literal["before_bos", "after_bos"] = "before_bos"
     num_sentinel_tokens: PositiveInt = 10
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        fits = self.checkpoint is None or self.encoder_revision is None
-        require(fits, "encoder_revision", self.encoder_revision, "null with a checkpoint")
+        has_encoder = self.checkpoint is not None or self.retriever is not None
+        fits = not has_encoder or self.encoder_revision is None
+        require(fits, "encoder_revision", self.encoder_revision, "null with a checkpoint or a retriever")
+        fits = self.checkpoint is None or self.retriever is None
+        require(fits, "retriever", self.retriever, "null with a checkpoint, which has one")
+        fits = self.checkpoint is None or self.prompt_position == "before_bos"
+        require(fits, "prompt_position", self.prompt_position, "left out with a checkpoint, which has one")
+        fits = self.retriever is not None or self.retriever_revision is None
+        require(fits, "retriever_revision", self.retriever_revision, "null without a retriever")
         return self
 
 
@@ -242,9 +263,11 @@ class ObjectiveConfig(YamlConfig):
         mining_steps: Steps between encodings of all facts trained on, for stages with `mined_negatives`.
         length_buckets: Calls of the encoder, and of the base without `pack_rows`, in which a step's rows, sorted by
             length, are shared out. One is best where calls cost more than padding, on a GPU; about four on a CPU.
+        relative_prompt_rates: Whether the rates of what has the scale of word embeddings follow that of the base (1/8
+            counts as 1), so that one schedule serves bases whose embeddings are large or small.
         pack_rows: Whether the base reads a fact's rows as one tree, in which their prompt and what they have in
             common at the beginning are computed once (see [`~recipe_hf.training.packing`]). The losses are the same;
-            a base that cannot be given positions and such masks is refused.
+            a base that cannot be given positions and such masks is refused. `None` packs where the base allows it.
     """
 
     temperature: PositiveFloat = 1.0
@@ -252,7 +275,8 @@ class ObjectiveConfig(YamlConfig):
     key_memory: NonNegativeInt = 0
     mining_steps: PositiveInt = 200
     length_buckets: PositiveInt = 1
-    pack_rows: bool = False
+    relative_prompt_rates: bool = False
+    pack_rows: bool | None = False
 
 
 class RunConfig(YamlConfig):
@@ -329,6 +353,9 @@ class TrainingConfig(YamlConfig):
             require(fits, "model.num_answer_prompt_tokens", answer_tokens, allowed)
             fits = stage.prompts != "answer" or self.model.checkpoint is None
             require(fits, f"stages.{number}.prompts", stage.prompts, "another with a checkpoint")
+            fits = not stage.trains_retriever or self.model.retriever is None
+            allowed = "0 with a trained retriever, as are key_, sentinel_ and encoder_learning_rate"
+            require(fits, f"stages.{number}.learning_rate", stage.learning_rate, allowed)
         return self
 
     @property

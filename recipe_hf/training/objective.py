@@ -21,7 +21,7 @@ from .losses import contrastive_losses, distillation_loss, editing_loss, localit
 from .memory import FactKeys, FeatureCache, KeyMemory
 from .packing import check_packing, fits_window, packed_answer_logits
 from .sampling import FactSampler, TrainingFact
-from .warm_start import AnswerPool
+from .warm_start import AnswerPool, embedding_scale
 
 _READ_OUT_CANDIDATES = 1024
 _CONTINUATION_TOKENS = 2
@@ -74,14 +74,25 @@ class RecipeObjective(nn.Module):
         self.fact_keys = FactKeys(len(sampler.examples) if mines else 0, model.config.knowledge_dim)
         self.register_buffer("_same_as", torch.tensor(sampler.same_as), persistent=False)
         self.pool = AnswerPool(sampler.answers, self.tokenizer, model.lm, num_tokens=self.warm_start_prompt.num_tokens)
+        #: Factor on the rates of what has the scale of word embeddings.
+        self.prompt_scale = embedding_scale(model.lm) if self.config.relative_prompt_rates else 1.0
         self.cache, self.checkpoint_cache = FeatureCache(), FeatureCache()
         chats = config.data.sampling.chat_share
         if chats and not self.tokenizer.chat_template:
             raise ValueError(f"data.sampling.chat_share must be 0 for a base without a chat template, got {chats!r}.")
-        if self.config.pack_rows and any(stage.editing_batch_size for stage in config.stages):
-            examples = sampler.examples[:2]
-            texts = [e.prompt for e in examples] + [e.rephrase_prompt for e in examples]
-            check_packing(model.lm, self._rows(texts, [e.answer for e in examples * 2]))
+        edits = any(stage.editing_batch_size for stage in config.stages)
+        self.packs_rows = self.config.pack_rows is not False and edits and self._can_pack()
+
+    def _can_pack(self) -> bool:
+        examples = self.sampler.examples[:2]
+        texts = [e.prompt for e in examples] + [e.rephrase_prompt for e in examples]
+        try:
+            check_packing(self.model.lm, self._rows(texts, [e.answer for e in examples * 2]))
+        except ValueError:
+            if self.config.pack_rows:
+                raise
+            return False
+        return True
 
     @property
     def model(self) -> RecipeForCausalLM:
@@ -92,7 +103,7 @@ class RecipeObjective(nn.Module):
         """Freezes what the stage leaves alone, and hands over from a warm start to the prompt encoder."""
         of_statements = stage.prompts == "statement"
         self.prompt_encoder.requires_grad_(of_statements)
-        self.retriever.requires_grad_(of_statements)
+        self.retriever.requires_grad_(of_statements and stage.trains_retriever)
         self.warm_start_prompt.requires_grad_(stage.prompts == "answer")
         if self.answer_prompt_encoder is not None:
             self.answer_prompt_encoder.requires_grad_(stage.prompts == "known_answer")
@@ -126,8 +137,11 @@ class RecipeObjective(nn.Module):
         facts = batch[self.process_index :: self.num_processes]
         keys = None
         if stage.contrastive_batch_size:
-            contrastive, keys = self._contrastive(facts, batch, stage)
-            losses |= contrastive
+            if stage.trains_retriever:
+                contrastive, keys = self._contrastive(facts, batch, stage)
+                losses |= contrastive
+            else:
+                keys = self._keys(_statements(facts), stage)
             if stage.weight("read_out") > 0:
                 if self._checkpoint is None:
                     losses["read_out"] = self._read_out(keys, self._labels(facts), self._labels(batch), step)
@@ -289,7 +303,7 @@ class RecipeObjective(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Logits and labels at the answers of rows that have the prompts in turn, or none."""
         lm = self.model.lm
-        if self.config.pack_rows and fits_window(lm, rows, 0 if prompts is None else prompts.shape[1]):
+        if self.packs_rows and fits_window(lm, rows, 0 if prompts is None else prompts.shape[1]):
             return packed_answer_logits(lm, rows, prompts, present)
         blocks = 1 if prompts is None else len(rows) // len(prompts)
         prefix = None if prompts is None else prompts.repeat(blocks, 1, 1)
@@ -318,16 +332,17 @@ def _queries(facts: Sequence[TrainingFact]) -> list[str]:
 
 def parameter_groups(objective: RecipeObjective) -> list[dict[str, Any]]:
     """Parameters by the field of [`StageConfig`] that holds their learning rate; `factor` multiplies it."""
-    retriever = objective.retriever
+    retriever, prompts, scale = objective.retriever, objective.prompt_encoder, objective.prompt_scale
     groups: list[dict[str, Any]] = [
         {"rate": "key_learning_rate", "factor": 1.0, "params": list(retriever.mlp_k.parameters())},
         {"rate": "learning_rate", "factor": 1.0, "params": list(retriever.mlp_q.parameters())},
         {"rate": "encoder_learning_rate", "factor": 1.0, "params": list(retriever.encoder.parameters())},
         {"rate": "sentinel_learning_rate", "factor": 1.0, "params": [retriever.sentinel_embeds]},
-        {"rate": "prompt_learning_rate", "factor": 1.0, "params": list(objective.prompt_encoder.parameters())},
+        {"rate": "prompt_learning_rate", "factor": 1.0, "params": list(prompts.residual.parameters())},
+        {"rate": "prompt_learning_rate", "factor": scale, "params": list(prompts.output.parameters())},
     ]
-    for prompts in (objective.warm_start_prompt, objective.answer_prompt_encoder):
-        if prompts is not None:
-            groups.append({"rate": "prompt_learning_rate", "factor": 1.0, "params": prompts.offsets})
-            groups.append({"rate": "prompt_learning_rate", "factor": 0.1, "params": [prompts.weight]})
+    for of_answers in (objective.warm_start_prompt, objective.answer_prompt_encoder):
+        if of_answers is not None:
+            groups.append({"rate": "prompt_learning_rate", "factor": scale, "params": of_answers.offsets})
+            groups.append({"rate": "prompt_learning_rate", "factor": 0.1, "params": [of_answers.weight]})
     return groups

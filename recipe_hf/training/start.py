@@ -18,7 +18,10 @@ from .wordings import PROPERTIES
 
 #: Fields of a configuration that name what is read: its contents tell runs apart, not its name.
 NAMES = {
-    "model": {"base_model", "base_model_revision", "encoder", "encoder_revision", "checkpoint"},
+    "model": {
+        *("base_model", "base_model_revision", "encoder", "encoder_revision", "checkpoint"),
+        *("retriever", "retriever_revision"),
+    },
     "data": {"train_file", "unrelated_texts_file"},
 }
 #: Fields that say where a run writes, and what it tells.
@@ -131,18 +134,28 @@ def _properties_digest() -> str:
 
 
 def _new_model(config: ModelConfig, dtype: Any, temperature: float) -> RecipeForCausalLM:
+    finds: dict[str, Any] = {
+        "encoder": config.encoder,
+        "encoder_revision": config.encoder_revision,
+        "knowledge_dim": config.knowledge_dim,
+        "num_sentinel_tokens": config.num_sentinel_tokens,
+        "similarity_temperature": temperature,
+    }
+    if config.retriever is not None:
+        finds = {
+            "retriever": config.retriever,
+            "retriever_revision": config.retriever_revision,
+            "prompt_form": "continuous",
+        }
     return RecipeForCausalLM.from_base_pretrained(
         config.base_model,
-        encoder=config.encoder,
-        encoder_revision=config.encoder_revision,
         base_model_name_or_path=config.base_model_name_or_path,
         revision=config.base_model_revision or "main",
         dtype=dtype,
-        knowledge_dim=config.knowledge_dim,
         num_continuous_prompt_tokens=config.num_continuous_prompt_tokens,
         num_answer_prompt_tokens=config.num_answer_prompt_tokens,
-        num_sentinel_tokens=config.num_sentinel_tokens,
-        similarity_temperature=temperature,
+        prompt_position=config.prompt_position,
+        **finds,
     )
 
 

@@ -147,7 +147,7 @@ class Trainer:
         if resume:
             self._settle(found)
             self.accelerator.load_state(str(checkpoint))
-        elif self.config.model.checkpoint is None:
+        elif self.config.model.checkpoint is None and self.config.model.retriever is None:
             self.objective.fit_standardizer(self.sampler.draw(0, min(_CALIBRATION_FACTS, len(self.sampler.examples))))
 
         main = self.accelerator.is_main_process
@@ -253,8 +253,10 @@ class Trainer:
         if self.accelerator.is_main_process:
             metrics = {f"eval_{name}": round(value, 2) for name, value in report.metrics.items()}
             self._log(metrics)
-            logger.info(f"step {self.step}: {metrics}")
-            if score[0] > self.best_score:
+            is_best = score[0] > self.best_score
+            shown = ", ".join(f"{kind} {report.metrics[kind]:.1f}" for kind in KINDS if kind in report.metrics)
+            tqdm.write(f"step {self.step}, on held-out facts: {shown}{' (the best so far)' if is_best else ''}")
+            if is_best:
                 self._save_best(metrics)
         broadcast_object_list(score)
         self.evaluations_since_best = 0 if score[0] > self.best_score else self.evaluations_since_best + 1

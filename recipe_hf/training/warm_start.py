@@ -7,6 +7,7 @@ minutes how to make the base say what they carry; MLP_P then learns to give them
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -15,6 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..modeling.base import input_device
 from ..modeling.prompt_encoder import carried_tokens
+
+_SAMPLED_TOKENS = 10_000
 
 
 class AnswerPool:
@@ -52,6 +55,14 @@ class AnswerPool:
     def gather(self, labels: Tensor) -> Tensor:
         """Mean word embeddings `[n, num_tokens, d_llm]` for `labels` `[n, num_tokens]`."""
         return torch.stack([pieces[labels[:, i]] for i, pieces in enumerate(self.pieces)], dim=1)
+
+
+@torch.no_grad()
+def embedding_scale(lm: PreTrainedModel) -> float:
+    """How large the numbers of word embeddings are, in eighths and rounded to a power of two: 1 for SmolLM2's."""
+    number = min(_SAMPLED_TOKENS, lm.config.get_text_config().vocab_size)
+    words = lm.get_input_embeddings()(torch.arange(number, device=input_device(lm))).float()
+    return 2.0 ** round(math.log2(8 * words.square().mean().sqrt().item()))
 
 
 def _mean_embeddings(lm: PreTrainedModel, rows: Sequence[Sequence[int]]) -> Tensor:

@@ -34,7 +34,8 @@ def test_there_are_shipped_configs():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_shipped_config_loads(path: Path):
-    config = TrainingConfig.from_yaml(path)
+    names_base = "base_model" in yaml.safe_load(path.read_text())["model"]
+    config = TrainingConfig.from_yaml(path, {} if names_base else {"model.base_model": "base"})
     assert config.num_steps == sum(stage["steps"] for stage in yaml.safe_load(path.read_text())["stages"])
     sources = [config.data.train_file] if isinstance(config.data.train_file, str) else config.data.train_file
     paths = [config.model.base_model, *(DataSource.parse(source).path for source in sources)]
