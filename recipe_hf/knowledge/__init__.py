@@ -2,7 +2,6 @@
 
 from .base import KnowledgeBase, OnConflict
 from .contents import FACTS_FILE, KEYS_FILE
-from .persistence import publish_by
 from .search.hits import Hits
 
-__all__ = ["FACTS_FILE", "KEYS_FILE", "Hits", "KnowledgeBase", "OnConflict", "publish_by"]
+__all__ = ["FACTS_FILE", "KEYS_FILE", "Hits", "KnowledgeBase", "OnConflict"]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..publishing import publisher
 from . import timestamps
 from .checks import check_namespace
 from .contents import Contents
@@ -29,20 +30,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Encode = Callable[[list[str]], "Tensor"]
-
-_publisher: Publisher | None = None
-
-
-class Publisher(Protocol):
-    """What pushes facts to the Hub; see [`~recipe_hf.hub.push_knowledge`]."""
-
-    def __call__(self, knowledge: Persistence, repo_id: str, **hub_kwargs: Any) -> CommitInfo: ...
-
-
-def publish_by(publisher: Publisher) -> None:
-    """Says what pushes facts to the Hub. It writes cards, and so is above this package, which does not know it."""
-    global _publisher
-    _publisher = publisher
 
 
 class Persistence(Opening):
@@ -163,8 +150,7 @@ class Persistence(Opening):
         Raises:
             OSError: If the Hub refuses, or the connection breaks.
         """
-        assert _publisher is not None  # `recipe_hf` itself says who publishes, whenever this package is imported.
-        return _publisher(self, repo_id, **hub_kwargs)
+        return publisher().push_knowledge(self, repo_id, **hub_kwargs)
 
     @classmethod
     def from_pretrained(cls, repo_id: str, *, repo_type: str = "dataset", **hub_kwargs: Any) -> Self:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..knowledge import KnowledgeBase
+from ..publishing import publisher
 from . import base, loading
 from .configuration import RecipeConfig
 from .delegation import DelegatingPreTrainedModel
@@ -300,12 +301,12 @@ class RecipePreTrainedModel(KnowledgeMixin, DelegatingPreTrainedModel):
         Raises:
             OSError: If the Hub refuses, or the connection breaks.
         """
-        from ..hub import push_checkpoint  # It fills the card, and so depends on this module.
-
         with tempfile.TemporaryDirectory() as directory:
             self.save_pretrained(directory, include_knowledge=include_knowledge, dtype=dtype)
             tags = [*(self.model_tags or []), *(tags or [])]
-            return push_checkpoint(directory, repo_id, include_knowledge=include_knowledge, tags=tags, **hub_kwargs)
+            return publisher().push_checkpoint(
+                directory, repo_id, include_knowledge=include_knowledge, tags=tags, **hub_kwargs
+            )
 
     def export_sentence_transformer(self, path: str | os.PathLike[str]) -> None:
         """Writes the retriever as a sentence-transformers model, with the routes `query` and `document`.

@@ -17,9 +17,8 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
 from .. import timestamps
-from ..engine import State
+from ..engine import State, TrackedSpace
 from ..files import MANIFEST, read_array, read_manifest, write_files
-from ..sqlite.space import SqliteSpace
 from . import code_index
 from .code_index import CodeIndex
 from .key_index import Found, KeyIndex
@@ -44,7 +43,7 @@ class LiveIndex:
         full_scan_threshold: How many facts are searched by comparing every key.
     """
 
-    def __init__(self, space: SqliteSpace, full_scan_threshold: int = FULL_SCAN_THRESHOLD) -> None:
+    def __init__(self, space: TrackedSpace, full_scan_threshold: int = FULL_SCAN_THRESHOLD) -> None:
         self.space = space
         self._threshold = full_scan_threshold
         self._index: KeyIndex | CodeIndex | None = None

@@ -167,7 +167,7 @@ class SqliteSpace:
         sql = "SELECT id FROM facts WHERE namespace = ? AND departure >= ?"
         return [id for (id,) in self.store.execute(sql, (self.name, first))]
 
-    def departure(self, number: int) -> list[Any] | None:
+    def departure(self, number: int) -> list[int | str] | None:
         """Id and time of the departure with this number; None if there was none."""
         sql = "SELECT id, ended_at FROM facts WHERE namespace = ? AND departure = ?"
         row = self.store.execute(sql, (self.name, number)).fetchone()
