@@ -74,6 +74,8 @@ class KnowledgeBase(Persistence):
         new_facts = parse_facts(facts)
         with self._change() as now:
             vectors = check_vectors("keys", keys, self.dim, len(new_facts))
+            held = (old.id for of_one in supersedes for old in of_one if isinstance(old, Fact))
+            self._space.prefetch(held, (fact.about for fact in new_facts))
             state = self._space.state
             if encoder_fingerprint not in (None, state.encoder_fingerprint):
                 if state.size:
@@ -119,6 +121,7 @@ class KnowledgeBase(Persistence):
         """
         chosen = checked_ids(ids, or_one=True)
         with self._change() as now:
+            self._space.prefetch(chosen)
             facts = {fact.id: fact for fact in (self[i] for i in chosen)}
             self._end(list(facts.values()), now, "removed")
 
@@ -258,6 +261,7 @@ class KnowledgeBase(Persistence):
 
         chosen = checked_ids(ids)
         with self._store.view():
+            self._space.prefetch(chosen, with_keys=True)
             return torch.from_numpy(self._space.keys(self[i].id for i in chosen))
 
     def search(self, queries: Tensor, k: int = 1, where: Mapping[str, Any] | None = None) -> tuple[Tensor, Tensor]:

@@ -91,6 +91,15 @@ class Space(Protocol):
     def fix_dim(self, dim: int) -> None:
         """Says how wide keys are, where it is not known yet."""
 
+    def prefetch(self, ids: Iterable[object] = (), about: Iterable[str] = (), with_keys: bool = False) -> None:
+        """Says what is about to be asked for, one by one: an engine far away can bring it in one request.
+
+        Args:
+            ids: Of facts; what is no id is passed over.
+            about: The prompts, or statements, of present facts.
+            with_keys: Whether the keys of `ids` are to be read too.
+        """
+
     def get(self, id: int) -> Fact | None:
         """The fact with this id, present or past."""
 

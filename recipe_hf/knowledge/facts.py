@@ -20,7 +20,7 @@ _INVISIBLE = re.compile("[\u00ad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u20
 
 @dataclass(frozen=True, kw_only=True)
 class NewFact:
-    """A checked fact that no knowledge base has taken in yet.
+    """A fact that no knowledge base has taken in yet. [`parse_facts`] makes them, and checks what they say.
 
     Attributes:
         statement: The sentence that is encoded into the fact's key, `k` in the paper.
@@ -188,12 +188,12 @@ def parse_fact(item: Any, where: str) -> NewFact:
     Raises:
         ValueError: If it is not a fact.
     """
+    if isinstance(item, NewFact):  # It was checked when it was made.
+        return item if type(item) is NewFact else NewFact(**{name: getattr(item, name) for name in _FIELDS})
     if isinstance(item, str):
         item = {"statement": item}
     elif isinstance(item, (tuple, list)) and len(item) == 2:
         item = {"prompt": item[0], "answer": item[1]}
-    elif isinstance(item, NewFact):
-        item = {name: getattr(item, name) for name in _FIELDS}
     elif not isinstance(item, Mapping):
         raise ValueError(f"{where} must be a statement, a (prompt, answer) pair or a dict, got {show(item)}.")
     unknown = [name for name in item if name not in _FIELDS]

@@ -3,7 +3,9 @@ from __future__ import annotations
 from datetime import date, datetime
 
 import pytest
+import torch
 
+from recipe_hf.knowledge import KnowledgeBase
 from recipe_hf.knowledge.facts import Fact, NewFact, comparable, compose_statement, parse_facts
 from recipe_hf.knowledge.timestamps import to_timestamp
 
@@ -36,8 +38,15 @@ def test_the_forms_a_fact_may_have():
         statement="The capital of Oz is Emerald City", prompt="The capital of Oz is", answer="Emerald City"
     )
     assert parsed[3].metadata == {"source": "a", "tags": ["x", 1, None]}
-    assert parse_facts(parsed) == parsed
-    assert parse_facts(iter(parsed)) == parsed
+    assert all(again is fact for again, fact in zip(parse_facts(iter(parsed)), parsed, strict=True))
+
+
+def test_a_fact_that_was_held_can_be_told_again():
+    base = KnowledgeBase(2)
+    base.add([{"prompt": "Who rules Oz?", "answer": "Ozma", "metadata": {"source": "a"}}], torch.ones(1, 2))
+    (told,) = parse_facts(base)
+    assert type(told) is NewFact
+    assert told == parse_facts([{"prompt": "Who rules Oz?", "answer": "Ozma", "metadata": {"source": "a"}}])[0]
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..base import KnowledgeBase, OnConflict
-from ..checks import check_namespace, checked_ids
+from ..base import KnowledgeBase
+from ..checks import check_namespace
 from ..contents import Contents
-from ..facts import Fact, NewFact, parse_facts
 from .engine import QdrantEngine
 from .server import Server
 from .space import QdrantSpace
@@ -18,8 +17,6 @@ from .store import QdrantStore
 
 if TYPE_CHECKING:
     from typing import Self
-
-    from torch import Tensor
 
 
 class QdrantKnowledgeBase(KnowledgeBase):
@@ -129,37 +126,6 @@ class QdrantKnowledgeBase(KnowledgeBase):
     @classmethod
     def _holding_all(cls, everything: Mapping[str, Contents], full_scan_threshold: int) -> KnowledgeBase:  # type: ignore[override]
         return KnowledgeBase._holding_all(everything, full_scan_threshold)
-
-    # ------------------------------------------------------------------ the same, with fewer requests
-
-    def add(
-        self,
-        facts: Iterable[Any],
-        keys: Tensor,
-        on_conflict: OnConflict = "replace",
-        encoder_fingerprint: str | None = None,
-        supersedes: Sequence[Sequence[NewFact]] = (),
-    ) -> list[int]:
-        """As [`KnowledgeBase.add`]."""
-        new = parse_facts(facts)
-        with self._store.change():
-            self._space.load_subjects(fact.about for fact in new)
-            self._space.load(old.id for of_one in supersedes for old in of_one if isinstance(old, Fact))
-            return super().add(new, keys, on_conflict, encoder_fingerprint, supersedes)
-
-    def remove(self, ids: int | Iterable[int]) -> None:
-        """As [`KnowledgeBase.remove`]."""
-        ids = checked_ids(ids, or_one=True)
-        with self._store.change():
-            self._space.load(ids)
-            super().remove(ids)
-
-    def keys(self, ids: Iterable[int]) -> Tensor:
-        """As [`KnowledgeBase.keys`]."""
-        ids = checked_ids(ids)
-        with self._store.view():
-            self._space.load(ids, with_keys=True)
-            return super().keys(ids)
 
     def _contents(self) -> Contents:
         with self._store.view():

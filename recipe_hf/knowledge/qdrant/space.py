@@ -43,11 +43,15 @@ class QdrantSpace:
 
     # ------------------------------------------------------------------ reading points
 
-    def load(self, ids: Iterable[Any], with_keys: bool = False) -> None:
-        """Reads the points of facts in one request, so that reading one by one asks for nothing more."""
+    def prefetch(self, ids: Iterable[object] = (), about: Iterable[str] = (), with_keys: bool = False) -> None:
+        """Reads points in few requests, so that reading one by one asks for nothing more."""
+        self._load(ids, with_keys)
+        self._load_subjects(about)
+
+    def _load(self, ids: Iterable[object], with_keys: bool = False) -> None:
         moment = self.store.now
-        ids = [id for id in ids if isinstance(id, int) and 0 <= id < moment.committed.next_id]
-        new = [id for id in dict.fromkeys(ids) if self._is_unread(id, with_keys)]
+        there = [id for id in ids if isinstance(id, int) and 0 <= id < moment.committed.next_id]
+        new = [id for id in dict.fromkeys(there) if self._is_unread(id, with_keys)]
         for start in range(0, len(new), 256):
             for record in self.store.retrieve(new[start : start + 256], with_keys):
                 self.take(record, with_keys)
@@ -57,7 +61,7 @@ class QdrantSpace:
         for record in self.store.scroll(self.filter(conditions, past=past), with_keys):
             self.take(record, with_keys)
 
-    def load_subjects(self, subjects: Iterable[str]) -> None:
+    def _load_subjects(self, subjects: Iterable[str]) -> None:
         """Reads the points of all present facts about prompts or statements."""
         moment = self.store.now
         names = dict.fromkeys(name for subject in subjects for name in spellings(subject))
@@ -121,7 +125,7 @@ class QdrantSpace:
 
     def get(self, id: int) -> Fact | None:
         """The fact with this id, present or past."""
-        self.load([id])
+        self._load([id])
         row = self.store.now.rows.get(id)
         return None if row is None else self._fact(row)
 
@@ -142,7 +146,7 @@ class QdrantSpace:
 
     def conflicts(self, new: NewFact) -> list[Fact]:
         """The present facts that cannot stay beside `new`."""
-        self.load_subjects([new.about])
+        self._load_subjects([new.about])
         moment = self.store.now
         ids = {id for name in spellings(new.about) for id in moment.subjects[name]}
         rows = [moment.rows[id] for id in sorted(ids)]
@@ -185,7 +189,7 @@ class QdrantSpace:
         Raises:
             ValueError: If it is not as it was written.
         """
-        self.load([id], with_keys=True)
+        self._load([id], with_keys=True)
         row = self.store.now.rows[id]
         if row.key is None and row.columns["key_sum"] is None:
             return None
@@ -196,7 +200,7 @@ class QdrantSpace:
     def keys(self, ids: Iterable[int]) -> NDArray[np.float32]:
         """Keys `[len(ids), dim]` of present facts."""
         ids = list(ids)
-        self.load(ids, with_keys=True)
+        self._load(ids, with_keys=True)
         keys = np.empty((len(ids), self.store.dim or 0), np.float32)
         for place, id in enumerate(ids):
             keys[place] = self.key(int(id))
