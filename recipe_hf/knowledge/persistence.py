@@ -41,7 +41,7 @@ class Persistence(Opening):
         Writes `knowledge.jsonl`, `keys.safetensors` and `manifest.json`. If it is interrupted at any moment, the
         directory loads as it was before or as it is after, never as a mixture. Of several namespaces, this one.
         """
-        self._contents().write(user_path(directory))
+        self.contents().write(user_path(directory))
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> Self:
@@ -65,7 +65,7 @@ class Persistence(Opening):
             OSError: If the file cannot be written.
             ValueError: If there are or were facts in such a namespace there, or its keys are of another width.
         """
-        everything = self._everything() if namespace is None else {namespace: self._contents()}
+        everything = self._everything() if namespace is None else {namespace: self.contents()}
         name, contents = next(iter(everything.items()))
         check_namespace(name)
         engine = LocalEngine(SqliteStore.open(path, contents.dim, read_only=False), self.full_scan_threshold)
@@ -89,7 +89,7 @@ class Persistence(Opening):
         Raises:
             ValueError: If `at` is not a time, or keys are needed and there is no `encode`.
         """
-        contents = self._contents()
+        contents = self.contents()
         if at is not None:
             contents = self._as_of(contents, timestamps.to_timestamp(at, "at"), encode)
         return self._holding(contents, self.full_scan_threshold)
@@ -136,7 +136,7 @@ class Persistence(Opening):
             ImportError: If it is a Parquet file, and pyarrow is not installed.
             ValueError: If it is a file of another kind.
         """
-        contents = self._contents()
+        contents = self.contents()
         write_facts(path, [*contents.facts, *(contents.past if include_history else [])])
 
     def push_to_hub(self, repo_id: str, **hub_kwargs: Any) -> CommitInfo:
@@ -171,7 +171,8 @@ class Persistence(Opening):
 
     # ------------------------------------------------------------------ copies
 
-    def _contents(self) -> Contents:
+    def contents(self) -> Contents:
+        """All that this namespace holds, as it is at one moment."""
         with self._store.view():
             return Contents.of(self._space)
 
@@ -179,7 +180,7 @@ class Persistence(Opening):
         """What all namespaces hold, this one first, even if it is empty."""
         with self._store.view():
             names = dict.fromkeys([self._space.name, *self.namespaces()])
-            return {name: self.namespace(name)._contents() for name in names}
+            return {name: self.namespace(name).contents() for name in names}
 
     @classmethod
     def _holding(cls, contents: Contents, full_scan_threshold: int = FULL_SCAN_THRESHOLD) -> Self:

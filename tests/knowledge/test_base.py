@@ -37,7 +37,7 @@ def filled(empty: Callable[[], KnowledgeBase]) -> Callable[..., KnowledgeBase]:
 
 def state(base: KnowledgeBase) -> tuple:
     ids = [fact.id for fact in base]
-    return list(base), base.history(), base.keys(ids).tolist(), base.encoder_fingerprint, base._contents().next_id
+    return list(base), base.history(), base.keys(ids).tolist(), base.encoder_fingerprint, base.contents().next_id
 
 
 def test_adding_and_reading(empty):

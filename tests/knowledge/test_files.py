@@ -24,7 +24,7 @@ def make(answers: list[str]) -> KnowledgeBase:
 
 
 def content(base: KnowledgeBase) -> tuple:
-    return list(base), base.history(), base.keys([fact.id for fact in base]).tolist(), base._contents().next_id
+    return list(base), base.history(), base.keys([fact.id for fact in base]).tolist(), base.contents().next_id
 
 
 @pytest.fixture

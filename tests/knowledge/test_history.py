@@ -24,7 +24,7 @@ def encode(statements: list[str]) -> torch.Tensor:
 
 
 def content(base: KnowledgeBase) -> tuple:
-    contents = base._contents()
+    contents = base.contents()
     past_keys = {id: key.tolist() for id, key in contents.past_keys.items()}
     return contents.facts, contents.past, contents.keys.tolist(), past_keys, contents.next_id, base.encoder_fingerprint
 

@@ -21,7 +21,7 @@ def random_keys(n: int, seed: int = 0) -> torch.Tensor:
 
 
 def content(base: KnowledgeBase) -> dict:
-    everything = {name: base.namespace(name)._contents() for name in base.namespaces()}
+    everything = {name: base.namespace(name).contents() for name in base.namespaces()}
     return {name: (it.facts, it.past, it.keys.tolist(), it.next_id) for name, it in everything.items()}
 
 

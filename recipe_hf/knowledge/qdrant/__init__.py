@@ -5,6 +5,6 @@ try:
 except ImportError as error:
     raise ImportError("A knowledge base in Qdrant needs qdrant-client: pip install 'recipe-hf[qdrant]'.") from error
 
-from .base import QdrantKnowledgeBase
+from .qdrant_knowledge_base import QdrantKnowledgeBase
 
 __all__ = ["QdrantKnowledgeBase"]

@@ -33,8 +33,8 @@ class Server:
         is_remote: Whether it is a server, rather than local mode.
         lock: Every use takes it.
         turn: To wait on while others may use it.
-        patience: After so many seconds without a sign of it, a writer is taken for dead.
-        hold: After so many seconds without giving a sign, a writer takes itself for dead.
+        lease_timeout: After so many seconds without being renewed, a lease has expired.
+        lease_deadline: After so many, its writer no longer counts on it.
 
     Raises:
         BlockingIOError: If the directory is in use.
@@ -46,8 +46,8 @@ class Server:
         self.location = os.fspath(location)
         self.is_remote = "://" in self.location
         self.timeout = timeout
-        self.patience = 3.0 * timeout
-        self.hold = self.patience - timeout
+        self.lease_timeout = 3.0 * timeout
+        self.lease_deadline = self.lease_timeout - timeout
         self.lock = threading.RLock()
         self.turn = threading.Condition(self.lock)
         self._client: QdrantClient | None = None

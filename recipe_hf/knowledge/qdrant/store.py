@@ -1,25 +1,18 @@
-"""One namespace as a collection of Qdrant: its state, who may change it, and changes that happen whole or not at all.
+"""One namespace as a collection of Qdrant, whose changes happen whole or not at all.
 
-Qdrant promises that a change of one point is whole, and no more. So one point, the *header*, holds the state of the
-namespace, and says what counts: a fact whose id is not below `next_id` is not there yet, and one whose departure is
-not below `num_past` has not left yet. A change writes its facts first, which nobody sees, and then the header. What a
-change that did not come so far left behind is taken away before the next one.
+Qdrant has no transactions. A change is a unit of work: it collects what is to be written, sends the points of its
+facts, which nobody sees yet, and then replaces the header ([`lease`]), from when on they count. What a change that did
+not get that far left behind is deleted before the next one. New keys get points of another generation, which count
+when the header says so.
 
-Keys made anew get points of another generation, which count when the header says so.
-
-The header also says who holds the pen. Every change takes it, if nobody else has it, and gives it back; from a writer
-of whom nothing was heard for long, it is taken away. The header is only ever replaced if it is still as it was read.
-Facts carry the version of the header they were written under, so that an older writer cannot overwrite them; only a
-mark that a fact left has no such guard, against a request that arrives long after its sender gave it up.
+Facts carry the version of the header under which they were written, so that a writer that lost its lease cannot
+overwrite newer ones. Only a mark that a fact left has no such guard, against a request that arrives long after its
+sender gave it up.
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
-import os
-import socket
-import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -32,13 +25,10 @@ from qdrant_client import models
 
 from ..engine import State
 from ..rows import ENDING
+from .lease import NOBODY, Header, Lease, first_header, read_header
 from .server import Server
 
-logger = logging.getLogger(__name__)
-
 KEY = "key"
-NOBODY = "nobody"
-_HEADER_POINT = str(uuid.UUID(int=2**128 - 1))
 _INDEXES = {
     "id": models.PayloadSchemaType.INTEGER,
     "departure": models.PayloadSchemaType.INTEGER,
@@ -61,8 +51,8 @@ class Row:
 
 
 @dataclass
-class Moment:
-    """What was read, and is to be written, during one view or change.
+class UnitOfWork:
+    """What one view or change has read, and what it is to write.
 
     Attributes:
         committed: The state in which the namespace was found.
@@ -99,7 +89,6 @@ class QdrantStore:
         path: What to call it in messages.
         read_only: Whether changes are refused.
         dim: Width of the keys; None where there is no collection and nobody said.
-        moment: What is going on inside a `view` or a `change`.
     """
 
     def __init__(
@@ -109,10 +98,9 @@ class QdrantStore:
         self.dim, self.read_only, self.replication_factor = dim, read_only, replication_factor
         self.collection = name if not namespace else f"{name}-ns-{_digest(namespace)}"
         self.path = f"{server.location} {name}"
-        self.moment: Moment | None = None
+        self._unit: UnitOfWork | None = None
         self._exists = self._is_prepared = False
-        self._writer = f"process {os.getpid()} on {socket.gethostname()}, {uuid.uuid4().hex}"
-        self._heard = 0.0
+        self._lease = Lease(server, self.collection, namespace, self.path)
         if self._found():
             self._check_collection()
 
@@ -121,10 +109,10 @@ class QdrantStore:
         return QdrantStore(self.server, self.name, self.dim, namespace, self.read_only, self.replication_factor)
 
     @property
-    def now(self) -> Moment:
-        """The moment, where there must be one."""
-        assert self.moment is not None
-        return self.moment
+    def unit(self) -> UnitOfWork:
+        """That of the `view` or `change` around."""
+        assert self._unit is not None
+        return self._unit
 
     @property
     def is_open(self) -> bool:
@@ -139,14 +127,14 @@ class QdrantStore:
     def view(self) -> Iterator[None]:
         """Context in which all that is read is of one moment."""
         with self.server.lock:
-            if self.moment is not None:
+            if self._unit is not None:
                 yield
                 return
-            self.moment = _moment(self._header())
+            self._unit = _unit_of_work(self._header())
             try:
                 yield
             finally:
-                self.moment = None
+                self._unit = None
 
     @contextmanager
     def change(self) -> Iterator[None]:
@@ -160,21 +148,24 @@ class QdrantStore:
         with self.server.lock:
             if self.read_only:
                 raise PermissionError(f"{self.path} was opened to be read only, with read_only=True.")
-            if self.moment is not None:
-                assert self.moment.is_change
+            if self._unit is not None:
+                assert self._unit.is_change
                 yield
                 return
-            header = self._with_pen()
-            self.moment = _moment(header, is_change=True)
+            self.create()
+            header, is_untidy = self._lease.acquire()
+            if is_untidy:
+                self._tidy(header)
+            self._unit = _unit_of_work(header, is_change=True)
             try:
                 try:
                     yield
                 except BaseException:
-                    self._release(header)
+                    self._lease.release(header)
                     raise
-                self._release(self._commit(header))
+                self._lease.release(self._commit(header))
             finally:
-                self.moment = None
+                self._unit = None
 
     def create(self) -> None:
         """Makes what there is not yet of the collection and its indexes."""
@@ -203,16 +194,15 @@ class QdrantStore:
         """The names of all namespaces that hold or held facts."""
         with self.server.lock:
             names = [collection.name for collection in self.server.call("get_collections").collections]
-            headers = [
-                self._header(name) for name in names if name == self.name or name.startswith(f"{self.name}-ns-")
-            ]
+            own = [name for name in names if name == self.name or name.startswith(f"{self.name}-ns-")]
+            headers = [read_header(self.server, name, self.namespace) for name in own]
         return sorted(header["namespace"] for header in headers if header["next_id"])
 
     # ------------------------------------------------------------------ points
 
     def retrieve(self, ids: Sequence[int], with_keys: bool) -> list[models.Record]:
         """The points of facts."""
-        points = [_point_id(self.now.generation, id) for id in ids]
+        points = [_point_id(self.unit.generation, id) for id in ids]
         return self.server.read("retrieve", self.collection, points, with_vectors=with_keys) if self._found() else []
 
     def scroll(self, condition: models.Filter, with_keys: bool) -> Iterator[models.Record]:
@@ -226,73 +216,34 @@ class QdrantStore:
             if offset is None:
                 return
 
-    # ------------------------------------------------------------------ the header
+    # ------------------------------------------------------------------ writing
 
-    def _header(self, collection: str | None = None) -> dict[str, Any]:
-        first = {**vars(State()), "namespace": self.namespace, "generation_now": 0, "version": 0}
-        if collection is None and not self._found():
-            return {**first, "writer": NOBODY, "is_tidy": True}
-        found = self.server.read("retrieve", collection or self.collection, [_HEADER_POINT])
-        return found[0].payload if found else {**first, "writer": NOBODY, "is_tidy": True}
+    def _header(self) -> Header:
+        return self._lease.header() if self._found() else first_header(self.namespace)
 
-    def _put_header(self, header: dict[str, Any], **changes: Any) -> dict[str, Any]:
-        """Replaces the header that was read, unless another did so meanwhile."""
-        new = {**header, **changes, "version": header["version"] + 1}
-        point = models.PointStruct(id=_HEADER_POINT, vector={}, payload=new)
-        same = models.FieldCondition(key="version", match=models.MatchValue(value=header["version"]))
-        self.server.write("upsert", self.collection, [point], update_filter=models.Filter(must=[same]))
-        return new
-
-    def _with_pen(self) -> dict[str, Any]:
-        """Takes the pen, and gives the header that says so. While it waits, other threads may look things up."""
-        self.create()
-        seen, since, start = -1, time.monotonic(), time.monotonic()
-        while True:
-            header = self._header()
-            writer = header["writer"]
-            if header["version"] != seen:
-                seen, since = header["version"], time.monotonic()
-            if writer in (NOBODY, self._writer) or time.monotonic() - since > self.server.patience:
-                new = self._put_header(header, writer=self._writer)
-                if self._header() == new:
-                    self._heard = time.monotonic()
-                    if writer != NOBODY or not header["is_tidy"]:
-                        self._tidy(new)
-                    return new
-            elif time.monotonic() - start > 4 * self.server.patience:
-                raise BlockingIOError(f"{self.path} is being changed by {writer}, and others: try again later.")
-            self.server.turn.wait(0.02)
-
-    def _release(self, header: dict[str, Any], **changes: Any) -> None:
-        """Gives the pen back. Where that fails, others wait until they take it away; this store need not."""
-        try:
-            self._put_header(header, writer=NOBODY, **changes)
-        except OSError as error:
-            logger.warning(f"{self.path} is not released yet: {error}")
-
-    def _commit(self, header: dict[str, Any]) -> dict[str, Any]:
+    def _commit(self, header: Header) -> Header:
         """Writes what the change wants; gives the header that made it count."""
-        moment = self.now
+        unit = self.unit
         try:
             header = self._write_points(header)
         except BaseException:
-            self._release(header, is_tidy=False)
+            self._lease.release(header, is_tidy=False)
             raise
         changes = {
-            **vars(moment.state),
-            "generation_now": moment.next_generation,
-            "is_tidy": not moment.is_rekeyed,
+            **vars(unit.state),
+            "generation_now": unit.next_generation,
+            "is_tidy": not unit.is_rekeyed,
         }
         failure: OSError | None = None
         try:
-            self._put_header(header, **changes)
+            self._lease.replace(header, **changes)
         except OSError as error:
             failure = error
         try:
             found = self._header()
             if failure is not None and found == header:
                 # What was sent may still be on its way: from here on it comes too late.
-                self._put_header(header, writer=NOBODY, is_tidy=False)
+                self._lease.replace(header, writer=NOBODY, is_tidy=False)
                 found = self._header()
         except OSError as error:
             raise ConnectionError(
@@ -301,36 +252,32 @@ class QdrantStore:
             ) from error
         new = {**header, **changes, "version": header["version"] + 1}
         if found != new:
-            raise failure or self._lost_pen()
+            raise failure or self._lease.lost()
         return new
 
-    def _write_points(self, header: dict[str, Any]) -> dict[str, Any]:
+    def _write_points(self, header: Header) -> Header:
         for number, batch in enumerate(self._batches(header["version"])):
             if number:
-                header = self._put_header(header)  # A sign of life.
-                if self._header() != header:
-                    raise self._lost_pen()
-                self._heard = time.monotonic()
-            if time.monotonic() - self._heard > self.server.hold:
-                raise self._lost_pen()
+                header = self._lease.renew(header)
+            self._lease.check()
             self.server.write("batch_update_points", self.collection, batch)
         return header
 
     def _batches(self, version: int) -> Iterator[list[Any]]:
         """What is to be sent in one request each: one for all but the largest changes."""
-        moment, step = self.now, max(1, 2**18 // (self.dim or 1))
-        written = list(moment.written)
+        unit, step = self.unit, max(1, 2**18 // (self.dim or 1))
+        written = list(unit.written)
         endings = [
             models.SetPayloadOperation(
-                set_payload=models.SetPayload(payload=ending, points=[_point_id(moment.generation, id)])
+                set_payload=models.SetPayload(payload=ending, points=[_point_id(unit.generation, id)])
             )
-            for id, ending in moment.ended.items()
+            for id, ending in unit.ended.items()
         ]
         are_few = 0 < len(written) <= step and len(endings) < 1000
         # A writer that does not know yet that it was taken over overwrites nothing that is newer.
         older = models.FieldCondition(key="version", range=models.Range(lte=version))
         for start in range(0, len(written), step):
-            points = [self._point(id, moment.rows[id], version) for id in written[start : start + step]]
+            points = [self._point(id, unit.rows[id], version) for id in written[start : start + step]]
             upsert = models.PointsList(points=points, update_filter=models.Filter(must=[older]))
             yield [models.UpsertOperation(upsert=upsert), *(endings if are_few else [])]
         for start in range(0, 0 if are_few else len(endings), 1000):
@@ -338,14 +285,14 @@ class QdrantStore:
 
     def _point(self, id: int, row: Row, version: int) -> models.PointStruct:
         payload = {name: value for name, value in row.columns.items() if value is not None}
-        payload |= {"generation": self.now.next_generation, "version": version}
+        payload |= {"generation": self.unit.next_generation, "version": version}
         vector: dict[str, Any] = {} if row.key is None else {KEY: row.key.tolist()}
-        return models.PointStruct(id=_point_id(self.now.next_generation, id), vector=vector, payload=payload)
+        return models.PointStruct(id=_point_id(self.unit.next_generation, id), vector=vector, payload=payload)
 
     def _lost_pen(self) -> OSError:
         return BlockingIOError(f"{self.path} was taken over by another writer meanwhile, and nothing was changed.")
 
-    def _tidy(self, header: dict[str, Any]) -> None:
+    def _tidy(self, header: Header) -> None:
         """Takes away what changes that were not finished, and keys that were made anew, left behind."""
         is_fact = models.FieldCondition(key="id", range=models.Range(gte=0))
         is_new = models.FieldCondition(key="id", range=models.Range(gte=header["next_id"]))
@@ -372,9 +319,9 @@ class QdrantStore:
         self.dim = params.size
 
 
-def _moment(header: dict[str, Any], is_change: bool = False) -> Moment:
+def _unit_of_work(header: Header, is_change: bool = False) -> UnitOfWork:
     state = State(**{name: header[name] for name in vars(State())})
-    return Moment(state, header["generation_now"], state, is_change)
+    return UnitOfWork(state, header["generation_now"], state, is_change)
 
 
 def _point_id(generation: int, id: int) -> str:

@@ -22,7 +22,7 @@ def random_keys(n: int, seed: int = 0) -> torch.Tensor:
 
 def content(base: KnowledgeBase) -> tuple:
     ids = [fact.id for fact in base]
-    past_keys = {id: key.tolist() for id, key in base._contents().past_keys.items()}
+    past_keys = {id: key.tolist() for id, key in base.contents().past_keys.items()}
     return list(base), base.history(), base.keys(ids).tolist(), past_keys, base.encoder_fingerprint, base.dim
 
 
