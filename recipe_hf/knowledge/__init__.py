@@ -1,4 +1,4 @@
-"""The knowledge base: facts, kept in memory or in a store on disk, and search among their keys."""
+"""The knowledge base: facts, kept in memory, in a file or in Qdrant, and search among their keys. Needs no model."""
 
 from .contents import FACTS_FILE, KEYS_FILE
 from .knowledge_base import KnowledgeBase, OnConflict

@@ -1,4 +1,4 @@
-"""What is asked of the arguments of a knowledge base."""
+"""Validation of arguments: ids, namespaces, metadata filters, texts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def check_positive(name: str, value: Any) -> None:
 
 
 def checked_where(where: Any) -> dict[str, Any]:
-    """A filter of metadata as JSON reads it; a ValueError if it is none."""
+    """A metadata filter as JSON reads it; raises a ValueError if it is not one."""
     try:
         if isinstance(where, Mapping) and all(isinstance(name, str) for name in where):
             text = json.dumps(dict(where), allow_nan=False, ensure_ascii=False)
@@ -36,16 +36,16 @@ def checked_where(where: Any) -> dict[str, Any]:
 
 
 def as_id(id: Any) -> int | None:
-    """`id` as an integer of Python, where it is one, also as NumPy or torch have them; otherwise None."""
+    """`id` as a Python integer if it is an integer, also one of NumPy or torch; otherwise None."""
     if _is_array(id) and id.ndim == 0:
         id = id.item()
     return int(id) if isinstance(id, Integral) and not isinstance(id, bool) else None
 
 
 def checked_ids(ids: Any, or_one: bool = False) -> list[Any]:
-    """Ids of facts as a list; a ValueError if they are not several, nor, with `or_one`, one.
+    """Ids of facts as a list; raises a ValueError if `ids` is not iterable, nor, with `or_one`, a single id.
 
-    What is among them and is no integer is left as it is.
+    Items that are not integers are left as they are.
     """
     if or_one and as_id(ids) is not None:
         ids = [ids]
@@ -58,7 +58,7 @@ def checked_ids(ids: Any, or_one: bool = False) -> list[Any]:
 
 
 def _is_array(value: Any) -> bool:
-    """Whether it is a tensor or an array, of torch, of NumPy, or of what is like them."""
+    """Whether it is a tensor or an array, of torch, NumPy or a library like them."""
     return all(hasattr(value, name) for name in ("ndim", "item", "tolist"))
 
 

@@ -1,4 +1,4 @@
-"""The knowledge base in Qdrant, shared by several machines. Needs `recipe-hf[qdrant]`."""
+"""Storage in Qdrant, for a knowledge base that several machines share. Needs `recipe-hf[qdrant]`."""
 
 try:
     import qdrant_client as _  # noqa: F401

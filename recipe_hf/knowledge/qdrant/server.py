@@ -1,4 +1,4 @@
-"""A connection to Qdrant: a server or cluster by its URL, or its local mode for tests."""
+"""A connection to Qdrant: a server or cluster by its URL, or its local mode, for tests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LEAST_VERSION = (1, 16)  # The first with conditional updates.
 
 
 class Server:
-    """Calls of the client, with consistency set, whose failures say where and what.
+    """Calls the client with the consistency that the facts need, and turns its failures into errors that say where.
 
     Args:
         location: A URL, a directory, or ":memory:".
@@ -31,8 +31,8 @@ class Server:
 
     Attributes:
         is_remote: Whether it is a server, rather than local mode.
-        lock: Every use takes it.
-        turn: To wait on while others may use it.
+        lock: Held during every use.
+        turn: A condition of the lock, to wait on while other threads use the connection.
         lease_timeout: After so many seconds without being renewed, a lease has expired.
         lease_deadline: After so many, its writer no longer counts on it.
 
@@ -70,7 +70,7 @@ class Server:
             return getattr(self._usable(), method)(*args, consistency=ReadConsistencyType.MAJORITY, **kwargs)
 
     def write(self, method: str, *args: Any, **kwargs: Any) -> None:
-        """Calls a method of the client that changes points. When it returns, the change is made."""
+        """Calls a method of the client that changes points, and waits until the change is made."""
         with self._explained():
             results = getattr(self._usable(), method)(*args, wait=True, ordering=WriteOrdering.STRONG, **kwargs)
             for result in results if isinstance(results, list) else [results]:
@@ -78,7 +78,7 @@ class Server:
                     raise OSError(f"Qdrant at {self.location} did not complete a change: it says {result.status}.")
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """Calls a method of the client that is about collections."""
+        """Calls a method of the client for collections."""
         with self._explained():
             return getattr(self._usable(), method)(*args, **kwargs)
 
@@ -88,7 +88,7 @@ class Server:
         return self._client is not None
 
     def close(self) -> None:
-        """Closes the connection. Again is no harm."""
+        """Closes the connection. May be called more than once."""
         with self.lock:
             client, self._client = self._client, None
             if client is not None:

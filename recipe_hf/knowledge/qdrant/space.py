@@ -1,4 +1,7 @@
-"""One namespace in Qdrant: its facts, past ones too, as points. The counterpart of [`..sqlite.space`]."""
+"""One namespace in Qdrant: reads and writes its facts, present and past, as points.
+
+The counterpart of [`..sqlite.space`].
+"""
 
 from __future__ import annotations
 
@@ -39,12 +42,12 @@ class QdrantSpace:
         return self.store.change()
 
     def fix_dim(self, dim: int) -> None:
-        """A collection has its width from the start."""
+        """Does nothing: a collection has its width from the start."""
 
     # ------------------------------------------------------------------ reading points
 
     def prefetch(self, ids: Iterable[object] = (), about: Iterable[str] = (), with_keys: bool = False) -> None:
-        """Reads points in few requests, so that reading one by one asks for nothing more."""
+        """Reads points in few requests, so that reading them one by one needs none."""
         self._load(ids, with_keys)
         self._load_subjects(about)
 
@@ -74,7 +77,7 @@ class QdrantSpace:
                 unit.subjects[row.columns["about"]].append(id)
 
     def take(self, record: models.Record | models.ScoredPoint, with_keys: bool) -> int:
-        """Keeps what was read of a point, unless it was changed meanwhile; gives the fact's id."""
+        """Keeps what was read of a point, unless this change altered it; returns the fact's id."""
         unit, payload = self.store.unit, record.payload or {}
         id: int = payload["id"]
         if self._is_unread(id, with_keys):
@@ -90,7 +93,7 @@ class QdrantSpace:
     def filter(
         self, conditions: Iterable[Any] = (), excluded: Iterable[Any] = (), *, past: bool = False
     ) -> models.Filter:
-        """What the points of present, or past, facts meet."""
+        """The filter that the points of present, or past, facts match."""
         unit = self.store.unit
         left = models.FieldCondition(key="departure", range=models.Range(lt=unit.committed.num_past))
         counts = [
@@ -103,7 +106,7 @@ class QdrantSpace:
         return models.Filter(must=counts, must_not=[left, *excluded])
 
     def usable(self, where: Mapping[str, Any] | None, time: str | None) -> models.Filter:
-        """What the points of facts that are valid at `time`, and whose metadata hold all of `where`, meet."""
+        """The filter for facts that are valid at `time` and whose metadata hold all of `where`."""
         labels = [
             models.FieldCondition(key="labels", match=models.MatchValue(value=_label(name, value)))
             for name, value in (where or {}).items()
@@ -154,7 +157,7 @@ class QdrantSpace:
         return [fact for fact in facts if fact.conflicts_with(new)]
 
     def insert(self, fact: Fact, key: NDArray[np.float32] | None, departure: int | None = None) -> None:
-        """Adds the point of a fact. `departure` is the number of one that left; past facts may have no key."""
+        """Adds the point of a fact. A past one has a `departure`, and may have no key."""
         columns = to_row(self.name, fact, key, departure)
         columns["labels"] = [_label(name, value) for name, value in fact.metadata.items()]
         unit = self.store.unit
@@ -207,7 +210,7 @@ class QdrantSpace:
         return keys
 
     def replace_keys(self, ids: Sequence[int], keys: NDArray[np.float32]) -> None:
-        """Gives present facts new keys, and forgets those of past ones, which other weights made."""
+        """Gives present facts new keys, and drops those of past ones, which other weights made."""
         unit = self.store.unit
         self.load_all()
         self.load_all(past=True)

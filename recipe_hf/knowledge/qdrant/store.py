@@ -1,7 +1,7 @@
 """One namespace as a collection of Qdrant, whose changes happen whole or not at all.
 
 Qdrant has no transactions. A change is a unit of work: it collects what is to be written, sends the points of its
-facts, which nobody sees yet, and then replaces the header ([`lease`]), from when on they count. What a change that did
+facts, which nobody sees yet, and then replaces the header ([`lease`]), which makes them count. What a change that did
 not get that far left behind is deleted before the next one. New keys get points of another generation, which count
 when the header says so.
 
@@ -43,7 +43,7 @@ _INDEXES = {
 
 @dataclass
 class Row:
-    """A fact's point: its payload, and its key where that was read."""
+    """A fact's point: its payload, and its key if that was read."""
 
     columns: dict[str, Any]
     key: NDArray[np.float32] | None = None
@@ -56,14 +56,14 @@ class UnitOfWork:
 
     Attributes:
         committed: The state in which the namespace was found.
-        generation: Of the points that were found.
+        generation: The generation of the points that were found.
         state: The state in which it is to be left.
         is_change: Whether anything may be written.
         rows: What was read or written of facts, by id.
-        subjects: Ids of present facts, by prompt or statement, where all were read.
+        subjects: Ids of present facts by prompt or statement, for those of which all were read.
         written: Ids of facts whose points are to be written.
         ended: What is to be added to the points of facts that left.
-        is_rekeyed: Whether the points to be written are of the next generation, and all others are void.
+        is_rekeyed: Whether the points to be written are of the next generation, and all others become void.
     """
 
     committed: State
@@ -78,7 +78,7 @@ class UnitOfWork:
 
     @property
     def next_generation(self) -> int:
-        """Of the points to be written."""
+        """The generation of the points to be written."""
         return self.generation + self.is_rekeyed
 
 
@@ -88,7 +88,7 @@ class QdrantStore:
     Attributes:
         path: What to call it in messages.
         read_only: Whether changes are refused.
-        dim: Width of the keys; None where there is no collection and nobody said.
+        dim: Width of the keys; None if there is no collection yet and none was given.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class QdrantStore:
 
     @property
     def unit(self) -> UnitOfWork:
-        """That of the `view` or `change` around."""
+        """The unit of work of the surrounding `view` or `change`."""
         assert self._unit is not None
         return self._unit
 
@@ -125,7 +125,7 @@ class QdrantStore:
 
     @contextmanager
     def view(self) -> Iterator[None]:
-        """Context in which all that is read is of one moment."""
+        """Context in which everything read is as of one moment."""
         with self.server.lock:
             if self._unit is not None:
                 yield
@@ -138,7 +138,7 @@ class QdrantStore:
 
     @contextmanager
     def change(self) -> Iterator[None]:
-        """Context whose changes are all made when it ends, or, if it raises, are none.
+        """Context whose changes are all made when it ends; if it raises, none is.
 
         Raises:
             BlockingIOError: If others keep changing it.
@@ -168,7 +168,7 @@ class QdrantStore:
                 self._unit = None
 
     def create(self) -> None:
-        """Makes what there is not yet of the collection and its indexes."""
+        """Makes the collection and its indexes, as far as they do not exist."""
         if self._is_prepared:
             return
         if not self._found():
@@ -182,7 +182,7 @@ class QdrantStore:
                     write_consistency_factor=self.replication_factor // 2 + 1,
                 )
             except OSError:
-                if not self._found():  # Nor did another machine make it at the same time.
+                if not self._found():  # Otherwise another machine made it at the same time.
                     raise
                 self._check_collection()
         if self.server.is_remote:  # Local mode has no indexes, and warns.
@@ -206,7 +206,7 @@ class QdrantStore:
         return self.server.read("retrieve", self.collection, points, with_vectors=with_keys) if self._found() else []
 
     def scroll(self, condition: models.Filter, with_keys: bool) -> Iterator[models.Record]:
-        """All points that meet a condition."""
+        """All points that match a filter."""
         offset, limit = None, 256 if with_keys else 4096
         while self._found():
             records, offset = self.server.read(
@@ -222,7 +222,7 @@ class QdrantStore:
         return self._lease.header() if self._found() else first_header(self.namespace)
 
     def _commit(self, header: Header) -> Header:
-        """Writes what the change wants; gives the header that made it count."""
+        """Writes the change; returns the header that made it count."""
         unit = self.unit
         try:
             header = self._write_points(header)
@@ -242,7 +242,7 @@ class QdrantStore:
         try:
             found = self._header()
             if failure is not None and found == header:
-                # What was sent may still be on its way: from here on it comes too late.
+                # What was sent may still be on its way. With another header in place, it will come too late.
                 self._lease.replace(header, writer=NOBODY, is_tidy=False)
                 found = self._header()
         except OSError as error:
@@ -264,7 +264,7 @@ class QdrantStore:
         return header
 
     def _batches(self, version: int) -> Iterator[list[Any]]:
-        """What is to be sent in one request each: one for all but the largest changes."""
+        """The operations of each request: one request for all but the largest changes."""
         unit, step = self.unit, max(1, 2**18 // (self.dim or 1))
         written = list(unit.written)
         endings = [
@@ -274,7 +274,7 @@ class QdrantStore:
             for id, ending in unit.ended.items()
         ]
         are_few = 0 < len(written) <= step and len(endings) < 1000
-        # A writer that does not know yet that it was taken over overwrites nothing that is newer.
+        # A writer that lost its lease without noticing must not overwrite newer points.
         older = models.FieldCondition(key="version", range=models.Range(lte=version))
         for start in range(0, len(written), step):
             points = [self._point(id, unit.rows[id], version) for id in written[start : start + step]]
@@ -293,7 +293,7 @@ class QdrantStore:
         return BlockingIOError(f"{self.path} was taken over by another writer meanwhile, and nothing was changed.")
 
     def _tidy(self, header: Header) -> None:
-        """Takes away what changes that were not finished, and keys that were made anew, left behind."""
+        """Deletes what unfinished changes left behind, and points of former generations."""
         is_fact = models.FieldCondition(key="id", range=models.Range(gte=0))
         is_new = models.FieldCondition(key="id", range=models.Range(gte=header["next_id"]))
         is_current = models.FieldCondition(key="generation", match=models.MatchValue(value=header["generation_now"]))
