@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_recipe import FACTS, UNRELATED, tiny_base, tiny_recipe, verified_recipe
-from tiny_training import write_parts
 from typer.testing import CliRunner, Result
 
 from recipe_hf.cli import app
 from recipe_hf.datasets import load_examples
 from recipe_hf.knowledge import KnowledgeBase
+from tests.tiny_recipe import FACTS, UNRELATED, tiny_base, tiny_recipe, verified_recipe
+from tests.tiny_training import write_parts
 
 
 def invoke(*arguments: object) -> Result:

@@ -10,23 +10,13 @@ import torch
 
 from recipe_hf.knowledge import KnowledgeBase, timestamps
 from recipe_hf.knowledge.facts import Fact, parse_facts
-from tests.engines import ENGINES, open_base
+from tests.engines import ENGINES, content, open_base, random_keys
 
 DIM = 8
 
 
-def random_keys(n: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(n, DIM, generator=torch.Generator().manual_seed(seed))
-
-
 def encode(statements: list[str]) -> torch.Tensor:
     return torch.stack([random_keys(1, seed=len(statement))[0] for statement in statements])
-
-
-def content(base: KnowledgeBase) -> tuple:
-    contents = base.contents()
-    past_keys = {id: key.tolist() for id, key in contents.past_keys.items()}
-    return contents.facts, contents.past, contents.keys.tolist(), past_keys, contents.next_id, base.encoder_fingerprint
 
 
 @pytest.fixture(params=ENGINES)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from recipe_hf.knowledge import KnowledgeBase
-from tests.engines import qdrant
+from tests.engines import content, qdrant, random_keys
 
 pytest.importorskip("qdrant_client", reason="qdrant-client is not installed: pip install 'recipe-hf[qdrant]'")
 
@@ -25,16 +25,6 @@ from tests.qdrant_server import FakeServer
 
 DIM = 8
 URL = "http://qdrant.example:6333"
-
-
-def random_keys(n: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(n, DIM, generator=torch.Generator().manual_seed(seed))
-
-
-def content(base: KnowledgeBase) -> tuple:
-    contents = base.contents()
-    past_keys = {id: key.tolist() for id, key in contents.past_keys.items()}
-    return contents.facts, contents.past, contents.keys.tolist(), past_keys, contents.next_id, base.encoder_fingerprint
 
 
 @pytest.fixture

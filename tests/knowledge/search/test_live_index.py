@@ -13,12 +13,9 @@ import torch
 
 from recipe_hf.knowledge import KnowledgeBase
 from recipe_hf.knowledge.search import live_index
+from tests.engines import random_keys
 
 DIM = 8
-
-
-def random_keys(n: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(n, DIM, generator=torch.Generator().manual_seed(seed))
 
 
 def assert_finds_what_is_there(base: KnowledgeBase) -> None:
