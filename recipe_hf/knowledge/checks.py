@@ -10,19 +10,19 @@ from typing import Any
 from .facts import show
 
 
-def check_namespace(namespace: Any) -> None:
+def check_namespace(namespace: object) -> None:
     """Raises a ValueError if `namespace` is not a string that can be written."""
     if not is_unicode(namespace):
         raise ValueError(f"namespace must be a string, got {namespace!r}.")
 
 
-def check_positive(name: str, value: Any) -> None:
+def check_positive(name: str, value: object) -> None:
     """Raises a ValueError if `value` is not a positive integer."""
     if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
         raise ValueError(f"{name} must be a positive integer, got {value!r}.")
 
 
-def checked_where(where: Any) -> dict[str, Any]:
+def checked_where(where: object) -> dict[str, Any]:
     """A metadata filter as JSON reads it; raises a ValueError if it is not one."""
     try:
         if isinstance(where, Mapping) and all(isinstance(name, str) for name in where):
@@ -57,12 +57,12 @@ def checked_ids(ids: Any, or_one: bool = False) -> list[Any]:
     return [id if as_id(id) is None else as_id(id) for id in ids]
 
 
-def _is_array(value: Any) -> bool:
+def _is_array(value: object) -> bool:
     """Whether it is a tensor or an array, of torch, NumPy or a library like them."""
     return all(hasattr(value, name) for name in ("ndim", "item", "tolist"))
 
 
-def is_unicode(text: Any) -> bool:
+def is_unicode(text: object) -> bool:
     """Whether `text` is a string that can be written."""
     if not isinstance(text, str):
         return False

@@ -57,7 +57,7 @@ def read_facts_by_place(path: str | os.PathLike[str]) -> dict[str, NewFact]:
     return {place: parse_fact(_as_told(row), place) for place, row in rows.items() if not _is_past(row)}
 
 
-def _is_past(row: Any) -> bool:
+def _is_past(row: object) -> bool:
     """Whether a row is that of a past fact, as `write_facts` writes it."""
     return (
         isinstance(row, dict)

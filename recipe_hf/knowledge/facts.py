@@ -150,7 +150,7 @@ def compose_statement(prompt: str, answer: str) -> str:
     return f"{prompt.strip()} {answer.strip()}"
 
 
-def parse_facts(facts: Iterable[Any]) -> list[NewFact]:
+def parse_facts(facts: Iterable[object]) -> list[NewFact]:
     """Checks facts in any of the forms that `add_knowledge` takes.
 
     Args:
@@ -243,13 +243,13 @@ def _rows(facts: Any) -> Any:
     return facts
 
 
-def _is_missing(value: Any) -> bool:
+def _is_missing(value: object) -> bool:
     """Whether a value stands for a missing one: None, NaN, or NA or NaT of pandas, which need not be installed."""
     is_nan = isinstance(value, Real) and value != value
     return value is None or is_nan or type(value).__name__ in ("NAType", "NaTType")
 
 
-def _check_text(text: Any, where: str) -> None:
+def _check_text(text: object, where: str) -> None:
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"{where} must be a non-empty string, got {show(text)}.")
     try:
@@ -258,7 +258,7 @@ def _check_text(text: Any, where: str) -> None:
         raise ValueError(f"{where} must be valid Unicode, got {show(text)}.") from error
 
 
-def _copy_metadata(metadata: Any, where: str) -> dict[str, Any]:
+def _copy_metadata(metadata: object, where: str) -> dict[str, Any]:
     if metadata is None:
         return {}
     try:
@@ -271,7 +271,7 @@ def _copy_metadata(metadata: Any, where: str) -> dict[str, Any]:
     return copy
 
 
-def show(value: Any) -> str:
+def show(value: object) -> str:
     """`value` for an error message, shortened if it is long."""
     try:
         text = repr(value)

@@ -44,7 +44,7 @@ class KnowledgeBase(Persistence):
 
     def add(
         self,
-        facts: Iterable[Any],
+        facts: Iterable[object],
         keys: Tensor,
         on_conflict: OnConflict = "replace",
         encoder_fingerprint: str | None = None,

@@ -11,6 +11,7 @@ from qdrant_client import models
 
 from .. import timestamps
 from ..search.key_index import Found, nothing
+from .server import MAJORITY
 from .space import QdrantSpace
 from .store import KEY
 
@@ -64,7 +65,9 @@ class QdrantIndex:
             rows, limit = np.array(doubtful, np.int64), 4 * limit
         return ids, scores, keys
 
-    def _candidates(self, queries: NDArray[np.float32], limit: int, condition: models.Filter) -> list[list[Any]]:
+    def _candidates(
+        self, queries: NDArray[np.float32], limit: int, condition: models.Filter
+    ) -> list[list[models.ScoredPoint]]:
         store = self.space.store
         params = models.SearchParams(exact=self._exact, hnsw_ef=max(256, 4 * limit))
         requests = [
@@ -79,7 +82,9 @@ class QdrantIndex:
             )
             for query in queries
         ]
-        return [found.points for found in store.server.read("query_batch_points", store.collection, requests)]
+        with store.server.client() as client:
+            found = client.query_batch_points(store.collection, requests, consistency=MAJORITY)
+        return [response.points for response in found]
 
 
 def _rounding(query: NDArray[np.float32], keys: NDArray[np.float32]) -> float:

@@ -20,7 +20,7 @@ from typing import Any
 from qdrant_client import models
 
 from ..engine import State
-from .server import Server
+from .server import MAJORITY, STRONG, Server
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +32,9 @@ _POINT = str(uuid.UUID(int=2**128 - 1))
 
 def read_header(server: Server, collection: str, namespace: str) -> Header:
     """The header of a collection that is there; that of an empty namespace where it has none yet."""
-    found = server.read("retrieve", collection, [_POINT])
-    return found[0].payload if found else first_header(namespace)
+    with server.client() as client:
+        found = client.retrieve(collection, [_POINT], consistency=MAJORITY)
+    return found[0].payload or {} if found else first_header(namespace)
 
 
 def first_header(namespace: str) -> Header:
@@ -66,7 +67,10 @@ class Lease:
         new = {**header, **changes, "version": header["version"] + 1}
         point = models.PointStruct(id=_POINT, vector={}, payload=new)
         same = models.FieldCondition(key="version", match=models.MatchValue(value=header["version"]))
-        self._server.write("upsert", self._collection, [point], update_filter=models.Filter(must=[same]))
+        unchanged = models.Filter(must=[same])
+        with self._server.client() as client:
+            result = client.upsert(self._collection, [point], update_filter=unchanged, wait=True, ordering=STRONG)
+        self._server.check_completed(result)
         return new
 
     def acquire(self) -> tuple[Header, bool]:

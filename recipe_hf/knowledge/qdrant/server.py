@@ -14,15 +14,20 @@ import httpx
 from qdrant_client import QdrantClient
 from qdrant_client.common.client_exceptions import QdrantException
 from qdrant_client.http.exceptions import ApiException, ResponseHandlingException
-from qdrant_client.models import ReadConsistencyType, UpdateStatus, WriteOrdering
+from qdrant_client.models import ReadConsistencyType, UpdateResult, UpdateStatus, WriteOrdering
 
 from ..files import user_path
+
+#: With this consistency, a read sees every change that was acknowledged,
+MAJORITY = ReadConsistencyType.MAJORITY
+#: and in this order, with `wait=True`, a change is made when the request returns.
+STRONG = WriteOrdering.STRONG
 
 _LEAST_VERSION = (1, 16)  # The first with conditional updates.
 
 
 class Server:
-    """Calls the client with the consistency that the facts need, and turns its failures into errors that say where.
+    """The client, and what all who use it share.
 
     Args:
         location: A URL, a directory, or ":memory:".
@@ -64,23 +69,25 @@ class Server:
             except RuntimeError as error:
                 raise BlockingIOError(f"{self.location} is in use: Qdrant's local mode serves one process.") from error
 
-    def read(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """Calls a method of the client that reads, so that it sees every change that was acknowledged."""
-        with self._explained():
-            return getattr(self._usable(), method)(*args, consistency=ReadConsistencyType.MAJORITY, **kwargs)
+    @contextmanager
+    def client(self) -> Iterator[QdrantClient]:
+        """Context that gives the client, and turns its failures into errors that say where they happened."""
+        if self._client is None:
+            raise ValueError(f"Qdrant at {self.location} is closed: open it again to use it.")
+        try:
+            yield self._client
+        except (ResponseHandlingException, grpc.RpcError) as error:
+            raise ConnectionError(
+                f"Qdrant at {self.location} cannot be reached, or did not answer in {self.timeout} s: {error}"
+            ) from error
+        except (ApiException, QdrantException) as error:
+            raise OSError(f"Qdrant at {self.location} refused a request: {error}") from error
 
-    def write(self, method: str, *args: Any, **kwargs: Any) -> None:
-        """Calls a method of the client that changes points, and waits until the change is made."""
-        with self._explained():
-            results = getattr(self._usable(), method)(*args, wait=True, ordering=WriteOrdering.STRONG, **kwargs)
-            for result in results if isinstance(results, list) else [results]:
-                if result is not None and result.status != UpdateStatus.COMPLETED:
-                    raise OSError(f"Qdrant at {self.location} did not complete a change: it says {result.status}.")
-
-    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """Calls a method of the client for collections."""
-        with self._explained():
-            return getattr(self._usable(), method)(*args, **kwargs)
+    def check_completed(self, *results: UpdateResult) -> None:
+        """Raises an OSError unless all these changes, made with `wait=True`, are complete."""
+        for result in results:
+            if result.status != UpdateStatus.COMPLETED:
+                raise OSError(f"Qdrant at {self.location} did not complete a change: it says {result.status}.")
 
     @property
     def is_open(self) -> bool:
@@ -94,25 +101,10 @@ class Server:
             if client is not None:
                 client.close()
 
-    def _usable(self) -> QdrantClient:
-        if self._client is None:
-            raise ValueError(f"Qdrant at {self.location} is closed: open it again to use it.")
-        return self._client
-
     def _check_version(self) -> None:
-        version = self.call("info").version
+        with self.client() as client:
+            version = client.info().version
         numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
         if numbers < _LEAST_VERSION:
             least = ".".join(map(str, _LEAST_VERSION))
             raise ValueError(f"Qdrant at {self.location} must be version {least} or newer, got {version}.")
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except (ResponseHandlingException, grpc.RpcError) as error:
-            raise ConnectionError(
-                f"Qdrant at {self.location} cannot be reached, or did not answer in {self.timeout} s: {error}"
-            ) from error
-        except (ApiException, QdrantException) as error:
-            raise OSError(f"Qdrant at {self.location} refused a request: {error}") from error

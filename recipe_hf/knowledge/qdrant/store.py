@@ -26,7 +26,7 @@ from qdrant_client import models
 from ..engine import State
 from ..rows import ENDING
 from .lease import NOBODY, Header, Lease, first_header, read_header
-from .server import Server
+from .server import MAJORITY, STRONG, Server
 
 KEY = "key"
 _INDEXES = {
@@ -174,26 +174,29 @@ class QdrantStore:
         if not self._found():
             assert self.dim is not None
             try:
-                self.server.call(
-                    "create_collection",
-                    self.collection,
-                    vectors_config={KEY: models.VectorParams(size=self.dim, distance=models.Distance.DOT)},
-                    replication_factor=self.replication_factor,
-                    write_consistency_factor=self.replication_factor // 2 + 1,
-                )
+                with self.server.client() as client:
+                    client.create_collection(
+                        self.collection,
+                        vectors_config={KEY: models.VectorParams(size=self.dim, distance=models.Distance.DOT)},
+                        replication_factor=self.replication_factor,
+                        write_consistency_factor=self.replication_factor // 2 + 1,
+                    )
             except OSError:
                 if not self._found():  # Otherwise another machine made it at the same time.
                     raise
                 self._check_collection()
         if self.server.is_remote:  # Local mode has no indexes, and warns.
             for name, kind in _INDEXES.items():
-                self.server.write("create_payload_index", self.collection, name, kind)
+                with self.server.client() as client:
+                    result = client.create_payload_index(self.collection, name, kind, wait=True, ordering=STRONG)
+                self.server.check_completed(result)
         self._exists = self._is_prepared = True
 
     def namespaces(self) -> list[str]:
         """The names of all namespaces that hold or held facts."""
         with self.server.lock:
-            names = [collection.name for collection in self.server.call("get_collections").collections]
+            with self.server.client() as client:
+                names = [collection.name for collection in client.get_collections().collections]
             own = [name for name in names if name == self.name or name.startswith(f"{self.name}-ns-")]
             headers = [read_header(self.server, name, self.namespace) for name in own]
         return sorted(header["namespace"] for header in headers if header["next_id"])
@@ -202,16 +205,25 @@ class QdrantStore:
 
     def retrieve(self, ids: Sequence[int], with_keys: bool) -> list[models.Record]:
         """The points of facts."""
+        if not self._found():
+            return []
         points = [_point_id(self.unit.generation, id) for id in ids]
-        return self.server.read("retrieve", self.collection, points, with_vectors=with_keys) if self._found() else []
+        with self.server.client() as client:
+            return client.retrieve(self.collection, points, with_vectors=with_keys, consistency=MAJORITY)
 
     def scroll(self, condition: models.Filter, with_keys: bool) -> Iterator[models.Record]:
         """All points that match a filter."""
         offset, limit = None, 256 if with_keys else 4096
         while self._found():
-            records, offset = self.server.read(
-                "scroll", self.collection, condition, limit=limit, offset=offset, with_vectors=with_keys
-            )
+            with self.server.client() as client:
+                records, offset = client.scroll(
+                    self.collection,
+                    condition,
+                    limit=limit,
+                    offset=offset,
+                    with_vectors=with_keys,
+                    consistency=MAJORITY,
+                )
             yield from records
             if offset is None:
                 return
@@ -260,7 +272,9 @@ class QdrantStore:
             if number:
                 header = self._lease.renew(header)
             self._lease.check()
-            self.server.write("batch_update_points", self.collection, batch)
+            with self.server.client() as client:
+                results = client.batch_update_points(self.collection, batch, wait=True, ordering=STRONG)
+            self.server.check_completed(*results)
         return header
 
     def _batches(self, version: int) -> Iterator[list[Any]]:
@@ -298,19 +312,30 @@ class QdrantStore:
         is_new = models.FieldCondition(key="id", range=models.Range(gte=header["next_id"]))
         is_current = models.FieldCondition(key="generation", match=models.MatchValue(value=header["generation_now"]))
         has_not_left = models.FieldCondition(key="departure", range=models.Range(gte=header["num_past"]))
-        for void in (models.Filter(must=[is_new]), models.Filter(must=[is_fact], must_not=[is_current])):
-            self.server.write("delete", self.collection, models.FilterSelector(filter=void))
         ending = [*ENDING, "ending_sum"]
-        self.server.write("delete_payload", self.collection, ending, models.Filter(must=[has_not_left]))
+        with self.server.client() as client:
+            results = [
+                client.delete(self.collection, models.FilterSelector(filter=void), wait=True, ordering=STRONG)
+                for void in (models.Filter(must=[is_new]), models.Filter(must=[is_fact], must_not=[is_current]))
+            ]
+            results.append(
+                client.delete_payload(
+                    self.collection, ending, models.Filter(must=[has_not_left]), wait=True, ordering=STRONG
+                )
+            )
+        self.server.check_completed(*results)
 
     # ------------------------------------------------------------------ the collection
 
     def _found(self) -> bool:
-        self._exists = self._exists or self.server.call("collection_exists", self.collection)
+        if not self._exists:
+            with self.server.client() as client:
+                self._exists = client.collection_exists(self.collection)
         return self._exists
 
     def _check_collection(self) -> None:
-        vectors = self.server.call("get_collection", self.collection).config.params.vectors
+        with self.server.client() as client:
+            vectors = client.get_collection(self.collection).config.params.vectors
         params = vectors.get(KEY) if isinstance(vectors, dict) else None
         if params is None or params.distance != models.Distance.DOT:
             raise ValueError(f"collection must be that of a knowledge base, got {self.collection!r}, which is not.")
