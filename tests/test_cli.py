@@ -253,7 +253,7 @@ def test_files_of_facts_that_are_not_there_are_refused(stored, tmp_path):
     missing = ["--knowledge", tmp_path / "nothing.db"]
     for command in (["list"], ["export", tmp_path / "facts.jsonl"]):
         result = invoke(command[0], stored, *command[1:], *missing)
-        assert_refused(result, "path must be that of a knowledge base where it is to be read only")
+        assert_refused(result, "path must be a file that exists")
     assert_refused(invoke("list", stored, "--namespace", "acme"), "--namespace must come with --knowledge FILE")
 
 

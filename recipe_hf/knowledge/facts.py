@@ -171,11 +171,11 @@ def parse_facts(facts: Iterable[object]) -> list[NewFact]:
     """
     if isinstance(facts, Mapping):
         raise ValueError(
-            f"facts must be a list, also for a single fact, got a {type(facts).__name__} with {show([*facts])}."
+            f"facts must be a list, even for a single fact, got a {type(facts).__name__} with {show([*facts])}."
         )
     facts = _rows(facts)
     if isinstance(facts, (str, bytes, tuple, NewFact)) or not isinstance(facts, Iterable):
-        raise ValueError(f"facts must be a list, also for a single fact, got {show(facts)}.")
+        raise ValueError(f"facts must be a list, even for a single fact, got {show(facts)}.")
     parsed = [parse_fact(item, f"facts[{position}]") for position, item in enumerate(facts)]
     if not parsed:
         raise ValueError("facts must hold at least one fact, got none.")

@@ -303,9 +303,6 @@ class QdrantStore:
         vector: dict[str, Any] = {} if row.key is None else {KEY: row.key.tolist()}
         return models.PointStruct(id=_point_id(self.unit.next_generation, id), vector=vector, payload=payload)
 
-    def _lost_pen(self) -> OSError:
-        return BlockingIOError(f"{self.path} was taken over by another writer meanwhile, and nothing was changed.")
-
     def _tidy(self, header: Header) -> None:
         """Deletes what unfinished changes left behind, and points of former generations."""
         is_fact = models.FieldCondition(key="id", range=models.Range(gte=0))

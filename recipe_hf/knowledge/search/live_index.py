@@ -188,7 +188,7 @@ class LiveIndex:
             if saved == state:
                 self._saved = state
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            logger.warning(f"The index is made anew: {error}")
+            logger.warning(f"The index is rebuilt: {error}")
             return self._nothing()
         return index
 
@@ -229,4 +229,4 @@ def _failing_is_no_harm() -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
-        logger.warning(f"The index was not saved, and will be made anew ({error}).")
+        logger.warning(f"The index was not saved, and will be rebuilt ({error}).")

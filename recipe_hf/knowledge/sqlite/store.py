@@ -96,7 +96,7 @@ class SqliteStore:
         if path.is_dir():
             raise ValueError(f"path must be the file of a knowledge base, got the directory {path}.")
         if read_only and not path.exists():
-            raise FileNotFoundError(f"path must be that of a knowledge base where it is to be read only, got {path}.")
+            raise FileNotFoundError(f"path must be a file that exists, to open it with read_only=True, got {path}.")
         writer_lock = None
         if not read_only:
             path.parent.mkdir(parents=True, exist_ok=True)
