@@ -131,57 +131,6 @@ class Space(Protocol):
         """Gives present facts new keys, and drops those of past ones, which other weights made."""
 
 
-class TrackedStore(Store, Protocol):
-    """A store on this machine, beside which an index may be saved."""
-
-    @property
-    def path(self) -> Path | None:
-        """The file; None in memory."""
-
-    @property
-    def read_only(self) -> bool:
-        """Whether nothing may be written to it, or beside it."""
-
-    @property
-    def uuid(self) -> str:
-        """Names the store, as long as it exists."""
-
-
-class TrackedSpace(Space, Protocol):
-    """A space that says which facts came and went, which [`search.live_index`] needs to keep an index of them.
-
-    An engine that brings its own search need not have any of it.
-    """
-
-    @property
-    def store(self) -> TrackedStore:
-        """What keeps it."""
-
-    def valid_ids(self, time: str, first: int = 0) -> NDArray[np.int64]:
-        """Ids of the present facts that are used at `time`, from the id `first` on, ascending."""
-
-    def idle_ids(self, time: str) -> NDArray[np.int64]:
-        """Ids of the present facts that are not used at `time`, ascending."""
-
-    def begun_ids(self, since: str, time: str) -> NDArray[np.int64]:
-        """Ids of the present facts that are used at `time`, and were not at `since`, before it, ascending."""
-
-    def ended_ids(self, since: str, time: str) -> NDArray[np.int64]:
-        """Ids of the present facts that ceased to be used after `since`, up to `time`, ascending."""
-
-    def next_validity_change(self, time: str) -> str | None:
-        """When, after `time`, a present fact next begins or ceases to be used."""
-
-    def departed_ids(self, first: int) -> list[int]:
-        """Ids of the facts that left, from the departure `first` on."""
-
-    def departure(self, number: int) -> Sequence[int | str] | None:
-        """Id and time of the departure with this number; None if there was none."""
-
-    def labelled_ids(self, where: Mapping[str, Any]) -> NDArray[np.int64]:
-        """Ids of the present facts whose metadata hold all of `where`, ascending."""
-
-
 class Index(Protocol):
     """Search among the keys of a namespace. It keeps up with every change by itself."""
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
 from .. import timestamps
-from ..engine import State, TrackedSpace
+from ..engine import Space, State, Store
 from ..files import MANIFEST, read_array, read_manifest, write_files
 from . import code_index
 from .code_index import CodeIndex
@@ -29,6 +29,54 @@ FULL_SCAN_THRESHOLD = 10_000
 _FILE = "index.safetensors"
 _CHUNK = 20_000  # Keys read at once.
 _UNSAVED = 0.1  # The share of new facts at which an index of codes is saved again.
+
+
+class TrackedStore(Store, Protocol):
+    """A store on this machine, beside which an index may be saved."""
+
+    @property
+    def path(self) -> Path | None:
+        """The file; None in memory."""
+
+    @property
+    def read_only(self) -> bool:
+        """Whether nothing may be written to it, or beside it."""
+
+    @property
+    def uuid(self) -> str:
+        """Names the store, as long as it exists."""
+
+
+class TrackedSpace(Space, Protocol):
+    """A space that says which facts came and went, so that an index can keep up with it."""
+
+    @property
+    def store(self) -> TrackedStore:
+        """What keeps it."""
+
+    def valid_ids(self, time: str, first: int = 0) -> NDArray[np.int64]:
+        """Ids of the present facts that are used at `time`, from the id `first` on, ascending."""
+
+    def idle_ids(self, time: str) -> NDArray[np.int64]:
+        """Ids of the present facts that are not used at `time`, ascending."""
+
+    def begun_ids(self, since: str, time: str) -> NDArray[np.int64]:
+        """Ids of the present facts that are used at `time`, and were not at `since`, before it, ascending."""
+
+    def ended_ids(self, since: str, time: str) -> NDArray[np.int64]:
+        """Ids of the present facts that ceased to be used after `since`, up to `time`, ascending."""
+
+    def next_validity_change(self, time: str) -> str | None:
+        """When, after `time`, a present fact next begins or ceases to be used."""
+
+    def departed_ids(self, first: int) -> list[int]:
+        """Ids of the facts that left, from the departure `first` on."""
+
+    def departure(self, number: int) -> Sequence[int | str] | None:
+        """Id and time of the departure with this number; None if there was none."""
+
+    def labelled_ids(self, where: Mapping[str, Any]) -> NDArray[np.int64]:
+        """Ids of the present facts whose metadata hold all of `where`, ascending."""
 
 
 class LiveIndex:
