@@ -289,6 +289,8 @@ def test_two_processes(path: Path):
         assert writer.stdout.readline() == "open\n"
         with pytest.raises(BlockingIOError, match=f"It is being written by process {writer.pid} on "):
             KnowledgeBase.open(path)
+        # The lock is on the first byte, which on Windows only its holder can read.
+        assert path.with_name("facts.db-writer").read_bytes()[1:].startswith(f"process {writer.pid} on ".encode())
         with KnowledgeBase.open(path, read_only=True) as reader:
             assert len(reader) == 5
             writer.stdin.write("Said elsewhere.\n")
