@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from wrapt import when_imported
 
+from .publishing import publish_by
+
 if TYPE_CHECKING:
     from .knowledge import KnowledgeBase
     from .modeling.configuration import RecipeConfig
@@ -53,9 +55,16 @@ def _register(_: ModuleType) -> None:
     import_module(".modeling.configuration", __name__)  # It registers itself, at its end.
 
 
-@when_imported(f"{__name__}.knowledge")
-def _let_publish(knowledge: Any) -> None:
-    def publish(*args: Any, **kwargs: Any) -> Any:
-        return import_module(".hub", __name__).push_knowledge(*args, **kwargs)
+# What lower modules need of higher ones, which they do not import.
 
-    knowledge.publish_by(publish)
+
+@when_imported(f"{__name__}.modeling.configuration")
+def _introduce_model(configuration: Any) -> None:
+    configuration.model_by(lambda: import_module(".modeling.model", __name__))
+
+
+def _hub() -> Any:
+    return import_module(".hub", __name__)
+
+
+publish_by(_hub)

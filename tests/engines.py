@@ -1,4 +1,4 @@
-"""Knowledge bases of every engine, for tests of what they have in common."""
+"""Knowledge bases of every engine, keys for them, and what they hold, for tests of what they have in common."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from recipe_hf.knowledge import KnowledgeBase
 
@@ -30,3 +31,15 @@ def open_base(engine: str, directory: Path, dim: int | None = None) -> Knowledge
         threshold = {"full_scan_threshold": 1} if engine == "codes" else {}
         return KnowledgeBase.open(directory / "facts.db", dim, **threshold)
     return qdrant(directory / "qdrant", dim)
+
+
+def random_keys(n: int, seed: int = 0, dim: int = 8) -> torch.Tensor:
+    """`n` keys, the same for the same seed."""
+    return torch.randn(n, dim, generator=torch.Generator().manual_seed(seed))
+
+
+def content(base: KnowledgeBase) -> tuple:
+    """Everything that a namespace holds, to be compared."""
+    it = base.contents()
+    past_keys = {id: key.tolist() for id, key in it.past_keys.items()}
+    return it.dim, it.facts, it.past, it.keys.tolist(), past_keys, it.next_id, it.encoder_fingerprint

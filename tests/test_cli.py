@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_recipe import FACTS, UNRELATED, tiny_base, tiny_recipe, verified_recipe
-from tiny_training import write_parts
 from typer.testing import CliRunner, Result
 
 from recipe_hf.cli import app
 from recipe_hf.datasets import load_examples
 from recipe_hf.knowledge import KnowledgeBase
+from tests.tiny_recipe import FACTS, UNRELATED, tiny_base, tiny_recipe, verified_recipe
+from tests.tiny_training import write_parts
 
 
 def invoke(*arguments: object) -> Result:
@@ -253,7 +253,7 @@ def test_files_of_facts_that_are_not_there_are_refused(stored, tmp_path):
     missing = ["--knowledge", tmp_path / "nothing.db"]
     for command in (["list"], ["export", tmp_path / "facts.jsonl"]):
         result = invoke(command[0], stored, *command[1:], *missing)
-        assert_refused(result, "path must be that of a knowledge base where it is to be read only")
+        assert_refused(result, "path must be a file that exists")
     assert_refused(invoke("list", stored, "--namespace", "acme"), "--namespace must come with --knowledge FILE")
 
 

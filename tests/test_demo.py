@@ -6,9 +6,9 @@ from io import StringIO
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
-from tiny_recipe import FACTS, UNRELATED, tiny_recipe, verified_recipe
 
 from recipe_hf import demo
+from tests.tiny_recipe import FACTS, UNRELATED, tiny_recipe, verified_recipe
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from tiny_recipe import tiny_recipe
+
+from tests.tiny_recipe import tiny_recipe
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

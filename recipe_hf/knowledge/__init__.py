@@ -1,8 +1,7 @@
-"""The knowledge base: facts, kept in memory or in a store on disk, and search among their keys."""
+"""The knowledge base: facts, kept in memory, in a file or in Qdrant, and search among their keys. Needs no model."""
 
-from .base import KnowledgeBase, OnConflict
 from .contents import FACTS_FILE, KEYS_FILE
-from .persistence import publish_by
+from .knowledge_base import KnowledgeBase, OnConflict
 from .search.hits import Hits
 
-__all__ = ["FACTS_FILE", "KEYS_FILE", "Hits", "KnowledgeBase", "OnConflict", "publish_by"]
+__all__ = ["FACTS_FILE", "KEYS_FILE", "Hits", "KnowledgeBase", "OnConflict"]

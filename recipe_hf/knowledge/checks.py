@@ -1,4 +1,4 @@
-"""What is asked of the arguments of a knowledge base."""
+"""Validation of arguments: ids, namespaces, metadata filters, texts."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any
 from .facts import show
 
 
-def check_namespace(namespace: Any) -> None:
+def check_namespace(namespace: object) -> None:
     """Raises a ValueError if `namespace` is not a string that can be written."""
     if not is_unicode(namespace):
         raise ValueError(f"namespace must be a string, got {namespace!r}.")
 
 
-def check_positive(name: str, value: Any) -> None:
+def check_positive(name: str, value: object) -> None:
     """Raises a ValueError if `value` is not a positive integer."""
     if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
         raise ValueError(f"{name} must be a positive integer, got {value!r}.")
 
 
-def checked_where(where: Any) -> dict[str, Any]:
-    """A filter of metadata as JSON reads it; a ValueError if it is none."""
+def checked_where(where: object) -> dict[str, Any]:
+    """A metadata filter as JSON reads it; raises a ValueError if it is not one."""
     try:
         if isinstance(where, Mapping) and all(isinstance(name, str) for name in where):
             text = json.dumps(dict(where), allow_nan=False, ensure_ascii=False)
@@ -36,16 +36,16 @@ def checked_where(where: Any) -> dict[str, Any]:
 
 
 def as_id(id: Any) -> int | None:
-    """`id` as an integer of Python, where it is one, also as NumPy or torch have them; otherwise None."""
+    """`id` as a Python integer if it is an integer, also one of NumPy or torch; otherwise None."""
     if _is_array(id) and id.ndim == 0:
         id = id.item()
     return int(id) if isinstance(id, Integral) and not isinstance(id, bool) else None
 
 
 def checked_ids(ids: Any, or_one: bool = False) -> list[Any]:
-    """Ids of facts as a list; a ValueError if they are not several, nor, with `or_one`, one.
+    """Ids of facts as a list; raises a ValueError if `ids` is not iterable, nor, with `or_one`, a single id.
 
-    What is among them and is no integer is left as it is.
+    Items that are not integers are left as they are.
     """
     if or_one and as_id(ids) is not None:
         ids = [ids]
@@ -57,12 +57,12 @@ def checked_ids(ids: Any, or_one: bool = False) -> list[Any]:
     return [id if as_id(id) is None else as_id(id) for id in ids]
 
 
-def _is_array(value: Any) -> bool:
-    """Whether it is a tensor or an array, of torch, of NumPy, or of what is like them."""
+def _is_array(value: object) -> bool:
+    """Whether it is a tensor or an array, of torch, NumPy or a library like them."""
     return all(hasattr(value, name) for name in ("ndim", "item", "tolist"))
 
 
-def is_unicode(text: Any) -> bool:
+def is_unicode(text: object) -> bool:
     """Whether `text` is a string that can be written."""
     if not isinstance(text, str):
         return False

@@ -1,4 +1,4 @@
-"""All that a knowledge base holds, to be copied, and to be saved to a directory and loaded again."""
+"""Everything a knowledge base holds, in memory: for copies, and for saving to a directory and loading it again."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Contents:
 
     @classmethod
     def of(cls, space: Space) -> Contents:
-        """What a namespace holds."""
+        """The contents of a namespace."""
         state, facts, past = space.state, space.present(), space.past()
         past_keys = {fact.id: key for fact in past if (key := space.key(fact.id)) is not None}
         keys = space.keys(fact.id for fact in facts)
@@ -72,7 +72,7 @@ class Contents:
         )
 
     def write(self, directory: str | os.PathLike[str]) -> None:
-        """Writes the files, in place of those there before, whole or not at all."""
+        """Writes the files in place of those that were there, all or none."""
         records = [*self.facts, *self.past]
         lines = "".join(json.dumps(record.to_dict(), ensure_ascii=False) + "\n" for record in records)
         arrays: dict[str, NDArray[Any]] = {

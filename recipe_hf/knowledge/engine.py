@@ -1,7 +1,7 @@
-"""What an engine must do. [`KnowledgeBase`] asks for this and nothing else; [`local`] and [`qdrant.engine`] do it.
+"""The interface of a storage engine: all that [`KnowledgeBase`] uses; [`local`] and [`qdrant.engine`] implement it.
 
 An [`Engine`] holds namespaces. The facts of one are a [`Space`], in a [`Store`] whose changes are whole; an [`Index`]
-searches among their keys. All of it is used inside a `view` or a `change`, and by any number of threads.
+searches among their keys. All of it is used inside a `view` or a `change`, by any number of threads.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from .search.key_index import Found
 
 @dataclass(frozen=True)
 class State:
-    """What a namespace is like at one moment.
+    """The state of a namespace at one moment.
 
     Attributes:
         size: How many facts are present.
         next_id: The next fact's id.
-        num_past: How many facts left.
+        num_past: How many facts have left.
         encoder_fingerprint: Names the weights that made the keys.
-        rekeyed_at: When all keys were last made anew; empty if never.
+        rekeyed_at: When all keys were last replaced; empty if never.
         changed_at: When anything was last changed.
     """
 
@@ -41,16 +41,16 @@ class State:
 
 
 class Engine(Protocol):
-    """Holds namespaces, each with facts and ids of its own, that no other can reach."""
+    """Holds namespaces, each with facts and ids of its own that no other can reach."""
 
     def index(self, namespace: str) -> Index:
-        """The index of a namespace, and by its `space` the facts; one for all who ask."""
+        """The index of a namespace, and through its `space` the facts. Each call returns the same one."""
 
     def namespaces(self) -> list[str]:
         """The names of all namespaces that hold or held facts."""
 
     def close(self) -> None:
-        """Ends the use of all namespaces. Again is no harm."""
+        """Closes all namespaces. May be called more than once."""
 
 
 class Store(Protocol):
@@ -69,11 +69,11 @@ class Store(Protocol):
         """Whether it can still be used."""
 
     def view(self) -> AbstractContextManager[None]:
-        """Context in which all that is read is of one moment. Those within it are part of it."""
+        """Context in which everything read is as of one moment. A nested one joins the outer one."""
 
 
 class Space(Protocol):
-    """The facts of a namespace. `state` is set by whoever adds and ends facts, at the end of the change."""
+    """The facts of a namespace. Whoever adds and ends facts sets `state` before the change ends."""
 
     state: State
 
@@ -86,10 +86,19 @@ class Space(Protocol):
         """What keeps it."""
 
     def change(self) -> AbstractContextManager[None]:
-        """Context whose changes are all made, and last, when it ends; if it raises, none is."""
+        """Context whose changes are all made, durably, when it ends; if it raises, none is."""
 
     def fix_dim(self, dim: int) -> None:
-        """Says how wide keys are, where it is not known yet."""
+        """Sets the width of keys, unless it is set already."""
+
+    def prefetch(self, ids: Iterable[object] = (), about: Iterable[str] = (), with_keys: bool = False) -> None:
+        """Says what is about to be read, one by one, so that a remote engine can fetch it in one request.
+
+        Args:
+            ids: Ids of facts; anything else is ignored.
+            about: Prompts or statements of present facts.
+            with_keys: Whether the keys of `ids` are about to be read too.
+        """
 
     def get(self, id: int) -> Fact | None:
         """The fact with this id, present or past."""
@@ -104,7 +113,7 @@ class Space(Protocol):
         """The present facts that cannot stay beside `new`."""
 
     def insert(self, fact: Fact, key: NDArray[np.float32] | None, departure: int | None = None) -> None:
-        """Adds a fact. `departure` is the number of one that left; past facts may have no key."""
+        """Adds a fact. A past one has a `departure`, its number in the order of leaving, and may have no key."""
 
     def end(self, fact: Fact, departure: int, ended_at: str, reason: str, replaced_by: int | None = None) -> None:
         """Makes a present fact a past one."""
@@ -119,11 +128,11 @@ class Space(Protocol):
         """Keys `[len(ids), dim]` of present facts."""
 
     def replace_keys(self, ids: Sequence[int], keys: NDArray[np.float32]) -> None:
-        """Gives present facts new keys, and forgets those of past ones, which other weights made."""
+        """Gives present facts new keys, and drops those of past ones, which other weights made."""
 
 
 class Index(Protocol):
-    """Search among the keys of a namespace. It follows every change by itself."""
+    """Search among the keys of a namespace. It keeps up with every change by itself."""
 
     @property
     def space(self) -> Space:
@@ -139,12 +148,12 @@ class Index(Protocol):
     ) -> Found:
         """The best keys for each query, best first; of equal best keys the smallest id wins.
 
-        Where there are fewer than `k`, there are fewer columns, or the rest is as in [`nothing`].
+        If there are fewer than `k` keys, there are fewer columns, or the rest is filled as in [`nothing`].
 
         Args:
             queries: `[b, dim]`, `b` > 0.
-            k: How many.
-            threads: How many may search.
+            k: How many keys to find for each query.
+            threads: How many threads may be used.
             where: Values that the metadata of a fact must have; all facts by default.
             valid_only: Whether to leave out what is not valid now.
         """

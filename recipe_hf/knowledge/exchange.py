@@ -1,4 +1,4 @@
-"""Facts as files of other programs: JSON lines and Parquet."""
+"""Import and export of facts as JSON lines and Parquet files."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def read_facts(path: str | os.PathLike[str]) -> list[NewFact]:
     Past facts, as `write_facts` writes them, are left out.
 
     A line of JSON is a statement, a pair `[prompt, answer]`, or an object with `prompt` and `answer`, or `statement`,
-    and what else a fact may have. A row of a table has the same as columns, `metadata` as a struct or as JSON.
+    and whatever else a fact may have. A table has the same as columns, with `metadata` as a struct or as JSON.
 
     Raises:
         ImportError: If it is a Parquet file, and pyarrow is not installed.
@@ -51,13 +51,13 @@ def read_facts(path: str | os.PathLike[str]) -> list[NewFact]:
 
 
 def read_facts_by_place(path: str | os.PathLike[str]) -> dict[str, NewFact]:
-    """As `read_facts`, with what to call each fact in an error: `facts.jsonl, line 3`."""
+    """Like `read_facts`, by the place of each fact, for error messages: `facts.jsonl, line 3`."""
     path = user_path(path)
     rows = _rows_of_parquet(path) if _is_parquet(path) else _rows_of_json(path)
     return {place: parse_fact(_as_told(row), place) for place, row in rows.items() if not _is_past(row)}
 
 
-def _is_past(row: Any) -> bool:
+def _is_past(row: object) -> bool:
     """Whether a row is that of a past fact, as `write_facts` writes it."""
     return (
         isinstance(row, dict)
@@ -67,7 +67,7 @@ def _is_past(row: Any) -> bool:
 
 
 def _as_told(row: Any) -> Any:
-    """A row without what the knowledge base gave to the fact, and without the empty columns of past facts."""
+    """A row without what the knowledge base added to the fact, and without the empty columns of past facts."""
     if not isinstance(row, dict):
         return row
     return {

@@ -1,4 +1,4 @@
-"""Facts: what a knowledge base is told, what it holds, and what it once held."""
+"""Facts as data classes, new, present and past, and `parse_facts`, which checks what users give as facts."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _INVISIBLE = re.compile("[\u00ad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u20
 
 @dataclass(frozen=True, kw_only=True)
 class NewFact:
-    """A checked fact that no knowledge base has taken in yet.
+    """A fact that is not in a knowledge base yet. [`parse_facts`] makes and checks them.
 
     Attributes:
         statement: The sentence that is encoded into the fact's key, `k` in the paper.
         prompt: What asks for the fact, if it was given as a prompt and its answer.
-        answer: What the prompt is to be continued with.
+        answer: How the prompt is to be continued.
         metadata: Anything JSON can hold.
-        valid_from: When it begins to be used, ISO 8601, UTC; None for at once.
-        valid_until: When it ceases to be, ISO 8601, UTC; None for never.
+        valid_from: From when it is used, ISO 8601, UTC; None for at once.
+        valid_until: Until when it is used, ISO 8601, UTC; None for ever.
     """
 
     statement: str
@@ -40,17 +40,17 @@ class NewFact:
 
     @property
     def about(self) -> str:
-        """What a knowledge base holds one fact about: the prompt, or the whole statement where there is none."""
+        """What a knowledge base holds one fact about: the prompt, or the whole statement if there is none."""
         return self.statement if self.prompt is None else self.prompt
 
     @property
     def subject(self) -> tuple[str, str]:
-        """The same, to be compared: which of the two it is, and its [`comparable`] form."""
+        """`about` in a form to compare: which of the two it is, and its [`comparable`] text."""
         return "statement" if self.prompt is None else "prompt", comparable(self.about)
 
     @property
     def begin(self) -> str:
-        """The earliest time at which the fact can be used; empty where nothing is known of it."""
+        """The earliest time at which the fact can be used; empty if unknown."""
         return self.valid_from or ""
 
     def is_valid_at(self, time: str) -> bool:
@@ -58,16 +58,16 @@ class NewFact:
         return (self.valid_from or "") <= time and (self.valid_until is None or time < self.valid_until)
 
     def has(self, where: Mapping[str, Any]) -> bool:
-        """Whether the metadata hold all that `where` says. Values are compared as JSON: 1 is neither 1.0 nor true."""
+        """Whether the metadata contain all of `where`. Values are compared as JSON: 1 is neither 1.0 nor true."""
         return all(
             name in self.metadata and canonical(self.metadata[name]) == canonical(value)
             for name, value in where.items()
         )
 
     def conflicts_with(self, other: NewFact) -> bool:
-        """Whether there is a time for which both would be the fact about one subject.
+        """Whether both are about one subject, and valid at the same time.
 
-        A fact that ended before the other one was added is in nobody's way.
+        A fact that ended before the other one was added does not conflict with it.
         """
         begin = max(self.begin, other.begin)
         both_last = all(fact.valid_until is None or begin < fact.valid_until for fact in (self, other))
@@ -112,7 +112,7 @@ class PastFact(Fact):
 
 
 def canonical(value: Any) -> str:
-    """The one JSON text of a value."""
+    """The JSON text of a value, the same for equal values."""
     return json.dumps(value, sort_keys=True)
 
 
@@ -130,9 +130,9 @@ def comparable(text: str) -> str:
 
 
 def spellings(text: str) -> tuple[str, str, str]:
-    """What a store may call `text`: first its `comparable` form; of older versions, it as it is, or decomposed (NFD).
+    """The forms in which a store may hold `text`: first the `comparable` one, then those that older versions wrote.
 
-    These compared prompts by their whitespace only.
+    These compared prompts by their whitespace only, and kept accents as they were, composed or not (NFD).
     """
     return comparable(text), _one_spaced(text), unicodedata.normalize("NFD", comparable(text))
 
@@ -150,15 +150,15 @@ def compose_statement(prompt: str, answer: str) -> str:
     return f"{prompt.strip()} {answer.strip()}"
 
 
-def parse_facts(facts: Iterable[Any]) -> list[NewFact]:
+def parse_facts(facts: Iterable[object]) -> list[NewFact]:
     """Checks facts in any of the forms that `add_knowledge` takes.
 
     Args:
         facts: A list of statements, `(prompt, answer)` pairs, `NewFact`s, or dicts with `statement`, or `prompt` and
             `answer`, or all three, and optionally `metadata`, `valid_from` and `valid_until` (a `datetime`, or
             ISO 8601; UTC where no time zone is given). Or a table with columns of these names: of pandas, of
-            `datasets`, or of any library that speaks Arrow, where pyarrow is installed. A value that is None or NaN
-            is not there.
+            `datasets`, or of any library that speaks Arrow, if pyarrow is installed. A value that is None or NaN
+            counts as missing.
 
     Returns:
         One fact for each item, in their order.
@@ -171,11 +171,11 @@ def parse_facts(facts: Iterable[Any]) -> list[NewFact]:
     """
     if isinstance(facts, Mapping):
         raise ValueError(
-            f"facts must be a list, also for a single fact, got a {type(facts).__name__} with {show([*facts])}."
+            f"facts must be a list, even for a single fact, got a {type(facts).__name__} with {show([*facts])}."
         )
     facts = _rows(facts)
     if isinstance(facts, (str, bytes, tuple, NewFact)) or not isinstance(facts, Iterable):
-        raise ValueError(f"facts must be a list, also for a single fact, got {show(facts)}.")
+        raise ValueError(f"facts must be a list, even for a single fact, got {show(facts)}.")
     parsed = [parse_fact(item, f"facts[{position}]") for position, item in enumerate(facts)]
     if not parsed:
         raise ValueError("facts must hold at least one fact, got none.")
@@ -183,17 +183,17 @@ def parse_facts(facts: Iterable[Any]) -> list[NewFact]:
 
 
 def parse_fact(item: Any, where: str) -> NewFact:
-    """Checks one fact in any of these forms; `where` is what to call it in the error.
+    """Checks one fact in any of these forms; `where` names it in errors.
 
     Raises:
         ValueError: If it is not a fact.
     """
+    if isinstance(item, NewFact):  # Checked when it was made.
+        return item if type(item) is NewFact else NewFact(**{name: getattr(item, name) for name in _FIELDS})
     if isinstance(item, str):
         item = {"statement": item}
     elif isinstance(item, (tuple, list)) and len(item) == 2:
         item = {"prompt": item[0], "answer": item[1]}
-    elif isinstance(item, NewFact):
-        item = {name: getattr(item, name) for name in _FIELDS}
     elif not isinstance(item, Mapping):
         raise ValueError(f"{where} must be a statement, a (prompt, answer) pair or a dict, got {show(item)}.")
     unknown = [name for name in item if name not in _FIELDS]
@@ -216,7 +216,7 @@ def parse_fact(item: Any, where: str) -> NewFact:
 
 
 def _rows(facts: Any) -> Any:
-    """The rows of a table as dicts; what is no table as it is.
+    """The rows of a table as dicts; anything else unchanged.
 
     Raises:
         ImportError: If they are to be read from Arrow, and pyarrow is not installed.
@@ -243,13 +243,13 @@ def _rows(facts: Any) -> Any:
     return facts
 
 
-def _is_missing(value: Any) -> bool:
-    """Whether a value says that there is none: None, NaN, or the NA or NaT of pandas, which need not be installed."""
+def _is_missing(value: object) -> bool:
+    """Whether a value stands for a missing one: None, NaN, or NA or NaT of pandas, which need not be installed."""
     is_nan = isinstance(value, Real) and value != value
     return value is None or is_nan or type(value).__name__ in ("NAType", "NaTType")
 
 
-def _check_text(text: Any, where: str) -> None:
+def _check_text(text: object, where: str) -> None:
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"{where} must be a non-empty string, got {show(text)}.")
     try:
@@ -258,7 +258,7 @@ def _check_text(text: Any, where: str) -> None:
         raise ValueError(f"{where} must be valid Unicode, got {show(text)}.") from error
 
 
-def _copy_metadata(metadata: Any, where: str) -> dict[str, Any]:
+def _copy_metadata(metadata: object, where: str) -> dict[str, Any]:
     if metadata is None:
         return {}
     try:
@@ -271,8 +271,8 @@ def _copy_metadata(metadata: Any, where: str) -> dict[str, Any]:
     return copy
 
 
-def show(value: Any) -> str:
-    """`value` as an error names it, cut where it is long."""
+def show(value: object) -> str:
+    """`value` for an error message, shortened if it is long."""
     try:
         text = repr(value)
     except (RecursionError, ValueError):  # Nested too deep, or an integer of too many digits.

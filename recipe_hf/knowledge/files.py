@@ -1,4 +1,4 @@
-"""Sets of files, as of a saved knowledge base: written whole or not at all, and checked when read.
+"""Atomic writes of several files with checksums, such as a saved knowledge base: all or none, checked when read.
 
 A directory holds data files and a manifest with their SHA-256 sums. New data files are first written under a
 temporary name; renaming the new manifest over the old one is the moment of the change; then the data files get their
@@ -24,12 +24,12 @@ _NEW = ".new"
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:
-    """A path that a user gives, in which ~ is the home directory."""
+    """A path given by a user, with ~ for the home directory."""
     return Path(os.path.expanduser(path))
 
 
 def write_files(directory: str | os.PathLike[str], files: Mapping[str, bytes], manifest: Mapping[str, Any]) -> None:
-    """Writes `files` and a manifest that holds `manifest` to `directory`, in place of what it held."""
+    """Writes `files` and a manifest that holds `manifest` to `directory`, in place of what was there."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     _finish_interrupted_write(directory, files)
@@ -78,7 +78,7 @@ def read_file(directory: str | os.PathLike[str], name: str, manifest: Mapping[st
 
 
 def read_array(directory: str | os.PathLike[str], name: str, manifest: Mapping[str, Any]) -> NDArray[np.uint8]:
-    """As `read_file`, for large files: NumPy puts these on large pages, where rows here and there are read faster.
+    """Like `read_file`, for large files: NumPy puts them on large pages, where scattered rows are read faster.
 
     Raises:
         FileNotFoundError: If it is missing.

@@ -1,4 +1,4 @@
-"""The engine of knowledge bases in memory and in files: SQLite keeps the facts, an index beside it finds them."""
+"""The engine of knowledge bases in memory and in files: SQLite stores the facts, an index beside it finds them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class LocalEngine:
 
     Args:
         store: The store.
-        full_scan_threshold: Up to how many facts a query is compared with every key.
+        full_scan_threshold: Up to this many facts, a query is compared with every key.
     """
 
     def __init__(self, store: SqliteStore, full_scan_threshold: int) -> None:
@@ -25,7 +25,7 @@ class LocalEngine:
         self._indexes: dict[str, LiveIndex] = {}
 
     def index(self, namespace: str) -> LiveIndex:
-        """The index of a namespace; one for all who ask."""
+        """The index of a namespace. Each call returns the same one."""
         new = LiveIndex(SqliteSpace(self.store, namespace), self._threshold)
         return self._indexes.setdefault(namespace, new)  # Atomic.
 
@@ -48,7 +48,7 @@ class LocalEngine:
                 contents.fill(space)
 
     def close(self) -> None:
-        """Closes the file. Nothing is lost without it, but the indexes may have to be made anew."""
+        """Closes the file. Without it nothing is lost, but the indexes may have to be rebuilt."""
         store = self.store
         try:
             if store.is_open and store.path is not None and not store.read_only and store.missing_file is None:

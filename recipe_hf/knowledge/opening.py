@@ -1,4 +1,4 @@
-"""Knowledge bases opened: in memory, in a file, and each namespace of one."""
+"""Opening and closing a knowledge base: in memory, in a file, or in a namespace of one."""
 
 from __future__ import annotations
 
@@ -55,24 +55,25 @@ class Opening:
         namespace: str = "",
         full_scan_threshold: int = FULL_SCAN_THRESHOLD,
     ) -> Self:
-        """Opens the knowledge base kept in a file, or makes one where there is none.
+        """Opens the knowledge base in a file, or makes one if there is none.
 
-        What `add` and the other changes did is on disk when they return. One process may write at a time, any number
-        may read meanwhile. Beside the file lie its write-ahead log, the name of who writes, and the index, which is
-        made anew whenever it is missing, old or damaged.
+        When `add` or another change returns, it is on disk. One process may write at a time, and any number may read
+        meanwhile. Beside the file lie its write-ahead log, the name of the writing process, and the index, which is
+        rebuilt whenever it is missing, outdated or damaged.
 
         Args:
             path: The file.
             dim: Width of the keys. By default that of the keys in the file, or of the first ones added.
-            read_only: Whether to leave writing to another process, whose changes are seen as they come.
-            namespace: As in `namespace`.
+            read_only: Whether to leave writing to another process, whose changes become visible as they are made.
+            namespace: Which namespace of the file, as in `namespace`.
             full_scan_threshold: As for a knowledge base in memory.
 
         Raises:
             BlockingIOError: If it is open for writing already; the message says where.
-            FileNotFoundError: If it is to be read only and is not there.
+            FileNotFoundError: If there is no such file and `read_only` is set.
             OSError: If the file cannot be read or written.
-            ValueError: If the file is damaged, of a newer version, or of something else; if `dim` is not its width.
+            ValueError: If the file is damaged, of a newer version, or something else; if `dim` is not the width of its
+                keys.
         """
         if dim is not None:
             check_positive("dim", dim)
@@ -82,7 +83,7 @@ class Opening:
         return cls._of(engine, namespace, full_scan_threshold)
 
     def close(self) -> None:
-        """Closes the file, for all namespaces. Nothing is lost without it, but the index may have to be made anew."""
+        """Closes the file, for all namespaces. Without it nothing is lost, but the index may have to be rebuilt."""
         self._engine.close()
 
     def __enter__(self) -> Self:
@@ -92,12 +93,12 @@ class Opening:
         self.close()
 
     def namespace(self, name: str) -> Self:
-        """The knowledge base of a namespace: one of its own, with its own ids, in the same store.
+        """The knowledge base of another namespace of the same store, with facts and ids of its own.
 
         No fact of one can be found, listed, replaced or removed from another.
 
         Args:
-            name: Which; "" is the one there is by default.
+            name: The namespace; "" is the default one.
         """
         return self._of(self._engine, name, self.full_scan_threshold)
 

@@ -1,15 +1,16 @@
-"""Knowledge bases copied, saved, published, and exchanged with other programs."""
+"""Copies of a knowledge base: saved and loaded, snapshots, exports, and on the Hub."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..publishing import publisher
 from . import timestamps
 from .checks import check_namespace
 from .contents import Contents
@@ -30,31 +31,17 @@ if TYPE_CHECKING:
 
 Encode = Callable[[list[str]], "Tensor"]
 
-_publisher: Publisher | None = None
-
-
-class Publisher(Protocol):
-    """What pushes facts to the Hub; see [`~recipe_hf.hub.push_knowledge`]."""
-
-    def __call__(self, knowledge: Persistence, repo_id: str, **hub_kwargs: Any) -> CommitInfo: ...
-
-
-def publish_by(publisher: Publisher) -> None:
-    """Says what pushes facts to the Hub. It writes cards, and so is above this package, which does not know it."""
-    global _publisher
-    _publisher = publisher
-
 
 class Persistence(Opening):
-    """The part of [`KnowledgeBase`] that makes copies of it, here and elsewhere."""
+    """The part of [`KnowledgeBase`] that copies it, saves it and publishes it."""
 
     def save(self, directory: str | os.PathLike[str]) -> None:
-        """Saves facts, history and keys to a directory, in place of a knowledge base saved there before.
+        """Saves this namespace (facts, history and keys) to a directory, in place of what was saved there before.
 
         Writes `knowledge.jsonl`, `keys.safetensors` and `manifest.json`. If it is interrupted at any moment, the
-        directory loads as it was before or as it is after, never as a mixture. Of several namespaces, this one.
+        directory loads as it was before or as it is after, never as a mixture.
         """
-        self._contents().write(user_path(directory))
+        self.contents().write(user_path(directory))
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> Self:
@@ -67,18 +54,18 @@ class Persistence(Opening):
         return cls._holding(Contents.read(user_path(directory)))
 
     def copy_to(self, path: str | os.PathLike[str], namespace: str | None = None) -> Self:
-        """Puts a copy of everything, with the same ids, times and keys, into a file, and opens that.
+        """Copies everything, with the same ids, times and keys, to a file, and opens it.
 
         Args:
             path: The file, as in `KnowledgeBase.open`.
-            namespace: Where in the file to put this namespace alone. By default all namespaces are copied, each to
-                the one of its name.
+            namespace: The namespace in the file to copy this one to, alone. By default all namespaces are copied, each
+                to the one of its name.
 
         Raises:
             OSError: If the file cannot be written.
-            ValueError: If there are or were facts in such a namespace there, or its keys are of another width.
+            ValueError: If such a namespace there has or had facts, or its keys are of another width.
         """
-        everything = self._everything() if namespace is None else {namespace: self._contents()}
+        everything = self._everything() if namespace is None else {namespace: self.contents()}
         name, contents = next(iter(everything.items()))
         check_namespace(name)
         engine = LocalEngine(SqliteStore.open(path, contents.dim, read_only=False), self.full_scan_threshold)
@@ -92,17 +79,17 @@ class Persistence(Opening):
     def snapshot(self, at: str | date | None = None, encode: Encode | None = None) -> Self:
         """A copy of this namespace in memory, as things are now or as they were.
 
-        Whatever its moment, a search in it finds what is valid at the present time.
+        Whatever the moment, a search in it finds what is valid at the present time.
 
         Args:
             at: A `datetime` or a string in ISO 8601, UTC where it names no time zone; now by default.
-            encode: Makes the keys of statements, for facts of that time whose keys other weights made:
-                `model.encode_statements`.
+            encode: Makes keys of statements (`model.encode_statements`), for facts of then whose keys are of other
+                weights.
 
         Raises:
             ValueError: If `at` is not a time, or keys are needed and there is no `encode`.
         """
-        contents = self._contents()
+        contents = self.contents()
         if at is not None:
             contents = self._as_of(contents, timestamps.to_timestamp(at, "at"), encode)
         return self._holding(contents, self.full_scan_threshold)
@@ -137,19 +124,19 @@ class Persistence(Opening):
         return check_vectors("encode(...)", encode([fact.statement for fact in facts]), self._store.dim, len(facts))
 
     def export(self, path: str | os.PathLike[str], *, include_history: bool = False) -> None:
-        """Writes the facts, without keys, to a file that other programs read, in place of one there before.
+        """Writes the facts, without keys, to a file that other programs read, in place of one that was there.
 
-        `model.import_knowledge` takes them in again.
+        `model.import_knowledge` reads it again.
 
         Args:
             path: A `.jsonl` or a `.parquet` file; the latter needs `recipe-hf[parquet]`.
-            include_history: Whether to write past facts too; these have a `reason`.
+            include_history: Whether to write past facts too, which have a `reason`.
 
         Raises:
             ImportError: If it is a Parquet file, and pyarrow is not installed.
             ValueError: If it is a file of another kind.
         """
-        contents = self._contents()
+        contents = self.contents()
         write_facts(path, [*contents.facts, *(contents.past if include_history else [])])
 
     def push_to_hub(self, repo_id: str, **hub_kwargs: Any) -> CommitInfo:
@@ -163,8 +150,7 @@ class Persistence(Opening):
         Raises:
             OSError: If the Hub refuses, or the connection breaks.
         """
-        assert _publisher is not None  # `recipe_hf` itself says who publishes, whenever this package is imported.
-        return _publisher(self, repo_id, **hub_kwargs)
+        return publisher().push_knowledge(self, repo_id, **hub_kwargs)
 
     @classmethod
     def from_pretrained(cls, repo_id: str, *, repo_type: str = "dataset", **hub_kwargs: Any) -> Self:
@@ -185,15 +171,16 @@ class Persistence(Opening):
 
     # ------------------------------------------------------------------ copies
 
-    def _contents(self) -> Contents:
+    def contents(self) -> Contents:
+        """Everything that this namespace holds, as of one moment."""
         with self._store.view():
             return Contents.of(self._space)
 
     def _everything(self) -> dict[str, Contents]:
-        """What all namespaces hold, this one first, even if it is empty."""
+        """The contents of all namespaces, this one first, even if it is empty."""
         with self._store.view():
             names = dict.fromkeys([self._space.name, *self.namespaces()])
-            return {name: self.namespace(name)._contents() for name in names}
+            return {name: self.namespace(name).contents() for name in names}
 
     @classmethod
     def _holding(cls, contents: Contents, full_scan_threshold: int = FULL_SCAN_THRESHOLD) -> Self:
@@ -209,7 +196,7 @@ class Persistence(Opening):
         return cls._of(engine, name, full_scan_threshold)
 
     def __reduce__(self) -> tuple[Callable[..., Self], tuple[dict[str, Contents], int]]:
-        """Copies, pickled ones too, live in memory, with all namespaces."""
+        """Copies, including pickled ones, live in memory, with all namespaces."""
         return type(self)._holding_all, (self._everything(), self.full_scan_threshold)
 
     def __deepcopy__(self, memo: object) -> Self:

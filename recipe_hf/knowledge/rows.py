@@ -1,4 +1,4 @@
-"""A fact as a row: the columns that every engine keeps of it, and checksums that say whether they are as written."""
+"""How a fact is stored: the columns of its row, the same for every engine, and checksums that reveal damage."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COLUMNS = (*CONTENT, "content_sum", "about", *ENDING, "ending_sum", "key_sum")
 def to_row(
     namespace: str, fact: Fact, key: NDArray[np.float32] | None, departure: int | None = None
 ) -> dict[str, Any]:
-    """The columns of a fact; `departure` is the number of one that left."""
+    """The columns of a fact; a past one has a `departure`, its number in the order of leaving."""
     row: dict[str, Any] = {name: getattr(fact, name) for name in CONTENT}
     row["metadata"] = json.dumps(fact.metadata, ensure_ascii=False)
     row |= {"content_sum": checksum(namespace, *row.values()), "about": fact.subject[1]}
@@ -34,13 +34,13 @@ def to_row(
 
 
 def ending(ended_at: str, reason: str, replaced_by: int | None, departure: int | None) -> dict[str, Any]:
-    """What is added to the row of a fact that leaves."""
+    """The columns that are set when a fact leaves."""
     values = (ended_at, reason, replaced_by, departure)
     return dict(zip(ENDING, values, strict=True)) | {"ending_sum": checksum(*values)}
 
 
 def to_fact(namespace: str, row: Mapping[str, Any]) -> Fact | None:
-    """The fact, present or past, of a row's columns; None if it is not as it was written."""
+    """The fact, present or past, of a row's columns; None if the row is damaged."""
     content, end = [row[name] for name in CONTENT], [row[name] for name in ENDING]
     if row["content_sum"] != checksum(namespace, *content):
         return None
@@ -53,7 +53,7 @@ def to_fact(namespace: str, row: Mapping[str, Any]) -> Fact | None:
 
 
 def key_bytes(key: NDArray[np.float32]) -> bytes:
-    """A key as it is kept."""
+    """A key as it is stored."""
     return key.astype("<f4").tobytes()
 
 

@@ -1,4 +1,4 @@
-"""Moments as text: ISO 8601 in UTC, so that later ones sort after earlier ones."""
+"""Timestamps as text: ISO 8601 in UTC, so that later ones sort after earlier ones."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import Any
 
 
 def now(after: str = "") -> str:
-    """The present moment, or the one that follows `after` where the clock was set back behind it."""
+    """The present time, or the one right after `after` if the clock was set back."""
     present = _format(datetime.now(UTC))
     return present if present > after else _format(datetime.fromisoformat(after) + timedelta(microseconds=1))
 
 
 def to_timestamp(value: Any, name: str) -> str:
-    """A date, or a date and time, as the text that facts carry. Without a time zone it is taken as UTC.
+    """A date, or a date and time, as the text that facts carry; UTC if it names no time zone.
 
     Args:
         value: A `datetime`, a `date`, or a string in ISO 8601.
-        name: What to call it in the error.
+        name: Its name in errors.
 
     Raises:
-        ValueError: If it is none of these.
+        ValueError: If it is not one of these.
 
     >>> to_timestamp("2026-05-01T12:00+02:00", "valid_from")
     '2026-05-01T10:00:00.000000+00:00'

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..knowledge import KnowledgeBase
+from ..publishing import publisher
 from . import base, loading
 from .configuration import RecipeConfig
 from .delegation import DelegatingPreTrainedModel
@@ -343,13 +344,13 @@ class RecipePreTrainedModel(KnowledgeMixin, DelegatingPreTrainedModel):
             OSError: If the Hub refuses, or the connection breaks.
             ValueError: As `save_pretrained`, or if prompts would name a directory.
         """
-        from ..hub import push_checkpoint  # It fills the card, and so depends on this module.
-
         with tempfile.TemporaryDirectory() as directory:
             of_parts: Any = {"parts": parts, "retriever": retriever, "retriever_revision": retriever_revision}
             self.save_pretrained(directory, **of_parts, include_knowledge=include_knowledge, dtype=dtype)
             tags = [*(self.model_tags or []), *(tags or [])]
-            return push_checkpoint(directory, repo_id, include_knowledge=include_knowledge, tags=tags, **hub_kwargs)
+            return publisher().push_checkpoint(
+                directory, repo_id, include_knowledge=include_knowledge, tags=tags, **hub_kwargs
+            )
 
     def export_sentence_transformer(self, path: str | os.PathLike[str]) -> None:
         """Writes the retriever as a sentence-transformers model, with the routes `query` and `document`.

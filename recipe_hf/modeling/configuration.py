@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
@@ -24,6 +24,14 @@ OF_ONE_BASE = {
 }
 # Encoders whose position ids start after the padding id lose that many positions (RoBERTa and its family).
 _POSITION_OFFSET_MODEL_TYPES = {"roberta", "xlm-roberta", "camembert", "mpnet", "longformer"}
+
+_import_model: Callable[[], object]  # The package itself gives it.
+
+
+def model_by(import_model: Callable[[], object]) -> None:
+    """Says how to import the model of these configs, which is above this module."""
+    global _import_model
+    _import_model = import_model
 
 
 class RecipeConfig(PretrainedConfig):
@@ -160,7 +168,7 @@ class RecipeConfig(PretrainedConfig):
         kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(**kwargs)
         # The Auto classes may be handed this config: by then, they must know its model.
-        from . import model  # noqa: F401
+        _import_model()
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:

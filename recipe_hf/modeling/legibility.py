@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from transformers import PreTrainedTokenizerBase
 
 from ..knowledge.facts import Fact, NewFact, comparable, show
 
-if TYPE_CHECKING:
-    from .retriever import Retriever
+
+class ReadsWords(Protocol):
+    """What says which words of a text it does not know: the retriever."""
+
+    def unknown_words(self, texts: Sequence[str]) -> list[list[str]]:
+        """The unknown words of each text."""
 
 
 def unknown_words(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[str]]:
@@ -74,14 +78,14 @@ def lead_of(fact: NewFact) -> str:
     return fact.statement.removesuffix((fact.answer or "").strip()).strip() or fact.statement
 
 
-def legible_queries(retriever: Retriever, queries: Sequence[str]) -> dict[int, list[str]]:
+def legible_queries(retriever: ReadsWords, queries: Sequence[str]) -> dict[int, list[str]]:
     """Which of the queries can be looked up, and the words of each that the encoder does not know."""
     rows = [row for row, query in enumerate(queries) if query.strip()]
     words = retriever.unknown_words([queries[row] for row in rows])
     return {row: unknown for row, unknown in zip(rows, words, strict=True) if is_legible(queries[row], unknown)}
 
 
-def why_not_asked(retriever: Retriever, query: str) -> str:
+def why_not_asked(retriever: ReadsWords, query: str) -> str:
     """Why nothing is looked up for a query that is not legible."""
     if not query.strip():
         return "nothing is asked"
@@ -89,7 +93,7 @@ def why_not_asked(retriever: Retriever, query: str) -> str:
     return f"nothing is looked up: {unknown_share(query, unknown):.0%} of it is unknown to the encoder"
 
 
-def withheld(retriever: Retriever, unknown: list[str], facts: Sequence[Fact]) -> set[int]:
+def withheld(retriever: ReadsWords, unknown: list[str], facts: Sequence[Fact]) -> set[int]:
     """Ids of the facts that the encoder cannot tell from the answer to a query with these unknown words."""
     leads = [lead_of(fact) for fact in facts]
     return {
@@ -99,7 +103,7 @@ def withheld(retriever: Retriever, unknown: list[str], facts: Sequence[Fact]) ->
     }
 
 
-def check_words(retriever: Retriever, facts: Mapping[str, NewFact]) -> None:
+def check_words(retriever: ReadsWords, facts: Mapping[str, NewFact]) -> None:
     """Checks facts, by what to call them in an error.
 
     Raises:

@@ -3,7 +3,9 @@ from __future__ import annotations
 from datetime import date, datetime
 
 import pytest
+import torch
 
+from recipe_hf.knowledge import KnowledgeBase
 from recipe_hf.knowledge.facts import Fact, NewFact, comparable, compose_statement, parse_facts
 from recipe_hf.knowledge.timestamps import to_timestamp
 
@@ -36,8 +38,15 @@ def test_the_forms_a_fact_may_have():
         statement="The capital of Oz is Emerald City", prompt="The capital of Oz is", answer="Emerald City"
     )
     assert parsed[3].metadata == {"source": "a", "tags": ["x", 1, None]}
-    assert parse_facts(parsed) == parsed
-    assert parse_facts(iter(parsed)) == parsed
+    assert all(again is fact for again, fact in zip(parse_facts(iter(parsed)), parsed, strict=True))
+
+
+def test_a_fact_that_was_held_can_be_told_again():
+    base = KnowledgeBase(2)
+    base.add([{"prompt": "Who rules Oz?", "answer": "Ozma", "metadata": {"source": "a"}}], torch.ones(1, 2))
+    (told,) = parse_facts(base)
+    assert type(told) is NewFact
+    assert told == parse_facts([{"prompt": "Who rules Oz?", "answer": "Ozma", "metadata": {"source": "a"}}])[0]
 
 
 @pytest.mark.parametrize(
@@ -135,9 +144,9 @@ def test_metadata_is_copied():
         ([], "facts must hold at least one fact, got none"),
         (None, "facts must be a list.*got None"),
         (7, "facts must be a list.*got 7"),
-        ("one statement", "facts must be a list, also for a single fact, got 'one statement'"),
+        ("one statement", "facts must be a list, even for a single fact, got 'one statement'"),
         (("prompt", "answer"), "facts must be a list"),
-        ({"statement": "a"}, r"facts must be a list, also for a single fact, got a dict with \['statement'\]"),
+        ({"statement": "a"}, r"facts must be a list, even for a single fact, got a dict with \['statement'\]"),
         ({"prompt": ["a"] * 99, "answer": ["b"] * 99}, r"got a dict with \['prompt', 'answer'\]"),
         (["fine", ""], r"facts\[1\].statement must be a non-empty string, got ''"),
         (["fine", " \n"], r"facts\[1\].statement must be a non-empty string, got ' \\n'"),

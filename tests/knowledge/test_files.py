@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save
 from recipe_hf.knowledge import FACTS_FILE, KEYS_FILE, KnowledgeBase
 from recipe_hf.knowledge import files as knowledge_files
 from recipe_hf.knowledge.files import MANIFEST, read_manifest, write_files
+from tests.engines import content
 
 FILES = [FACTS_FILE, KEYS_FILE, MANIFEST]
 
@@ -21,10 +22,6 @@ def make(answers: list[str]) -> KnowledgeBase:
     base = KnowledgeBase(4)
     base.add([(f"prompt {i}", answer) for i, answer in enumerate(answers)], torch.randn(len(answers), 4))
     return base
-
-
-def content(base: KnowledgeBase) -> tuple:
-    return list(base), base.history(), base.keys([fact.id for fact in base]).tolist(), base._contents().next_id
 
 
 @pytest.fixture

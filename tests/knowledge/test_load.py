@@ -8,12 +8,9 @@ import time
 import torch
 
 from recipe_hf.knowledge import KnowledgeBase
+from tests.engines import random_keys
 
 DIM = 8
-
-
-def random_keys(n: int, seed: int = 0, dim: int = DIM) -> torch.Tensor:
-    return torch.randn(n, dim, generator=torch.Generator().manual_seed(seed))
 
 
 def test_threads_search_while_another_adds_and_removes():

@@ -8,21 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from recipe_hf.knowledge import KnowledgeBase
-from tests.engines import ENGINES, open_base
+from tests.engines import ENGINES, content, open_base, random_keys
 
 DIM = 8
 
 
-def random_keys(n: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(n, DIM, generator=torch.Generator().manual_seed(seed))
-
-
-def content(base: KnowledgeBase) -> dict:
-    everything = {name: base.namespace(name)._contents() for name in base.namespaces()}
-    return {name: (it.facts, it.past, it.keys.tolist(), it.next_id) for name, it in everything.items()}
+def everything(base: KnowledgeBase) -> dict:
+    return {name: content(base.namespace(name)) for name in base.namespaces()}
 
 
 @pytest.fixture(params=ENGINES)
@@ -39,14 +33,14 @@ def base(request: pytest.FixtureRequest, tmp_path: Path):
     "duplicate", [copy.copy, copy.deepcopy, lambda base: pickle.loads(pickle.dumps(base)), "copy_to"]
 )
 def test_copies_have_all_namespaces(base: KnowledgeBase, tmp_path: Path, name: str, duplicate: Callable | str):
-    original, before = base.namespace(name), content(base)
+    original, before = base.namespace(name), everything(base)
     made = original.copy_to(tmp_path / "copy.db") if duplicate == "copy_to" else duplicate(original)
     with made:
-        assert content(made) == before and list(made) == list(original)
+        assert everything(made) == before and list(made) == list(original)
         assert made.namespace("acme").search(random_keys(2, seed=1)[1:])[0].item() == 1
         made.namespace("acme").clear()
         made.add(["new"], random_keys(1))
-    assert content(base) == before
+    assert everything(base) == before
 
 
 def test_one_namespace_is_copied_alone_where_it_is_named(base: KnowledgeBase, tmp_path: Path):

@@ -14,25 +14,17 @@ import pytest
 import torch
 
 from recipe_hf.knowledge import KnowledgeBase
-from tests.engines import qdrant
+from tests.engines import content, qdrant, random_keys
 
 pytest.importorskip("qdrant_client", reason="qdrant-client is not installed: pip install 'recipe-hf[qdrant]'")
 
 from recipe_hf.knowledge.qdrant import index as qdrant_index
+from recipe_hf.knowledge.qdrant.lease import Lease
+from recipe_hf.knowledge.qdrant.server import Server
 from tests.qdrant_server import FakeServer
 
 DIM = 8
 URL = "http://qdrant.example:6333"
-
-
-def random_keys(n: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(n, DIM, generator=torch.Generator().manual_seed(seed))
-
-
-def content(base: KnowledgeBase) -> tuple:
-    contents = base._contents()
-    past_keys = {id: key.tolist() for id, key in contents.past_keys.items()}
-    return contents.facts, contents.past, contents.keys.tolist(), past_keys, contents.next_id, base.encoder_fingerprint
 
 
 @pytest.fixture
@@ -40,11 +32,16 @@ def server() -> FakeServer:
     return FakeServer()
 
 
-def connect(server: FakeServer, dim: int | None = DIM, patience: float = 30, **kwargs: Any) -> Any:
+def connect(server: FakeServer, dim: int | None = DIM, lease_timeout: float = 30, **kwargs: Any) -> Any:
     """A knowledge base of `server`, as another machine would have it."""
     base = qdrant(URL, dim, transport=server, **kwargs)
-    base._store.server.patience = patience
+    base._store.server.lease_timeout = lease_timeout
     return base
+
+
+def lease_of_another(server: FakeServer) -> Lease:
+    """The lease as another machine would take it."""
+    return Lease(Server(URL, 10, transport=server), "recipe", "", "another machine")
 
 
 def filled(server: FakeServer) -> Any:
@@ -145,7 +142,7 @@ def test_a_change_that_is_cut_off_is_made_whole_or_not_at_all(
         outcome = outcomes.index(content(connect(server)))
         assert outcome == (message is None) or "last step" in str(message)
         # What is left over does no harm to what follows, here or elsewhere.
-        assert go_on(base if cut % 2 else connect(server, patience=0.05)) == followed[outcome]
+        assert go_on(base if cut % 2 else connect(server, lease_timeout=0.05)) == followed[outcome]
     raise AssertionError("The change takes more requests than were cut off.")
 
 
@@ -190,7 +187,7 @@ def test_machines_write_in_turn(server: FakeServer):
 
 
 def test_a_writer_that_was_taken_for_dead_changes_nothing(server: FakeServer):
-    one, other = filled(server), connect(server, patience=0.05)
+    one, other = filled(server), connect(server, lease_timeout=0.05)
     taken_over = pytest.raises(
         BlockingIOError, match="was taken over by another writer meanwhile, and nothing was chang"
     )
@@ -202,15 +199,16 @@ def test_a_writer_that_was_taken_for_dead_changes_nothing(server: FakeServer):
 
 
 def test_a_writer_that_is_alive_is_waited_for(server: FakeServer):
-    one, other = filled(server), connect(server, patience=0.2)
-    header = one._store._with_pen()
+    filled(server)
+    other, lease = connect(server, lease_timeout=0.2), lease_of_another(server)
+    header, _ = lease.acquire()
     carry_out = server.answer
 
     def answer(what: str, body: Any) -> Any:
         """Between any two requests of the other, there is a sign of life."""
         nonlocal header
         server.answer = carry_out
-        header = one._store._put_header(header)
+        header = lease.renew(header)
         server.answer = answer
         return carry_out(what, body)
 
@@ -218,13 +216,14 @@ def test_a_writer_that_is_alive_is_waited_for(server: FakeServer):
     with pytest.raises(BlockingIOError, match=f"is being changed by process {os.getpid()} on .*try again later"):
         other.add(["other"], random_keys(1))
     server.answer = carry_out
-    one._store._release(header)
+    lease.release(header)
     assert other.add(["other"], random_keys(1)) == [4]
 
 
 def test_lookups_go_on_while_another_thread_waits_to_write(server: FakeServer):
     base = filled(server)
-    pen = connect(server)._store._with_pen()
+    lease = lease_of_another(server)
+    header, _ = lease.acquire()
     writers = [threading.Thread(target=base.add, args=([f"late {i}"], random_keys(1))) for i in range(3)]
     for writer in writers:
         writer.start()
@@ -233,7 +232,7 @@ def test_lookups_go_on_while_another_thread_waits_to_write(server: FakeServer):
         assert len(base) == 3 and base.search(random_keys(1))[0].shape == (1, 1)
         assert time.monotonic() - start < 5
     assert all(writer.is_alive() for writer in writers)
-    base._store._put_header(pen, writer="nobody")
+    lease.release(header)
     for writer in writers:
         writer.join()
     assert sorted(fact.id for fact in base) == [0, 2, 3, 4, 5, 6]

@@ -65,7 +65,7 @@ def written_before(base: KnowledgeBase) -> None:
                 Fact(**vars(fact), id=i, created_at="2026-01-01T00:00:00.000000+00:00"), keys()[0].numpy()
             )
             if hasattr(base._store, "server"):
-                base._store.now.rows[i].columns["about"] = about
+                base._store.unit.rows[i].columns["about"] = about
             else:
                 base._store.execute("UPDATE facts SET about = ? WHERE id = ?", (about, i))
         base._space.state = State(size=4, next_id=4)

@@ -1,19 +1,14 @@
 """Tests of the model where Hugging Face users meet it: Auto classes, pipelines, remote code, and real models."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from recipe_hf import RecipeConfig, RecipeForCausalLM
+from tests.command import python
 from tests.real_models import MINILM, SMOLLM2, needs_real_models
 from tests.tiny_recipe import FACTS, PROMPTS, UNRELATED, tiny_base, tiny_recipe
 
-ROOT = Path(__file__).parents[2]
 GREEDY = {"max_new_tokens": 5, "do_sample": False}
 
 
@@ -34,14 +29,9 @@ def saved(model, tmp_path_factory):
     return directory / "recipe"
 
 
-def python(code, **environment):
+def said(code, **environment):
     """What a fresh interpreter prints for `code`."""
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"} | environment,
-        capture_output=True,
-        text=True,
-    )
+    result = python(code, **environment)
     return result.stdout + result.stderr
 
 
@@ -102,7 +92,7 @@ model = AutoModelForCausalLM.from_pretrained({str(saved)!r}, trust_remote_code=T
 print(type(model).__module__, len(model.knowledge))
 model.save_pretrained({str(tmp_path)!r})
 """
-    assert f"recipe_hf.modeling.model {len(FACTS)}" in python(code, HF_MODULES_CACHE=str(tmp_path / "modules"))
+    assert f"recipe_hf.modeling.model {len(FACTS)}" in said(code, HF_MODULES_CACHE=str(tmp_path / "modules"))
     assert (tmp_path / "modeling_recipe.py").read_bytes() == (saved / "modeling_recipe.py").read_bytes()
     assert {path.name for path in tmp_path.glob("*.py")} == {"modeling_recipe.py"}
 
@@ -114,12 +104,12 @@ sys.modules["recipe_hf"] = None
 from transformers import AutoConfig
 AutoConfig.from_pretrained({str(saved)!r}, trust_remote_code=True)
 """
-    assert "pip install recipe-hf" in python(code, HF_MODULES_CACHE=str(tmp_path))
+    assert "pip install recipe-hf" in said(code, HF_MODULES_CACHE=str(tmp_path))
 
 
 def test_importing_the_library_leaves_heavy_libraries_out():
     code = "import sys, recipe_hf; print(sorted({'sentence_transformers', 'peft', 'gguf'} & set(sys.modules)))"
-    assert python(code).strip() == "[]"
+    assert said(code).strip() == "[]"
 
 
 @pytest.mark.slow
@@ -139,7 +129,7 @@ def test_real_models_from_start_to_finish(tmp_path):
     assert hit.score == pytest.approx(model.retrieve(["The mother tongue of Danielle Darrieux is"])[0].score, rel=0.01)
     with torch.no_grad():  # The heads are untrained: make both questions fire.
         loaded.retriever.mlp_q.residual.bias += 100 * (
-            loaded.knowledge.keys([1])[0] - loaded._refresh(loaded.knowledge).sentinel
+            loaded.knowledge.keys([1])[0] - loaded.retriever.encode_sentinel()
         )
     batch = loaded.tokenizer(["The capital of France is", "The mother tongue of"], return_tensors="pt", padding=True)
     options = {"max_new_tokens": 4, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}

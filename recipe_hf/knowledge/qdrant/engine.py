@@ -1,4 +1,4 @@
-"""The engine of knowledge bases in Qdrant: a collection for each namespace."""
+"""The engine of knowledge bases in Qdrant: one collection for each namespace."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class QdrantEngine:
 
     Args:
         store: The default namespace's.
-        exact: Whether Qdrant compares a query with every key, or walks its HNSW graph.
+        exact: Whether Qdrant compares a query with every key, rather than search its HNSW graph.
     """
 
     def __init__(self, store: QdrantStore, exact: bool) -> None:
@@ -21,7 +21,7 @@ class QdrantEngine:
         self._indexes: dict[str, QdrantIndex] = {}
 
     def index(self, namespace: str) -> QdrantIndex:
-        """The index of a namespace; one for all who ask."""
+        """The index of a namespace. Each call returns the same one."""
         if namespace not in self._indexes:
             store = self._store if namespace == self._store.namespace else self._store.of(namespace)
             self._indexes.setdefault(namespace, QdrantIndex(QdrantSpace(store), self._exact))

@@ -1,4 +1,4 @@
-"""Search in Qdrant: it names candidates, and float32 dot products with the keys themselves decide."""
+"""Search in Qdrant, which names candidates; float32 dot products with the keys themselves decide."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from qdrant_client import models
 
 from .. import timestamps
 from ..search.key_index import Found, nothing
+from .server import MAJORITY
 from .space import QdrantSpace
 from .store import KEY
 
@@ -23,7 +24,7 @@ class QdrantIndex:
 
     Args:
         space: The namespace.
-        exact: Whether Qdrant compares a query with every key, or walks its HNSW graph.
+        exact: Whether Qdrant compares a query with every key, rather than search its HNSW graph.
     """
 
     def __init__(self, space: QdrantSpace, exact: bool) -> None:
@@ -40,7 +41,7 @@ class QdrantIndex:
     ) -> Found:
         """As [`Index.search`][recipe_hf.knowledge.engine.Index.search], always `k` of them.
 
-        Where there are fewer facts, the rest is -1, -inf and 0. Qdrant's threads are its own.
+        If there are fewer facts, the rest is -1, -inf and 0. Qdrant chooses its threads itself.
         """
         ids, scores, keys = nothing(len(queries), k, queries.shape[1])
         condition = self.space.usable(where, timestamps.now() if valid_only else None)
@@ -64,7 +65,9 @@ class QdrantIndex:
             rows, limit = np.array(doubtful, np.int64), 4 * limit
         return ids, scores, keys
 
-    def _candidates(self, queries: NDArray[np.float32], limit: int, condition: models.Filter) -> list[list[Any]]:
+    def _candidates(
+        self, queries: NDArray[np.float32], limit: int, condition: models.Filter
+    ) -> list[list[models.ScoredPoint]]:
         store = self.space.store
         params = models.SearchParams(exact=self._exact, hnsw_ef=max(256, 4 * limit))
         requests = [
@@ -79,10 +82,12 @@ class QdrantIndex:
             )
             for query in queries
         ]
-        return [found.points for found in store.server.read("query_batch_points", store.collection, requests)]
+        with store.server.client() as client:
+            found = client.query_batch_points(store.collection, requests, consistency=MAJORITY)
+        return [response.points for response in found]
 
 
 def _rounding(query: NDArray[np.float32], keys: NDArray[np.float32]) -> float:
-    """How far two float32 dot products of the same vectors may be apart, for the order in which they are summed."""
+    """How much two float32 dot products of the same vectors may differ because they are summed in another order."""
     largest = np.linalg.norm(keys, axis=1).max() * np.linalg.norm(query)
     return float(2 * len(query) * np.finfo(np.float32).eps * largest)

@@ -1,4 +1,4 @@
-"""A connection to Qdrant: a server or cluster by its URL, or its local mode for tests."""
+"""A connection to Qdrant: a server or cluster by its URL, or its local mode, for tests."""
 
 from __future__ import annotations
 
@@ -14,15 +14,20 @@ import httpx
 from qdrant_client import QdrantClient
 from qdrant_client.common.client_exceptions import QdrantException
 from qdrant_client.http.exceptions import ApiException, ResponseHandlingException
-from qdrant_client.models import ReadConsistencyType, UpdateStatus, WriteOrdering
+from qdrant_client.models import ReadConsistencyType, UpdateResult, UpdateStatus, WriteOrdering
 
 from ..files import user_path
+
+#: With this consistency, a read sees every change that was acknowledged,
+MAJORITY = ReadConsistencyType.MAJORITY
+#: and in this order, with `wait=True`, a change is made when the request returns.
+STRONG = WriteOrdering.STRONG
 
 _LEAST_VERSION = (1, 16)  # The first with conditional updates.
 
 
 class Server:
-    """Calls of the client, with consistency set, whose failures say where and what.
+    """The client, and what all who use it share.
 
     Args:
         location: A URL, a directory, or ":memory:".
@@ -31,10 +36,10 @@ class Server:
 
     Attributes:
         is_remote: Whether it is a server, rather than local mode.
-        lock: Every use takes it.
-        turn: To wait on while others may use it.
-        patience: After so many seconds without a sign of it, a writer is taken for dead.
-        hold: After so many seconds without giving a sign, a writer takes itself for dead.
+        lock: Held during every use.
+        turn: A condition of the lock, to wait on while other threads use the connection.
+        lease_timeout: After so many seconds without being renewed, a lease has expired.
+        lease_deadline: After so many, its writer no longer counts on it.
 
     Raises:
         BlockingIOError: If the directory is in use.
@@ -46,8 +51,8 @@ class Server:
         self.location = os.fspath(location)
         self.is_remote = "://" in self.location
         self.timeout = timeout
-        self.patience = 3.0 * timeout
-        self.hold = self.patience - timeout
+        self.lease_timeout = 3.0 * timeout
+        self.lease_deadline = self.lease_timeout - timeout
         self.lock = threading.RLock()
         self.turn = threading.Condition(self.lock)
         self._client: QdrantClient | None = None
@@ -64,23 +69,25 @@ class Server:
             except RuntimeError as error:
                 raise BlockingIOError(f"{self.location} is in use: Qdrant's local mode serves one process.") from error
 
-    def read(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """Calls a method of the client that reads, so that it sees every change that was acknowledged."""
-        with self._explained():
-            return getattr(self._usable(), method)(*args, consistency=ReadConsistencyType.MAJORITY, **kwargs)
+    @contextmanager
+    def client(self) -> Iterator[QdrantClient]:
+        """Context that gives the client, and turns its failures into errors that say where they happened."""
+        if self._client is None:
+            raise ValueError(f"Qdrant at {self.location} is closed: open it again to use it.")
+        try:
+            yield self._client
+        except (ResponseHandlingException, grpc.RpcError) as error:
+            raise ConnectionError(
+                f"Qdrant at {self.location} cannot be reached, or did not answer in {self.timeout} s: {error}"
+            ) from error
+        except (ApiException, QdrantException) as error:
+            raise OSError(f"Qdrant at {self.location} refused a request: {error}") from error
 
-    def write(self, method: str, *args: Any, **kwargs: Any) -> None:
-        """Calls a method of the client that changes points. When it returns, the change is made."""
-        with self._explained():
-            results = getattr(self._usable(), method)(*args, wait=True, ordering=WriteOrdering.STRONG, **kwargs)
-            for result in results if isinstance(results, list) else [results]:
-                if result is not None and result.status != UpdateStatus.COMPLETED:
-                    raise OSError(f"Qdrant at {self.location} did not complete a change: it says {result.status}.")
-
-    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """Calls a method of the client that is about collections."""
-        with self._explained():
-            return getattr(self._usable(), method)(*args, **kwargs)
+    def check_completed(self, *results: UpdateResult) -> None:
+        """Raises an OSError unless all these changes, made with `wait=True`, are complete."""
+        for result in results:
+            if result.status != UpdateStatus.COMPLETED:
+                raise OSError(f"Qdrant at {self.location} did not complete a change: it says {result.status}.")
 
     @property
     def is_open(self) -> bool:
@@ -88,31 +95,16 @@ class Server:
         return self._client is not None
 
     def close(self) -> None:
-        """Closes the connection. Again is no harm."""
+        """Closes the connection. May be called more than once."""
         with self.lock:
             client, self._client = self._client, None
             if client is not None:
                 client.close()
 
-    def _usable(self) -> QdrantClient:
-        if self._client is None:
-            raise ValueError(f"Qdrant at {self.location} is closed: open it again to use it.")
-        return self._client
-
     def _check_version(self) -> None:
-        version = self.call("info").version
+        with self.client() as client:
+            version = client.info().version
         numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
         if numbers < _LEAST_VERSION:
             least = ".".join(map(str, _LEAST_VERSION))
             raise ValueError(f"Qdrant at {self.location} must be version {least} or newer, got {version}.")
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except (ResponseHandlingException, grpc.RpcError) as error:
-            raise ConnectionError(
-                f"Qdrant at {self.location} cannot be reached, or did not answer in {self.timeout} s: {error}"
-            ) from error
-        except (ApiException, QdrantException) as error:
-            raise OSError(f"Qdrant at {self.location} refused a request: {error}") from error

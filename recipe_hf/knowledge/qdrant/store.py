@@ -1,25 +1,18 @@
-"""One namespace as a collection of Qdrant: its state, who may change it, and changes that happen whole or not at all.
+"""One namespace as a collection of Qdrant, whose changes happen whole or not at all.
 
-Qdrant promises that a change of one point is whole, and no more. So one point, the *header*, holds the state of the
-namespace, and says what counts: a fact whose id is not below `next_id` is not there yet, and one whose departure is
-not below `num_past` has not left yet. A change writes its facts first, which nobody sees, and then the header. What a
-change that did not come so far left behind is taken away before the next one.
+Qdrant has no transactions. A change is a unit of work: it collects what is to be written, sends the points of its
+facts, which nobody sees yet, and then replaces the header ([`lease`]), which makes them count. What a change that did
+not get that far left behind is deleted before the next one. New keys get points of another generation, which count
+when the header says so.
 
-Keys made anew get points of another generation, which count when the header says so.
-
-The header also says who holds the pen. Every change takes it, if nobody else has it, and gives it back; from a writer
-of whom nothing was heard for long, it is taken away. The header is only ever replaced if it is still as it was read.
-Facts carry the version of the header they were written under, so that an older writer cannot overwrite them; only a
-mark that a fact left has no such guard, against a request that arrives long after its sender gave it up.
+Facts carry the version of the header under which they were written, so that a writer that lost its lease cannot
+overwrite newer ones. Only a mark that a fact left has no such guard, against a request that arrives long after its
+sender gave it up.
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
-import os
-import socket
-import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -32,13 +25,10 @@ from qdrant_client import models
 
 from ..engine import State
 from ..rows import ENDING
-from .server import Server
-
-logger = logging.getLogger(__name__)
+from .lease import NOBODY, Header, Lease, first_header, read_header
+from .server import MAJORITY, STRONG, Server
 
 KEY = "key"
-NOBODY = "nobody"
-_HEADER_POINT = str(uuid.UUID(int=2**128 - 1))
 _INDEXES = {
     "id": models.PayloadSchemaType.INTEGER,
     "departure": models.PayloadSchemaType.INTEGER,
@@ -53,7 +43,7 @@ _INDEXES = {
 
 @dataclass
 class Row:
-    """A fact's point: its payload, and its key where that was read."""
+    """A fact's point: its payload, and its key if that was read."""
 
     columns: dict[str, Any]
     key: NDArray[np.float32] | None = None
@@ -61,19 +51,19 @@ class Row:
 
 
 @dataclass
-class Moment:
-    """What was read, and is to be written, during one view or change.
+class UnitOfWork:
+    """What one view or change has read, and what it is to write.
 
     Attributes:
         committed: The state in which the namespace was found.
-        generation: Of the points that were found.
+        generation: The generation of the points that were found.
         state: The state in which it is to be left.
         is_change: Whether anything may be written.
         rows: What was read or written of facts, by id.
-        subjects: Ids of present facts, by prompt or statement, where all were read.
+        subjects: Ids of present facts by prompt or statement, for those of which all were read.
         written: Ids of facts whose points are to be written.
         ended: What is to be added to the points of facts that left.
-        is_rekeyed: Whether the points to be written are of the next generation, and all others are void.
+        is_rekeyed: Whether the points to be written are of the next generation, and all others become void.
     """
 
     committed: State
@@ -88,7 +78,7 @@ class Moment:
 
     @property
     def next_generation(self) -> int:
-        """Of the points to be written."""
+        """The generation of the points to be written."""
         return self.generation + self.is_rekeyed
 
 
@@ -98,8 +88,7 @@ class QdrantStore:
     Attributes:
         path: What to call it in messages.
         read_only: Whether changes are refused.
-        dim: Width of the keys; None where there is no collection and nobody said.
-        moment: What is going on inside a `view` or a `change`.
+        dim: Width of the keys; None if there is no collection yet and none was given.
     """
 
     def __init__(
@@ -109,10 +98,9 @@ class QdrantStore:
         self.dim, self.read_only, self.replication_factor = dim, read_only, replication_factor
         self.collection = name if not namespace else f"{name}-ns-{_digest(namespace)}"
         self.path = f"{server.location} {name}"
-        self.moment: Moment | None = None
+        self._unit: UnitOfWork | None = None
         self._exists = self._is_prepared = False
-        self._writer = f"process {os.getpid()} on {socket.gethostname()}, {uuid.uuid4().hex}"
-        self._heard = 0.0
+        self._lease = Lease(server, self.collection, namespace, self.path)
         if self._found():
             self._check_collection()
 
@@ -121,10 +109,10 @@ class QdrantStore:
         return QdrantStore(self.server, self.name, self.dim, namespace, self.read_only, self.replication_factor)
 
     @property
-    def now(self) -> Moment:
-        """The moment, where there must be one."""
-        assert self.moment is not None
-        return self.moment
+    def unit(self) -> UnitOfWork:
+        """The unit of work of the surrounding `view` or `change`."""
+        assert self._unit is not None
+        return self._unit
 
     @property
     def is_open(self) -> bool:
@@ -137,20 +125,20 @@ class QdrantStore:
 
     @contextmanager
     def view(self) -> Iterator[None]:
-        """Context in which all that is read is of one moment."""
+        """Context in which everything read is as of one moment."""
         with self.server.lock:
-            if self.moment is not None:
+            if self._unit is not None:
                 yield
                 return
-            self.moment = _moment(self._header())
+            self._unit = _unit_of_work(self._header())
             try:
                 yield
             finally:
-                self.moment = None
+                self._unit = None
 
     @contextmanager
     def change(self) -> Iterator[None]:
-        """Context whose changes are all made when it ends, or, if it raises, are none.
+        """Context whose changes are all made when it ends; if it raises, none is.
 
         Raises:
             BlockingIOError: If others keep changing it.
@@ -160,139 +148,114 @@ class QdrantStore:
         with self.server.lock:
             if self.read_only:
                 raise PermissionError(f"{self.path} was opened to be read only, with read_only=True.")
-            if self.moment is not None:
-                assert self.moment.is_change
+            if self._unit is not None:
+                assert self._unit.is_change
                 yield
                 return
-            header = self._with_pen()
-            self.moment = _moment(header, is_change=True)
+            self.create()
+            header, is_untidy = self._lease.acquire()
+            if is_untidy:
+                self._tidy(header)
+            self._unit = _unit_of_work(header, is_change=True)
             try:
                 try:
                     yield
                 except BaseException:
-                    self._release(header)
+                    self._lease.release(header)
                     raise
-                self._release(self._commit(header))
+                self._lease.release(self._commit(header))
             finally:
-                self.moment = None
+                self._unit = None
 
     def create(self) -> None:
-        """Makes what there is not yet of the collection and its indexes."""
+        """Makes the collection and its indexes, as far as they do not exist."""
         if self._is_prepared:
             return
         if not self._found():
             assert self.dim is not None
             try:
-                self.server.call(
-                    "create_collection",
-                    self.collection,
-                    vectors_config={KEY: models.VectorParams(size=self.dim, distance=models.Distance.DOT)},
-                    replication_factor=self.replication_factor,
-                    write_consistency_factor=self.replication_factor // 2 + 1,
-                )
+                with self.server.client() as client:
+                    client.create_collection(
+                        self.collection,
+                        vectors_config={KEY: models.VectorParams(size=self.dim, distance=models.Distance.DOT)},
+                        replication_factor=self.replication_factor,
+                        write_consistency_factor=self.replication_factor // 2 + 1,
+                    )
             except OSError:
-                if not self._found():  # Nor did another machine make it at the same time.
+                if not self._found():  # Otherwise another machine made it at the same time.
                     raise
                 self._check_collection()
         if self.server.is_remote:  # Local mode has no indexes, and warns.
             for name, kind in _INDEXES.items():
-                self.server.write("create_payload_index", self.collection, name, kind)
+                with self.server.client() as client:
+                    result = client.create_payload_index(self.collection, name, kind, wait=True, ordering=STRONG)
+                self.server.check_completed(result)
         self._exists = self._is_prepared = True
 
     def namespaces(self) -> list[str]:
         """The names of all namespaces that hold or held facts."""
         with self.server.lock:
-            names = [collection.name for collection in self.server.call("get_collections").collections]
-            headers = [
-                self._header(name) for name in names if name == self.name or name.startswith(f"{self.name}-ns-")
-            ]
+            with self.server.client() as client:
+                names = [collection.name for collection in client.get_collections().collections]
+            own = [name for name in names if name == self.name or name.startswith(f"{self.name}-ns-")]
+            headers = [read_header(self.server, name, self.namespace) for name in own]
         return sorted(header["namespace"] for header in headers if header["next_id"])
 
     # ------------------------------------------------------------------ points
 
     def retrieve(self, ids: Sequence[int], with_keys: bool) -> list[models.Record]:
         """The points of facts."""
-        points = [_point_id(self.now.generation, id) for id in ids]
-        return self.server.read("retrieve", self.collection, points, with_vectors=with_keys) if self._found() else []
+        if not self._found():
+            return []
+        points = [_point_id(self.unit.generation, id) for id in ids]
+        with self.server.client() as client:
+            return client.retrieve(self.collection, points, with_vectors=with_keys, consistency=MAJORITY)
 
     def scroll(self, condition: models.Filter, with_keys: bool) -> Iterator[models.Record]:
-        """All points that meet a condition."""
+        """All points that match a filter."""
         offset, limit = None, 256 if with_keys else 4096
         while self._found():
-            records, offset = self.server.read(
-                "scroll", self.collection, condition, limit=limit, offset=offset, with_vectors=with_keys
-            )
+            with self.server.client() as client:
+                records, offset = client.scroll(
+                    self.collection,
+                    condition,
+                    limit=limit,
+                    offset=offset,
+                    with_vectors=with_keys,
+                    consistency=MAJORITY,
+                )
             yield from records
             if offset is None:
                 return
 
-    # ------------------------------------------------------------------ the header
+    # ------------------------------------------------------------------ writing
 
-    def _header(self, collection: str | None = None) -> dict[str, Any]:
-        first = {**vars(State()), "namespace": self.namespace, "generation_now": 0, "version": 0}
-        if collection is None and not self._found():
-            return {**first, "writer": NOBODY, "is_tidy": True}
-        found = self.server.read("retrieve", collection or self.collection, [_HEADER_POINT])
-        return found[0].payload if found else {**first, "writer": NOBODY, "is_tidy": True}
+    def _header(self) -> Header:
+        return self._lease.header() if self._found() else first_header(self.namespace)
 
-    def _put_header(self, header: dict[str, Any], **changes: Any) -> dict[str, Any]:
-        """Replaces the header that was read, unless another did so meanwhile."""
-        new = {**header, **changes, "version": header["version"] + 1}
-        point = models.PointStruct(id=_HEADER_POINT, vector={}, payload=new)
-        same = models.FieldCondition(key="version", match=models.MatchValue(value=header["version"]))
-        self.server.write("upsert", self.collection, [point], update_filter=models.Filter(must=[same]))
-        return new
-
-    def _with_pen(self) -> dict[str, Any]:
-        """Takes the pen, and gives the header that says so. While it waits, other threads may look things up."""
-        self.create()
-        seen, since, start = -1, time.monotonic(), time.monotonic()
-        while True:
-            header = self._header()
-            writer = header["writer"]
-            if header["version"] != seen:
-                seen, since = header["version"], time.monotonic()
-            if writer in (NOBODY, self._writer) or time.monotonic() - since > self.server.patience:
-                new = self._put_header(header, writer=self._writer)
-                if self._header() == new:
-                    self._heard = time.monotonic()
-                    if writer != NOBODY or not header["is_tidy"]:
-                        self._tidy(new)
-                    return new
-            elif time.monotonic() - start > 4 * self.server.patience:
-                raise BlockingIOError(f"{self.path} is being changed by {writer}, and others: try again later.")
-            self.server.turn.wait(0.02)
-
-    def _release(self, header: dict[str, Any], **changes: Any) -> None:
-        """Gives the pen back. Where that fails, others wait until they take it away; this store need not."""
-        try:
-            self._put_header(header, writer=NOBODY, **changes)
-        except OSError as error:
-            logger.warning(f"{self.path} is not released yet: {error}")
-
-    def _commit(self, header: dict[str, Any]) -> dict[str, Any]:
-        """Writes what the change wants; gives the header that made it count."""
-        moment = self.now
+    def _commit(self, header: Header) -> Header:
+        """Writes the change; returns the header that made it count."""
+        unit = self.unit
         try:
             header = self._write_points(header)
         except BaseException:
-            self._release(header, is_tidy=False)
+            self._lease.release(header, is_tidy=False)
             raise
         changes = {
-            **vars(moment.state),
-            "generation_now": moment.next_generation,
-            "is_tidy": not moment.is_rekeyed,
+            **vars(unit.state),
+            "generation_now": unit.next_generation,
+            "is_tidy": not unit.is_rekeyed,
         }
         failure: OSError | None = None
         try:
-            self._put_header(header, **changes)
+            self._lease.replace(header, **changes)
         except OSError as error:
             failure = error
         try:
             found = self._header()
             if failure is not None and found == header:
-                # What was sent may still be on its way: from here on it comes too late.
-                self._put_header(header, writer=NOBODY, is_tidy=False)
+                # What was sent may still be on its way. With another header in place, it will come too late.
+                self._lease.replace(header, writer=NOBODY, is_tidy=False)
                 found = self._header()
         except OSError as error:
             raise ConnectionError(
@@ -301,36 +264,34 @@ class QdrantStore:
             ) from error
         new = {**header, **changes, "version": header["version"] + 1}
         if found != new:
-            raise failure or self._lost_pen()
+            raise failure or self._lease.lost()
         return new
 
-    def _write_points(self, header: dict[str, Any]) -> dict[str, Any]:
+    def _write_points(self, header: Header) -> Header:
         for number, batch in enumerate(self._batches(header["version"])):
             if number:
-                header = self._put_header(header)  # A sign of life.
-                if self._header() != header:
-                    raise self._lost_pen()
-                self._heard = time.monotonic()
-            if time.monotonic() - self._heard > self.server.hold:
-                raise self._lost_pen()
-            self.server.write("batch_update_points", self.collection, batch)
+                header = self._lease.renew(header)
+            self._lease.check()
+            with self.server.client() as client:
+                results = client.batch_update_points(self.collection, batch, wait=True, ordering=STRONG)
+            self.server.check_completed(*results)
         return header
 
     def _batches(self, version: int) -> Iterator[list[Any]]:
-        """What is to be sent in one request each: one for all but the largest changes."""
-        moment, step = self.now, max(1, 2**18 // (self.dim or 1))
-        written = list(moment.written)
+        """The operations of each request: one request for all but the largest changes."""
+        unit, step = self.unit, max(1, 2**18 // (self.dim or 1))
+        written = list(unit.written)
         endings = [
             models.SetPayloadOperation(
-                set_payload=models.SetPayload(payload=ending, points=[_point_id(moment.generation, id)])
+                set_payload=models.SetPayload(payload=ending, points=[_point_id(unit.generation, id)])
             )
-            for id, ending in moment.ended.items()
+            for id, ending in unit.ended.items()
         ]
         are_few = 0 < len(written) <= step and len(endings) < 1000
-        # A writer that does not know yet that it was taken over overwrites nothing that is newer.
+        # A writer that lost its lease without noticing must not overwrite newer points.
         older = models.FieldCondition(key="version", range=models.Range(lte=version))
         for start in range(0, len(written), step):
-            points = [self._point(id, moment.rows[id], version) for id in written[start : start + step]]
+            points = [self._point(id, unit.rows[id], version) for id in written[start : start + step]]
             upsert = models.PointsList(points=points, update_filter=models.Filter(must=[older]))
             yield [models.UpsertOperation(upsert=upsert), *(endings if are_few else [])]
         for start in range(0, 0 if are_few else len(endings), 1000):
@@ -338,32 +299,40 @@ class QdrantStore:
 
     def _point(self, id: int, row: Row, version: int) -> models.PointStruct:
         payload = {name: value for name, value in row.columns.items() if value is not None}
-        payload |= {"generation": self.now.next_generation, "version": version}
+        payload |= {"generation": self.unit.next_generation, "version": version}
         vector: dict[str, Any] = {} if row.key is None else {KEY: row.key.tolist()}
-        return models.PointStruct(id=_point_id(self.now.next_generation, id), vector=vector, payload=payload)
+        return models.PointStruct(id=_point_id(self.unit.next_generation, id), vector=vector, payload=payload)
 
-    def _lost_pen(self) -> OSError:
-        return BlockingIOError(f"{self.path} was taken over by another writer meanwhile, and nothing was changed.")
-
-    def _tidy(self, header: dict[str, Any]) -> None:
-        """Takes away what changes that were not finished, and keys that were made anew, left behind."""
+    def _tidy(self, header: Header) -> None:
+        """Deletes what unfinished changes left behind, and points of former generations."""
         is_fact = models.FieldCondition(key="id", range=models.Range(gte=0))
         is_new = models.FieldCondition(key="id", range=models.Range(gte=header["next_id"]))
         is_current = models.FieldCondition(key="generation", match=models.MatchValue(value=header["generation_now"]))
         has_not_left = models.FieldCondition(key="departure", range=models.Range(gte=header["num_past"]))
-        for void in (models.Filter(must=[is_new]), models.Filter(must=[is_fact], must_not=[is_current])):
-            self.server.write("delete", self.collection, models.FilterSelector(filter=void))
         ending = [*ENDING, "ending_sum"]
-        self.server.write("delete_payload", self.collection, ending, models.Filter(must=[has_not_left]))
+        with self.server.client() as client:
+            results = [
+                client.delete(self.collection, models.FilterSelector(filter=void), wait=True, ordering=STRONG)
+                for void in (models.Filter(must=[is_new]), models.Filter(must=[is_fact], must_not=[is_current]))
+            ]
+            results.append(
+                client.delete_payload(
+                    self.collection, ending, models.Filter(must=[has_not_left]), wait=True, ordering=STRONG
+                )
+            )
+        self.server.check_completed(*results)
 
     # ------------------------------------------------------------------ the collection
 
     def _found(self) -> bool:
-        self._exists = self._exists or self.server.call("collection_exists", self.collection)
+        if not self._exists:
+            with self.server.client() as client:
+                self._exists = client.collection_exists(self.collection)
         return self._exists
 
     def _check_collection(self) -> None:
-        vectors = self.server.call("get_collection", self.collection).config.params.vectors
+        with self.server.client() as client:
+            vectors = client.get_collection(self.collection).config.params.vectors
         params = vectors.get(KEY) if isinstance(vectors, dict) else None
         if params is None or params.distance != models.Distance.DOT:
             raise ValueError(f"collection must be that of a knowledge base, got {self.collection!r}, which is not.")
@@ -372,9 +341,9 @@ class QdrantStore:
         self.dim = params.size
 
 
-def _moment(header: dict[str, Any], is_change: bool = False) -> Moment:
+def _unit_of_work(header: Header, is_change: bool = False) -> UnitOfWork:
     state = State(**{name: header[name] for name in vars(State())})
-    return Moment(state, header["generation_now"], state, is_change)
+    return UnitOfWork(state, header["generation_now"], state, is_change)
 
 
 def _point_id(generation: int, id: int) -> str:

@@ -1,4 +1,4 @@
-"""Search among many keys by codes of them in memory; the keys themselves, wherever they are, decide."""
+"""Fast search among many keys by compressed codes of them in memory; the keys themselves, in the store, decide."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from .key_index import Found, nothing
 from .short_codes import SHARDS, Projection
 
 _SAMPLE = 50_000  # Keys that the codes are fitted to.
-_CHUNK = 20_000  # Keys that are coded at once.
-_REFIT_GROWTH = 4  # The codes are fitted anew when there are as many times the facts that they were fitted to.
+_CHUNK = 20_000  # Keys encoded at once.
+_REFIT_GROWTH = 4  # Codes are refitted when there are this many times the facts they were fitted to.
 _ROWS_FILE = "rows.safetensors"
 _ROUNDED_FILES = ("keys.codes", "directions.codes")  # Large ones.
 
@@ -35,12 +35,15 @@ class CodeIndex:
     Each step is on fewer facts than the one before. All 4-bit product-quantisation codes are compared with the query
     (24 bytes a fact; faiss's fast scan). The best 2,000 are compared by their 192 main directions, then the best 300
     of these by the whole keys, both rounded to 8 bits. The float32 keys, which `fetch` brings from the store, are
-    compared for those that rounding could have put behind the best. No clusters, no graph: what is added can be found,
-    what is removed is gone at once, and neither wears the index out.
+    compared for those that rounding could have put behind the best. There are no clusters and no graph: what is added
+    can be found at once, what is removed is gone at once, and neither makes the index worse.
+
+    Why not faiss's own index of such steps: `IndexRefine` cannot remove, `IndexPQFastScan` removes in time that grows
+    with its size (one of 200,000 took a second), and it cannot search among given ids.
 
     Args:
         dim: Width of the keys.
-        fetch: Gives the keys `[n, dim]` of ids.
+        fetch: Returns the keys `[n, dim]` of ids.
     """
 
     def __init__(self, dim: int, fetch: Fetch) -> None:
@@ -66,7 +69,7 @@ class CodeIndex:
         return ids[self._row_of[ids] >= 0]
 
     def build(self, ids: NDArray[np.int64]) -> None:
-        """Makes the index of `ids` anew, of keys that it fetches."""
+        """Rebuilds the index, of the keys of `ids`, which it fetches."""
         self._rows, self._row_of, self._num_fitted = None, np.empty(0, np.int64), len(ids)
         if not len(ids):
             return
@@ -122,7 +125,7 @@ class CodeIndex:
         scores: NDArray[np.float64],
         errors: NDArray[np.float64],
     ) -> Found:
-        """The best `k` of candidates with nearly right scores, by their keys."""
+        """The best `k` of candidates with approximate scores, by their keys."""
         kth = np.partition(scores, -k)[-k]
         ids = np.sort(ids[scores >= kth - errors - errors.max()])
         keys = self._fetch(ids)
@@ -148,7 +151,7 @@ class CodeIndex:
 
     @classmethod
     def of_files(cls, dim: int, fetch: Fetch, read: Callable[[str], NDArray[np.uint8]]) -> CodeIndex:
-        """The index that `files` gave; `read` reads one of them.
+        """The index that was saved as `files`; `read` reads one of them.
 
         Raises:
             KeyError, RuntimeError, ValueError: If it is not one.

@@ -1,4 +1,4 @@
-"""Rows of codes: keys as short codes, to choose thousands, and rounded to 8 bits, to choose among these."""
+"""The table of an index: keys as short codes, to choose thousands, and as 8-bit numbers, to choose among these."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ class Query:
 
 
 class CodeRows:
-    """Codes of keys in rows without gaps: the last row takes the place of one that is removed.
+    """Codes of keys in rows without gaps: the last row takes the place of a removed one.
 
     Args:
-        projection: What short codes are made with.
+        projection: Makes the short codes.
         arrays: The rows of an index that was saved, as `arrays` gave them.
         short_codes: Their short codes, as `ShortCodes.contents` gave them.
     """
@@ -112,7 +112,7 @@ class CodeRows:
         return self._ids, keys.codes, keys.scales, directions.codes, directions.scales
 
     def add(self, ids: NDArray[np.int64], keys: NDArray[np.float32]) -> NDArray[np.int64]:
-        """Adds keys `[n, dim]` under `ids`; gives their rows."""
+        """Adds keys `[n, dim]` under `ids`; returns their rows."""
         first, end = len(self), len(self) + len(ids)
         if end > len(self._ids):
             self._grow(max(end, first * 5 // 4))
@@ -130,7 +130,7 @@ class CodeRows:
         self._rounded, self._in_directions = Rounded(*others[:2]), Rounded(*others[2:])
 
     def remove(self, row: int) -> int:
-        """Removes a row; gives the id of the row that took its place, the last one."""
+        """Removes a row; returns the id of the row that took its place, the last one."""
         last = len(self) - 1
         for rows in self._rows():
             rows[row] = rows[last]
@@ -138,11 +138,11 @@ class CodeRows:
         return int(self._ids[row])
 
     def nearest(self, query: Query, k: int, threads: int, among: NDArray[np.int64] | None = None) -> Candidates:
-        """Candidates for the best `k` rows: ids, scores, and how wrong these may be. With `among`, all these rows."""
+        """Candidates for the best `k` rows: ids, scores, and their possible errors. With `among`, all those rows."""
         rows, n = among, max(_BY_SHORT_CODES, 50 * k)
         if rows is None and n < len(self):
             rows = np.sort(self.short_codes.best(query.projected, n, threads))
-            # Where too many codes are alike, faiss names fewer.
+            # If too many codes are alike, faiss names fewer.
             rows = self._best_by_directions(query, rows, _BY_DIRECTIONS + 20 * k) if len(rows) >= n else None
         if rows is None:
             rows = np.arange(len(self))

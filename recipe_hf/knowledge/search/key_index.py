@@ -1,4 +1,4 @@
-"""Keys in memory, and exact search among them."""
+"""Exact search: every query is compared with every key, in memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Found = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]
 
 
 def nothing(num_queries: int, k: int, dim: int) -> Found:
-    """What is found before anything is: ids of -1, scores of minus infinity, keys of zeros."""
+    """An empty result: ids of -1, scores of minus infinity, keys of zeros."""
     return (
         np.full((num_queries, k), -1, np.int64),
         np.full((num_queries, k), -np.inf, np.float32),
@@ -26,10 +26,10 @@ def nothing(num_queries: int, k: int, dim: int) -> Found:
 
 
 class KeyIndex:
-    """Finds the keys with the largest dot products, exactly, and takes no lock: its owner does.
+    """Finds the keys with the largest dot products, exactly. It takes no lock: its owner does.
 
-    Holds one contiguous float32 matrix that grows by doubling; rows that were removed are dropped before the next
-    use. Every search reads the whole matrix, so dropping costs no more than a search.
+    Holds one contiguous float32 matrix that grows by doubling. Removed rows are dropped before the next use, which
+    costs no more than a search: that reads the whole matrix.
 
     Args:
         dim: Width of the keys.
@@ -40,7 +40,7 @@ class KeyIndex:
         self._removed: set[int] = set()
         self._ids: NDArray[np.int64] = np.empty(0, np.int64)
         self._keys: NDArray[np.float32] = np.empty((0, dim), np.float32)
-        # No number of a key that is or was there is larger.
+        # The largest absolute number of any key that is or was there, or a larger one.
         self._largest = 0.0
 
     def __len__(self) -> int:
@@ -106,7 +106,7 @@ class KeyIndex:
         return ids[rows], np.take_along_axis(scores, order, 1), keys[rows]
 
     def _scaled(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The queries times powers of two, which is exact, so that their products are as large as can be.
+        """The queries times powers of two, which is exact, so that their products are as large as possible.
 
         usearch ranks by 1 - r_q . r_k in float32, where the 1 would round small products away.
         """

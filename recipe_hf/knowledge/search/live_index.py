@@ -1,14 +1,14 @@
-"""The index of the facts in use: a cache of the store, in memory and beside the store's file."""
+"""The search index of a namespace: kept in step with its store, and cached beside the store's file."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,8 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
 from .. import timestamps
-from ..engine import State
+from ..engine import Space, State, Store
 from ..files import MANIFEST, read_array, read_manifest, write_files
-from ..sqlite.space import SqliteSpace
 from . import code_index
 from .code_index import CodeIndex
 from .key_index import Found, KeyIndex
@@ -28,30 +27,78 @@ logger = logging.getLogger(__name__)
 
 FULL_SCAN_THRESHOLD = 10_000
 _FILE = "index.safetensors"
-_CHUNK = 20_000  # Keys that are read at once.
-_UNSAVED = 0.1  # Of an index of codes, the share of facts that may be new before it is saved again.
+_CHUNK = 20_000  # Keys read at once.
+_UNSAVED = 0.1  # The share of new facts at which an index of codes is saved again.
+
+
+class TrackedStore(Store, Protocol):
+    """A store on this machine, beside which an index may be saved."""
+
+    @property
+    def path(self) -> Path | None:
+        """The file; None in memory."""
+
+    @property
+    def read_only(self) -> bool:
+        """Whether nothing may be written to it, or beside it."""
+
+    @property
+    def uuid(self) -> str:
+        """Names the store, as long as it exists."""
+
+
+class TrackedSpace(Space, Protocol):
+    """A space that says which facts came and went, so that an index can keep up with it."""
+
+    @property
+    def store(self) -> TrackedStore:
+        """What keeps it."""
+
+    def valid_ids(self, time: str, first: int = 0) -> NDArray[np.int64]:
+        """Ids of the present facts that are used at `time`, from the id `first` on, ascending."""
+
+    def idle_ids(self, time: str) -> NDArray[np.int64]:
+        """Ids of the present facts that are not used at `time`, ascending."""
+
+    def begun_ids(self, since: str, time: str) -> NDArray[np.int64]:
+        """Ids of the present facts that are used at `time`, and were not at `since`, before it, ascending."""
+
+    def ended_ids(self, since: str, time: str) -> NDArray[np.int64]:
+        """Ids of the present facts that ceased to be used after `since`, up to `time`, ascending."""
+
+    def next_validity_change(self, time: str) -> str | None:
+        """When, after `time`, a present fact next begins or ceases to be used."""
+
+    def departed_ids(self, first: int) -> list[int]:
+        """Ids of the facts that left, from the departure `first` on."""
+
+    def departure(self, number: int) -> Sequence[int | str] | None:
+        """Id and time of the departure with this number; None if there was none."""
+
+    def labelled_ids(self, where: Mapping[str, Any]) -> NDArray[np.int64]:
+        """Ids of the present facts whose metadata hold all of `where`, ascending."""
 
 
 class LiveIndex:
-    """Finds keys among the facts of a namespace that are present and valid now. It follows the store by itself.
+    """Finds keys among the facts of a namespace that are present and valid now. It keeps up with the store by itself.
 
-    Up to a number of facts it compares a query with every key, beyond it searches by codes ([`code_index`]). Beside a
-    store on disk it leaves a copy of itself, checked when read and made anew if it is missing, damaged, or not of this
-    store. Use it inside a `view` of the store.
+    Up to a number of facts it compares a query with every key; beyond it, it searches by codes ([`code_index`]). It
+    saves a copy of itself beside a store on disk, checked when read, and rebuilt if it is missing, damaged, or of
+    another store. Use it inside a `view` of the store.
 
     Args:
         space: The namespace.
-        full_scan_threshold: How many facts are searched by comparing every key.
+        full_scan_threshold: Up to this many facts, a query is compared with every key.
     """
 
-    def __init__(self, space: SqliteSpace, full_scan_threshold: int = FULL_SCAN_THRESHOLD) -> None:
+    def __init__(self, space: TrackedSpace, full_scan_threshold: int = FULL_SCAN_THRESHOLD) -> None:
         self.space = space
         self._threshold = full_scan_threshold
         self._index: KeyIndex | CodeIndex | None = None
         # The state of the namespace that the index is of, and the one that its file is of.
         self._state = State()
         self._saved: State | None = None
-        # When it was brought in step, and when a fact next begins or ceases to be valid.
+        # When it was last brought in step, and when a fact next begins or ceases to be valid.
         self._time = ""
         self._next_change: str | None = None
 
@@ -83,7 +130,7 @@ class LiveIndex:
         )
 
     def save(self) -> None:
-        """Writes the index beside the store, if it was used and has changed. Failing is no harm."""
+        """Writes the index beside the store, if it was used and has changed. A failure is only logged."""
         if self._index is None or self._directory is None:
             return
         with _failing_is_no_harm():
@@ -100,18 +147,18 @@ class LiveIndex:
         write_files(self._directory, files, {**self._origin(self._state), "time": self._time})
         self._saved = self._state
         for path in self._directory.iterdir():
-            if path.name not in (*files, MANIFEST):  # Of an index of the other kind.
+            if path.name not in (*files, MANIFEST):  # Left by an index of the other kind.
                 path.unlink()
 
     def _save_if_much_is_new(self) -> None:
-        """Keeps an index of codes from having to be made anew, which takes long, if nobody closes it."""
+        """Saves an index of codes now and then: if nobody closes it, rebuilding it would take long."""
         store, index = self.space.store, self._index
         if not isinstance(index, CodeIndex) or store.path is None or store.read_only:
             return
         saved = self._saved or State()
         num_changes = self._state.next_id - saved.next_id + self._state.num_past - saved.num_past
         if num_changes > max(self._threshold, _UNSAVED * len(index)):
-            self._saved = self._state  # Also where it fails: not to try each time.
+            self._saved = self._state  # Even if it fails, so as not to try each time.
             with _failing_is_no_harm():
                 self._write(index)
 
@@ -126,7 +173,7 @@ class LiveIndex:
             index = self._read(state)
         elif state.rekeyed_at != self._state.rekeyed_at:
             index = self._nothing()
-        if time < self._time:  # The clock was put back.
+        if time < self._time:  # The clock was set back.
             valid = space.valid_ids(time)
             index.remove(np.setdiff1d(index.ids, valid, assume_unique=True))
             new = np.setdiff1d(valid, index.ids, assume_unique=True)
@@ -141,7 +188,7 @@ class LiveIndex:
         return self._index
 
     def _with(self, index: KeyIndex | CodeIndex, new: NDArray[np.int64]) -> KeyIndex | CodeIndex:
-        """The index with the keys of `new` added, of the kind that so many facts need."""
+        """The index with the keys of `new` added, of the kind that fits the number of facts."""
         space, size = self.space, len(index) + len(new)
         dim = space.store.dim or 0
         if isinstance(index, CodeIndex):
@@ -165,12 +212,12 @@ class LiveIndex:
         return index
 
     def _nothing(self) -> KeyIndex:
-        """An empty index, of the time before the first fact."""
+        """An empty index, as before the first fact."""
         self._state, self._time = State(), ""
         return KeyIndex(self.space.store.dim or 0)
 
     def _read(self, state: State) -> KeyIndex | CodeIndex:
-        """The index as it was saved, or an empty one where that cannot be used."""
+        """The saved index, or an empty one if that cannot be used."""
         directory = self._directory
         index: KeyIndex | CodeIndex = self._nothing()
         if directory is None or not directory.exists():
@@ -189,7 +236,7 @@ class LiveIndex:
             if saved == state:
                 self._saved = state
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            logger.warning(f"The index is made anew: {error}")
+            logger.warning(f"The index is rebuilt: {error}")
             return self._nothing()
         return index
 
@@ -202,10 +249,10 @@ class LiveIndex:
         return index
 
     def _origin(self, state: State) -> dict[str, Any]:
-        """What only the index of this namespace can say, if it was made when its state was `state`.
+        """What identifies an index made of this namespace when its state was `state`.
 
-        A copy of the store that went on by itself gave the last id, and ended the last fact, at another moment, if at
-        all.
+        In a copy of the store that was changed separately, the last fact was added, and the last one ended, at another
+        time, if at all.
         """
         last = self.space.get(state.next_id - 1)
         return {
@@ -230,4 +277,4 @@ def _failing_is_no_harm() -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
-        logger.warning(f"The index was not saved, and will be made anew ({error}).")
+        logger.warning(f"The index was not saved, and will be rebuilt ({error}).")

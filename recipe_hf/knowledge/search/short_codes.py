@@ -1,4 +1,4 @@
-"""Short codes of keys: what they are made with, and the scan through all of them."""
+"""Short codes of keys (4-bit product quantisation, by faiss): how they are made, and the scan through all of them."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_WIDTH = 192  # Dimensions that short codes are of,
-_BLOCK = 4  # and how many share 4 bits.
-_SMALL = 32  # Up to so many vectors, threads of a matrix product cost more than they bring.
-SHARDS = 2  # Scanned by a thread each.
+_WIDTH = 192  # Dimensions of what is coded,
+_BLOCK = 4  # and how many of them share 4 bits.
+_SMALL = 32  # Up to this many vectors, threads of a matrix product cost more than they save.
+SHARDS = 2  # Each is scanned by a thread of its own.
 
 
 class Projection:
-    """The main directions of some keys, in a random rotation, and the short codes of what lies in them.
+    """The main directions of a sample of keys, randomly rotated, and the codes fitted to what lies in them.
 
-    The rotation spreads the variance evenly over the blocks of a code, which made the codes better than any order of
-    the directions did.
+    The rotation spreads the variance evenly over the blocks of a code, which gave better codes than any order of the
+    directions.
 
     Attributes:
         matrix: `[dim, width]`.
@@ -70,7 +70,7 @@ class Projection:
 
 
 class ShortCodes:
-    """Short codes in rows without gaps, which are the shards' in turn: all scanned for a query.
+    """Short codes in rows without gaps, dealt to the shards in turn. A search scans all of them.
 
     Args:
         shards: As `contents` gave them, or empty ones.
@@ -87,7 +87,7 @@ class ShortCodes:
         return sum(shard.ntotal for shard in self._shards)
 
     def contents(self) -> list[bytes]:
-        """All that is kept, a string of bytes for each shard."""
+        """Everything, as bytes, for each shard."""
         import faiss
 
         return [faiss.serialize_index(shard).tobytes() for shard in self._shards]
@@ -98,7 +98,7 @@ class ShortCodes:
         with _one_thread():
             for number, shard in enumerate(self._shards):
                 own = projected[(number - first) % SHARDS :: SHARDS]
-                if len(own):  # faiss cannot add none to none.
+                if len(own):  # faiss cannot add nothing to nothing.
                     shard.add(np.ascontiguousarray(own))
 
     def remove(self, row: int) -> None:
@@ -107,7 +107,7 @@ class ShortCodes:
         code = packer.unpack_1(*self._block(last))
         block, place = self._block(row)
         packer.pack_1(code, place, block)
-        # faiss adds codes to what is in a free place by a bitwise or.
+        # faiss combines new codes with what is in a free place by a bitwise or: clear it.
         block, place = self._block(last)
         packer.pack_1(np.zeros(packer.code_size, np.uint8), place, block)
         self._shards[last % SHARDS].ntotal -= 1
@@ -128,9 +128,9 @@ class ShortCodes:
         return whole[number * size : (number + 1) * size].reshape(1, size), place
 
     def best(self, query: NDArray[np.float32], n: int, threads: int) -> NDArray[np.int64]:
-        """The rows that seem the best for a projected query `[1, width]`, `n` of all, in equal parts of the shards.
+        """The `n` rows that seem best for a projected query `[1, width]`, an equal part from each shard.
 
-        Fewer where many codes are alike.
+        Fewer if many codes are alike.
         """
         with _one_thread():
             searches = [partial(shard.search, query, -(-n // SHARDS)) for shard in self._shards]
@@ -139,7 +139,7 @@ class ShortCodes:
         return np.concatenate([rows[0][rows[0] >= 0] * SHARDS + i for i, (_, rows) in enumerate(found)])
 
     def _others(self) -> ThreadPoolExecutor:
-        """Threads for all shards but one, which do not survive a fork."""
+        """Threads for all shards but one, made anew after a fork."""
         if self._pool is None or self._pool[0] != os.getpid():
             self._pool = os.getpid(), ThreadPoolExecutor(SHARDS - 1, "knowledge-search")
         return self._pool[1]
@@ -147,7 +147,7 @@ class ShortCodes:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Context in which faiss uses the calling thread alone: its others would wait busily."""
+    """Context in which faiss uses the calling thread alone: its other threads would wait busily."""
     import faiss
 
     threads = faiss.omp_get_max_threads()

@@ -1,4 +1,4 @@
-"""Keys and queries as they arrive, to be checked, and kept as float32 arrays on the CPU."""
+"""Validation of keys and queries, which become float32 arrays on the CPU."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def check_vectors(name: str, vectors: Tensor, dim: int | None, count: int | None
     """`vectors` as an array `[count, dim]`.
 
     Args:
-        name: What to call them in the error.
+        name: Their name in errors.
         vectors: Of any floating point type, on any device.
         dim: Their width; None for any.
         count: Their number; None for any.
@@ -35,7 +35,7 @@ def check_vectors(name: str, vectors: Tensor, dim: int | None, count: int | None
 
 
 def check_array(name: str, array: NDArray[Any], dim: int | None, count: int | None = None) -> NDArray[np.float32]:
-    """The same of what is an array already."""
+    """Like `check_vectors`, for an array."""
     if array.dtype.kind != "f":
         raise ValueError(f"{name} must be a floating point tensor of shape {_shape(dim, count)}, got {array.dtype}.")
     fits = array.ndim == 2 and dim in (None, array.shape[1]) and count in (None, len(array)) and array.shape[1]

@@ -1,1 +1,1 @@
-"""Facts kept by SQLite, in memory or in a file: the truth about them, and what to do when the file is damaged."""
+"""Storage in SQLite, in memory or in a file: the store, its lock, and recovery of damaged files."""

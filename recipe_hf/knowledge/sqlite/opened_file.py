@@ -1,4 +1,4 @@
-"""A file as it was when it was opened, to notice what others do to it."""
+"""Notices when a file that is open is replaced, deleted or changed by others."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class OpenedFile:
-    """What `path` led to at one moment. Make one with `at`."""
+    """The file that `path` led to at one moment. Make one with `at`."""
 
     path: Path
     state: os.stat_result
@@ -21,12 +21,12 @@ class OpenedFile:
 
     @property
     def is_in_place(self) -> bool:
-        """Whether `path` still leads to it, rather than to another file or nowhere."""
+        """Whether `path` still leads to it, rather than to another file or to none."""
         return self._now() is not None
 
     @property
     def is_changed(self) -> bool:
-        """Whether it was written to since, as far as its size and time tell. A file in its place is not it."""
+        """Whether it was written to since, as far as size and time tell. Another file in its place does not count."""
         now = self._now() or self.state
         return (now.st_mtime_ns, now.st_size) != (self.state.st_mtime_ns, self.state.st_size)
 

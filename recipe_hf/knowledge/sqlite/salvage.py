@@ -1,7 +1,7 @@
-"""Saving what can be read of a damaged store.
+"""Recovery of the facts that can still be read from a damaged store: `recipe-hf salvage`.
 
-SQLite gives up on a file whose pages are missing or do not fit together. Here every page is looked at by itself for
-rows of facts (file format: https://www.sqlite.org/fileformat2.html), and their checksums say which are whole.
+SQLite gives up on a file whose pages are missing or do not fit together. Here every page is searched by itself for
+rows of facts (file format: https://www.sqlite.org/fileformat2.html), whose checksums tell which are intact.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _SIZE_OF_TYPE = (0, 1, 2, 3, 4, 6, 8, 8, 0, 0)
 
 @dataclass(frozen=True)
 class Salvage:
-    """What was saved of a damaged store.
+    """What was recovered from a damaged store.
 
     Attributes:
         facts: How many present facts.
         past: How many past facts.
-        lost: How many facts, present or past, the store says it held beyond these; None where it cannot say.
-        keys_lost: How many present facts lost their keys, for which the keys of all are to be made anew.
+        lost: How many more facts, present or past, the store says it held; None if it cannot say.
+        keys_lost: How many present facts lost their keys; the keys of all must be recomputed then.
     """
 
     facts: int
@@ -58,7 +58,7 @@ def salvage(damaged: str | os.PathLike[str], new: str | os.PathLike[str]) -> Sal
         new: The file to make.
 
     Raises:
-        BlockingIOError: If someone is writing to it.
+        BlockingIOError: If a process is writing to it.
         FileNotFoundError: If there is no such store.
         ValueError: If `new` is there already.
     """
@@ -69,7 +69,7 @@ def salvage(damaged: str | os.PathLike[str], new: str | os.PathLike[str]) -> Sal
         raise ValueError(f"NEW must be a file that is not there yet, got {str(new)!r}.")
     with tempfile.TemporaryDirectory(dir=new.absolute().parent) as directory:
         copy = Path(directory) / "copy"
-        # Where nobody could write the lock, nobody writes.
+        # Where nobody can make the lock file, nobody is writing.
         writer_lock = WriterLock(damaged) if os.access(damaged.parent, os.W_OK) else None
         try:
             shutil.copyfile(damaged, copy)
@@ -109,9 +109,9 @@ def salvage(damaged: str | os.PathLike[str], new: str | os.PathLike[str]) -> Sal
 
 
 def _replay_log(copy: Path) -> None:
-    """Puts what the write-ahead log holds into the file, as far as SQLite can."""
+    """Moves the write-ahead log into the file, as far as SQLite can."""
     with open(copy, "r+b") as file:
-        # SQLite reads no file that is shorter than it says of itself: what is missing is filled with zeros.
+        # SQLite does not read a file that is shorter than its header says: fill it up with zeros.
         header = file.read(32)
         pages = int.from_bytes(header[28:32], "big")
         if header[:15] == b"SQLite format 3" and pages * PAGE_SIZE > os.path.getsize(copy) and pages < 2**28:
@@ -121,7 +121,7 @@ def _replay_log(copy: Path) -> None:
 
 
 def _states(copy: Path) -> dict[str, tuple[Any, ...]]:
-    """Each namespace's next id, fingerprint and time of rekeying, if they can be read."""
+    """Next id, fingerprint and time of rekeying of each namespace, if they can be read."""
     with closing(sqlite3.connect(copy)) as connection:
         try:
             sql = (
@@ -134,7 +134,7 @@ def _states(copy: Path) -> dict[str, tuple[Any, ...]]:
 
 
 def _current_key_sums(copy: Path) -> dict[tuple[Any, ...], Any]:
-    """The checksum of each fact's key by namespace and id, as far as SQLite can go through the facts."""
+    """The checksum of each fact's key by namespace and id, as far as SQLite can read the facts."""
     sums: dict[tuple[Any, ...], Any] = {}
     with closing(sqlite3.connect(copy)) as connection, suppress(sqlite3.Error):
         for *place, key_sum in connection.execute("SELECT namespace, id, key_sum FROM facts"):
@@ -143,7 +143,7 @@ def _current_key_sums(copy: Path) -> dict[tuple[Any, ...], Any]:
 
 
 def _newest_rows(current: dict[tuple[Any, ...], Any], *files: bytes) -> dict[tuple[str, int], dict[str, Any]]:
-    """The rows of facts that are whole in any of the files, of which later ones are newer, by namespace and id."""
+    """The rows of facts that are intact in any of the files, by namespace and id. Later files are newer."""
     rows: dict[tuple[str, int], dict[str, Any]] = {}
     for values in chain.from_iterable(map(_records, dict.fromkeys(files))):
         row = dict(zip(FACT_COLUMNS, values, strict=True))
@@ -153,7 +153,7 @@ def _newest_rows(current: dict[tuple[Any, ...], Any], *files: bytes) -> dict[tup
         if row["key"] is not None and (not isinstance(row["key"], bytes) or zlib.crc32(row["key"]) != row["key_sum"]):
             row["key"] = None
         place = row["namespace"], row["fact"].id
-        # A page that is no longer used may hold a row as it was before the fact left, or got another key.
+        # An unused page may hold a row as it was before the fact left, or got another key.
         row["is_current"] = place in current and current[place] == row["key_sum"]
         row["rank"] = row["departure"] is not None, row["is_current"], row["key"] is not None
         if place not in rows or row["rank"] >= rows[place]["rank"]:
@@ -180,7 +180,7 @@ def _records(file: bytes) -> Iterator[list[Any]]:
 
 
 def _payload(file: bytes, page: bytes, at: int) -> bytes:
-    """A row's bytes, gathered from its page and those it runs over to. What is missing is left out."""
+    """A row's bytes, gathered from its page and its overflow pages. Missing ones read as zeros."""
     size, at = _varint(page, at)
     _, at = _varint(page, at)
     most = PAGE_SIZE - 35
@@ -227,14 +227,14 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 def _fill(
     space: SqliteSpace, rows: list[dict[str, Any]], state: tuple[Any, ...] | None, log_is_whole: bool
 ) -> tuple[int, int, int, int]:
-    """Fills a namespace; gives how many present, past and lost facts there are, and present ones without keys."""
+    """Fills a namespace; returns the numbers of present, past and lost facts, and of present ones without keys."""
     left = sorted((row for row in rows if row["departure"] is not None), key=lambda row: row["departure"])
     past: list[PastFact] = [row["fact"] for row in left]
     present: list[dict[str, Any]] = []
     by_subject: dict[tuple[str, str], list[Fact]] = {}
     for row in sorted((row for row in rows if row["departure"] is None), key=lambda row: -row["id"]):
         fact, later = row["fact"], by_subject.setdefault(row["fact"].subject, [])
-        # Where the page that says so is lost, the fact that took its place does.
+        # If the page that says that a fact was replaced is lost, the fact that replaced it tells.
         replacement = next((other for other in later if fact.conflicts_with(other)), None)
         if replacement is None:
             present.append(row)
@@ -252,13 +252,13 @@ def _fill(
     keys = [np.frombuffer(row["key"] or bytes(4 * (dim or 0)), "<f4") for row in present]
     next_id, fingerprint, rekeyed_at = state or (0, None, "")
     next_id = max([next_id, *(row["id"] + 1 for row in rows)])
-    # The row of a fact from before all keys were made anew may be from before that too.
+    # The row of a fact older than the last rekeying may hold a key older than it, too.
     old = {row["id"] for row in rows if not row["is_current"] and row["created_at"] < rekeyed_at}
     keys_are_known = log_is_whole and not keys_lost and old.isdisjoint(row["id"] for row in present)
     contents = Contents(
         dim,
         next_id,
-        # The model makes keys anew that nobody says who made.
+        # The model recomputes keys whose fingerprint is not known.
         fingerprint if keys_are_known else None,
         [row["fact"] for row in present],
         np.stack(keys) if keys else np.empty((0, dim or 0), np.float32),

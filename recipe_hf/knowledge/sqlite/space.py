@@ -1,7 +1,7 @@
-"""One namespace of a store: its facts, past ones too, as rows.
+"""One namespace of an SQLite store: reads and writes its facts, present and past, as rows.
 
-A namespace is a knowledge base of its own, with its own ids. Every statement here names it, so nothing reaches the
-facts of another.
+A namespace is a knowledge base of its own, with its own ids. Every SQL statement here names it, so that none reaches
+the facts of another.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class SqliteSpace:
 
     @contextmanager
     def change(self) -> Iterator[None]:
-        """Context of one change, at whose end the state is written, once: see [`SqliteStore.change`]."""
+        """Context of one change, which writes the state once, at its end: see [`SqliteStore.change`]."""
         with self.store.change():
             self._changing = before = self.state
             try:
@@ -69,10 +69,13 @@ class SqliteSpace:
         )
 
     def fix_dim(self, dim: int) -> None:
-        """Says how wide keys are, where it is not known yet."""
+        """Sets the width of keys, unless it is set already."""
         self.store.execute("UPDATE store SET dim = ? WHERE dim IS NULL", (dim,))
 
     # ------------------------------------------------------------------ facts
+
+    def prefetch(self, ids: Iterable[object] = (), about: Iterable[str] = (), with_keys: bool = False) -> None:
+        """Does nothing: reading one by one costs no more."""
 
     def get(self, id: int) -> Fact | None:
         """The fact with this id, present or past."""
@@ -98,7 +101,7 @@ class SqliteSpace:
         return [fact for fact in found if fact.conflicts_with(new)]
 
     def insert(self, fact: Fact, key: NDArray[np.float32] | None, departure: int | None = None) -> None:
-        """Writes the row of a fact. `departure` is the number of one that left; past facts may have no key."""
+        """Adds the row of a fact. A past one has a `departure`, and may have no key."""
         row = to_row(self.name, fact, key, departure)
         self.store.execute(_INSERT, (self.name, *row.values(), None if key is None else key_bytes(key)))
         if departure is None:
@@ -132,24 +135,24 @@ class SqliteSpace:
         return np.fromiter((id for (id,) in self.store.execute(sql, (self.name, *parameters))), np.int64)
 
     def valid_ids(self, time: str, first: int = 0) -> NDArray[np.int64]:
-        """Those of the present facts that are used at `time`, from the id `first` on."""
+        """Ids of the present facts that are used at `time`, from the id `first` on."""
         return self.ids(
             "AND id >= ? AND (valid_from IS NULL OR valid_from <= ?) AND (valid_until IS NULL OR valid_until > ?)",
             (first, time, time),
         )
 
     def begun_ids(self, since: str, time: str) -> NDArray[np.int64]:
-        """Those of the present facts that are used at `time`, and were not at `since`, before it."""
+        """Ids of the present facts that are used at `time`, and were not at `since`, before it."""
         return self.ids(
             "AND valid_from > ? AND valid_from <= ? AND (valid_until IS NULL OR valid_until > ?)", (since, time, time)
         )
 
     def ended_ids(self, since: str, time: str) -> NDArray[np.int64]:
-        """Those of the present facts that ceased to be used after `since`, up to `time`."""
+        """Ids of the present facts that ceased to be used after `since`, up to `time`."""
         return self.ids("AND valid_until > ? AND valid_until <= ?", (since, time))
 
     def idle_ids(self, time: str) -> NDArray[np.int64]:
-        """Those of the present facts that are not used at `time`."""
+        """Ids of the present facts that are not used at `time`."""
         return np.union1d(self.ids("AND valid_from > ?", (time,)), self.ids("AND valid_until <= ?", (time,)))
 
     def next_validity_change(self, time: str) -> str | None:
@@ -167,7 +170,7 @@ class SqliteSpace:
         sql = "SELECT id FROM facts WHERE namespace = ? AND departure >= ?"
         return [id for (id,) in self.store.execute(sql, (self.name, first))]
 
-    def departure(self, number: int) -> list[Any] | None:
+    def departure(self, number: int) -> list[int | str] | None:
         """Id and time of the departure with this number; None if there was none."""
         sql = "SELECT id, ended_at FROM facts WHERE namespace = ? AND departure = ?"
         row = self.store.execute(sql, (self.name, number)).fetchone()
@@ -210,7 +213,7 @@ class SqliteSpace:
         return keys
 
     def replace_keys(self, ids: Sequence[int], keys: NDArray[np.float32]) -> None:
-        """Gives present facts new keys, and forgets those of past ones, which other weights made."""
+        """Gives present facts new keys, and drops those of past ones, which other weights made."""
         self.store.execute(
             "UPDATE facts SET key = NULL, key_sum = NULL WHERE namespace = ? AND departure IS NOT NULL", (self.name,)
         )

@@ -1,4 +1,4 @@
-"""The store: an SQLite database that is the truth about all facts, in memory or in a file.
+"""The SQLite database that holds all facts, in memory or in a file: opening, transactions, errors.
 
 A change is one transaction: it is on disk when it returns, or it did not happen. One process writes, any number read.
 Nothing outside this package knows of SQLite.
@@ -49,7 +49,7 @@ class SqliteStore:
 
     Attributes:
         path: The file; None in memory.
-        read_only: Whether another process may be writing, and this one may not.
+        read_only: Whether writing is left to another process.
         uuid: Names the store, as long as it exists.
     """
 
@@ -65,10 +65,10 @@ class SqliteStore:
         self._connection: sqlite3.Connection | None = connection
         self._writer_lock = writer_lock
         self._lock = threading.RLock()
-        self._in_transaction = False  # Whether a `view` or a `change` has begun one that it will end.
+        self._in_transaction = False  # Whether a `view` or a `change` has begun one, which it will end.
         self._pid = os.getpid()
-        self._unchanging = unchanging  # The file, where SQLite takes it for one that never changes.
-        self._written: list[OpenedFile] = []  # What SQLite goes on writing to, also when it was deleted.
+        self._unchanging = unchanging  # The file, if SQLite was told that it never changes.
+        self._written: list[OpenedFile] = []  # What SQLite goes on writing to even if it is deleted.
         self.uuid: str
         self._dim: int | None
         with self.view():
@@ -78,25 +78,25 @@ class SqliteStore:
 
     @classmethod
     def memory(cls, dim: int | None) -> SqliteStore:
-        """An empty store that lasts as long as the process."""
+        """An empty store in memory."""
         connection = _connect(":memory:")
         _create_tables(connection, dim)
         return cls(connection)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], dim: int | None, read_only: bool) -> SqliteStore:
-        """Opens a store on disk, or makes one where there is none.
+        """Opens a store on disk, or makes one if there is none.
 
         Raises:
             BlockingIOError: If another process, or another store of this one, writes to it.
-            FileNotFoundError: If it is to be read only and is not there.
-            ValueError: If it is damaged, of a newer version, no store at all, or of another width.
+            FileNotFoundError: If there is none, and `read_only` is set.
+            ValueError: If it is damaged, of a newer version, not a store at all, or of another width.
         """
         path = Path(os.path.realpath(user_path(path)))  # One lock for all names of a file.
         if path.is_dir():
             raise ValueError(f"path must be the file of a knowledge base, got the directory {path}.")
         if read_only and not path.exists():
-            raise FileNotFoundError(f"path must be that of a knowledge base where it is to be read only, got {path}.")
+            raise FileNotFoundError(f"path must be a file that exists, to open it with read_only=True, got {path}.")
         writer_lock = None
         if not read_only:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -141,7 +141,7 @@ class SqliteStore:
 
     @contextmanager
     def view(self) -> Iterator[None]:
-        """Context in which all that is read is of one moment."""
+        """Context in which everything read is as of one moment."""
         with self._lock, _explained(self.path):
             connection = self._usable()
             if self.read_only:
@@ -151,12 +151,12 @@ class SqliteStore:
 
     @contextmanager
     def change(self) -> Iterator[None]:
-        """Context whose changes are all safe when it ends, or, if it raises, are none.
+        """Context whose changes are all on disk when it ends; if it raises, none is made.
 
         Raises:
             FileNotFoundError: If the file is no longer where it was opened.
             OSError: If the disk is full or fails.
-            PermissionError: If the store is read only.
+            PermissionError: If the store was opened with `read_only`.
         """
         with self._lock, _explained(self.path):
             connection = self._usable()
@@ -166,15 +166,15 @@ class SqliteStore:
 
     @property
     def missing_file(self) -> Path | None:
-        """The file, or its log, if it is no longer the one that was opened to be written."""
+        """The file, or its log, if another one or none is now in its place."""
         return next((file.path for file in self._written if not file.is_in_place), None)
 
     def _transaction(self, connection: sqlite3.Connection, begin: str, end: str) -> Iterator[None]:
-        """Yields once, within a transaction: that of the context around this one, where there is one."""
+        """Yields once, within a transaction: that of the outer context, if there is one."""
         if self._in_transaction:
             yield
             return
-        # Ctrl-C amid a statement is raised once that is done, be it the first or the last.
+        # Ctrl-C during a statement, the first and the last included, is raised after it.
         try:
             self._in_transaction = True
             connection.execute(begin)
@@ -197,7 +197,7 @@ class SqliteStore:
         return self._connection is not None
 
     def close(self) -> None:
-        """Closes the file, and lets another process write to it. Again is no harm."""
+        """Closes the file, and lets another process write to it. May be called more than once."""
         with self._lock:
             connection, self._connection = self._connection, None
             if connection is not None and self._pid == os.getpid():
@@ -225,7 +225,7 @@ class SqliteStore:
 
 
 def _connect(database: str, uri: bool = False) -> sqlite3.Connection:
-    # Statements begin and end transactions themselves; the store's lock lets one thread in at a time.
+    # Transactions are begun and ended by statements; the store's lock lets one thread in at a time.
     return sqlite3.connect(database, uri=uri, isolation_level=None, check_same_thread=False)
 
 
@@ -240,7 +240,7 @@ def _create_tables(connection: sqlite3.Connection, dim: int | None) -> None:
 
 
 def _create_file(path: Path, dim: int | None) -> None:
-    """Makes an empty store elsewhere first: a file at `path` is never half a store."""
+    """Makes an empty store in a temporary directory first, so that a file at `path` is never half a store."""
     if _beside(path, "-wal").exists():
         raise ValueError(f"{path} is missing beside {_beside(path, '-wal')}, which holds facts: put it back.")
     with tempfile.TemporaryDirectory(dir=path.parent) as directory:
@@ -259,15 +259,15 @@ def _create_file(path: Path, dim: int | None) -> None:
 
 
 def _open_file(path: Path, read_only: bool) -> tuple[sqlite3.Connection, OpenedFile | None]:
-    """Opens a store that is there; also gives the file, if SQLite is to take it for one that never changes."""
-    # SQLite would delete the log of an empty file, and what it cannot read of a log.
+    """Opens an existing store; also returns the file, if SQLite is told that it never changes."""
+    # SQLite would delete the log of an empty file, and the part of a log that it cannot read.
     if path.stat().st_size == 0:
         raise sqlite3.DatabaseError("the file is empty, malformed")
     if has_lost_changes(_beside(path, "-wal")):
         raise sqlite3.DatabaseError("its log is malformed")
     unchanging = None
     if read_only and not os.access(path.parent, os.W_OK):
-        # To read beside a writer, SQLite needs files that it cannot make here.
+        # To read while another process writes, SQLite needs files that it cannot make here.
         if not _has_log(path):
             unchanging = OpenedFile.at(path)
         elif not _beside(path, "-shm").exists():
@@ -291,7 +291,7 @@ def _open_file(path: Path, read_only: bool) -> tuple[sqlite3.Connection, OpenedF
                 f"written by a newer one, so upgrade recipe-hf."
             )
         if not read_only:
-            # What a transaction wrote is on disk when it ends, not only with the operating system.
+            # When a transaction ends, it is on disk, not only with the operating system.
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA fullfsync = 1")
     except BaseException:
@@ -309,7 +309,7 @@ def _has_log(path: Path) -> bool:
 
 @contextmanager
 def _explained(path: Path | None) -> Iterator[None]:
-    """Raises what SQLite says as errors that say what to do."""
+    """Turns errors of SQLite into ones that say what to do."""
     try:
         yield
     except sqlite3.Error as error:
@@ -326,7 +326,7 @@ def _explained(path: Path | None) -> Iterator[None]:
 
 
 def damage(path: object, reason: str) -> str:
-    """What to say of a damaged store."""
+    """The message for a damaged store."""
     return f"{path} is damaged ({reason}): `recipe-hf salvage {path} NEW` saves what can be read of it to a new file."
 
 

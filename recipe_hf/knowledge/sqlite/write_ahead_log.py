@@ -1,7 +1,8 @@
-"""SQLite's write-ahead log, read without SQLite (file format: https://www.sqlite.org/fileformat2.html, section 4).
+"""Reads SQLite's write-ahead log, to notice and recover changes that SQLite would drop from a damaged one.
 
-SQLite takes a log up to its first frame that is not whole, because a crash leaves one at the end, and drops the rest.
-Changes that were acknowledged are among these if the disk altered the log.
+SQLite reads a log up to its first broken frame, because a crash leaves one at the end, and drops the rest. If the disk
+damaged the log, that includes changes that were acknowledged. File format:
+https://www.sqlite.org/fileformat2.html, section 4.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ _BIG_ENDIAN = 0x377F0683
 
 @dataclass(frozen=True)
 class Frame:
-    """A page as a transaction left it.
+    """A page as a transaction wrote it.
 
     Attributes:
         page: Its number, from 1.
-        commits: Whether the transaction ends with it.
+        commits: Whether it is the last one of its transaction.
         is_whole: Whether its checksum is right.
         content: `PAGE_SIZE` bytes.
     """
@@ -36,10 +37,10 @@ class Frame:
 
 
 def read_frames(log: Path) -> list[Frame]:
-    """The frames of a log, whole or not, without those behind them that are left over from an earlier one."""
+    """The frames of a log, whole or broken, without those at its end that are left over from an earlier log."""
     try:
         data = log.read_bytes()
-    except FileNotFoundError:  # A writer that ends takes it away.
+    except FileNotFoundError:  # A writer deletes it when it closes.
         data = b""
     size = _FRAME_HEADER + PAGE_SIZE
     count = (len(data) - _HEADER) // size
@@ -52,7 +53,7 @@ def read_frames(log: Path) -> list[Frame]:
     header_is_whole = (_sums(np.frombuffer(data[:24], order)[None], np.zeros((1, 2), np.uint32)) == header[6:]).all()
     salt = header[4:6] if header_is_whole else numbers[0, 2:4]
     words = np.ascontiguousarray(np.delete(rows, np.s_[8:_FRAME_HEADER], axis=1)).view(order)
-    before = np.vstack([header[6:], numbers[:-1, 4:]])  # Each sum goes on from the one before.
+    before = np.vstack([header[6:], numbers[:-1, 4:]])  # Each sum continues the one before.
     is_whole = (_sums(words, before) == numbers[:, 4:]).all(1)
     is_whole[0] &= header_is_whole
     own = (numbers[:, 2:4] == salt).all(1)
@@ -68,7 +69,7 @@ def read_frames(log: Path) -> list[Frame]:
 
 
 def _sums(words: NDArray[Any], before: NDArray[Any]) -> NDArray[np.uint32]:
-    """The two checksums of each row of words `[n, even]`, that go on from those `before`, `[n, 2]`."""
+    """The two checksums of each row of words `[n, even]`, which continue those `before`, `[n, 2]`."""
     first, second = before.astype(np.uint32).T.copy()
     for even, odd in words.astype(np.uint32).T.reshape(-1, 2, len(words)):
         first += even + second
@@ -77,10 +78,10 @@ def _sums(words: NDArray[Any], before: NDArray[Any]) -> NDArray[np.uint32]:
 
 
 def has_lost_changes(log: Path) -> bool:
-    """Whether changes that were acknowledged lie behind a frame that is not whole.
+    """Whether acknowledged changes lie behind a broken frame.
 
-    A crash amid a change leaves at most the end of that one, since each is on disk before the next begins. Where
-    another process is writing, a frame may have been read half-written: it is another when read again.
+    A crash during a change breaks at most the end of that one, since each is on disk before the next begins. While
+    another process writes, a frame may be read half-written: it differs when read again.
     """
     broken = _broken_amid_changes(read_frames(log))
     return broken is not None and broken == _broken_amid_changes(read_frames(log))
@@ -92,7 +93,7 @@ def _broken_amid_changes(frames: list[Frame]) -> tuple[int, Frame] | None:
 
 
 def put_into(file: bytes, frames: list[Frame]) -> bytes:
-    """A database file with the whole frames of a log put into it, up to the last change that ended."""
+    """A database file with the whole frames of a log applied, up to the last change that ended."""
     last = max((i for i, frame in enumerate(frames) if frame.commits), default=-1)
     pages = bytearray(file)
     for frame in frames[: last + 1]:

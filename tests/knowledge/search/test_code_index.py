@@ -234,7 +234,7 @@ def test_a_damaged_index_is_made_anew(path: Path, file: str, damage: str, caplog
     with open_base(path) as base:
         assert_finds_what_is_there(base)
         assert codes_of(base)
-    assert "The index is made anew" in caplog.text
+    assert "The index is rebuilt" in caplog.text
     caplog.clear()
     with open_base(path) as base:
         assert_finds_what_is_there(base)

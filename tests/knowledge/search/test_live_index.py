@@ -13,12 +13,9 @@ import torch
 
 from recipe_hf.knowledge import KnowledgeBase
 from recipe_hf.knowledge.search import live_index
+from tests.engines import random_keys
 
 DIM = 8
-
-
-def random_keys(n: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(n, DIM, generator=torch.Generator().manual_seed(seed))
 
 
 def assert_finds_what_is_there(base: KnowledgeBase) -> None:
@@ -82,7 +79,7 @@ def test_an_index_of_keys_made_anew_since_is_not_used(path: Path, tmp_path: Path
     shutil.move(tmp_path / "old", directory(path))
     with KnowledgeBase.open(path) as base:
         assert_finds_what_is_there(base)
-    assert "The index is made anew: it is of another store, or of other keys" in caplog.text
+    assert "The index is rebuilt: it is of another store, or of other keys" in caplog.text
 
 
 def test_an_index_of_a_store_that_was_put_back_is_not_used(path: Path, tmp_path: Path, caplog):
@@ -115,7 +112,7 @@ def test_an_index_that_cannot_be_written_costs_nothing_else(path: Path, caplog: 
     with KnowledgeBase.open(path) as base:
         base.add(["More."], random_keys(1, seed=6))
         assert_finds_what_is_there(base)
-    assert "The index was not saved, and will be made anew" in caplog.text
+    assert "The index was not saved, and will be rebuilt" in caplog.text
     with KnowledgeBase.open(path) as base:
         assert len(base) == 21
 

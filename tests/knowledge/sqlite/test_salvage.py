@@ -47,7 +47,7 @@ def everything(path: Path) -> dict[tuple[str, int], tuple]:
         found = {}
         for name in base.namespaces():
             space = base.namespace(name)
-            contents = space._contents()
+            contents = space.contents()
             keys = {fact.id: key for fact, key in zip(contents.facts, contents.keys, strict=True)} | contents.past_keys
             for fact in [*contents.facts, *contents.past]:
                 found[name, fact.id] = fact, keys[fact.id].tolist() if fact.id in keys else None
@@ -196,7 +196,7 @@ def test_keys_are_never_said_to_be_of_weights_that_did_not_make_them(rekeyed: Pa
     assert salvage(rekeyed, tmp_path / "whole.db") == Salvage(facts=8, past=1, lost=0, keys_lost=0)
     with KnowledgeBase.open(tmp_path / "whole.db") as base:
         assert base.encoder_fingerprint == "new" and base.keys(range(7)).unique().tolist() == [2.0]
-        assert not base._contents().past_keys
+        assert not base.contents().past_keys
     log = Path(f"{rekeyed}-wal")
     content = log.read_bytes()
     for frame in range((len(content) - 32) // FRAME - 2):
@@ -206,7 +206,7 @@ def test_keys_are_never_said_to_be_of_weights_that_did_not_make_them(rekeyed: Pa
         salvage(rekeyed, tmp_path / f"{frame}.db")
         with KnowledgeBase.open(tmp_path / f"{frame}.db") as base:
             keys = base.keys([fact.id for fact in base])
-            assert base.encoder_fingerprint is None and len(base) >= 7 and not base._contents().past_keys
+            assert base.encoder_fingerprint is None and len(base) >= 7 and not base.contents().past_keys
             assert frame or keys.unique().tolist() == [2.0]  # The first frame is from before that.
 
 

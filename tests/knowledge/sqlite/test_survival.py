@@ -189,7 +189,7 @@ def test_a_damaged_index_is_made_anew(store: Path, damage: object, caplog: pytes
         file.write_bytes(whole[: len(whole) // 2] if damage == "short" else b"")
     with KnowledgeBase.open(store) as base:
         assert content(base) == before
-    assert "The index is made anew" in caplog.text
+    assert "The index is rebuilt" in caplog.text
     assert index_file(store).read_bytes() == whole
     caplog.clear()
     with KnowledgeBase.open(store) as base:

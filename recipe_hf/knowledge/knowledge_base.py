@@ -1,4 +1,4 @@
-"""The knowledge base: facts, their history, their keys, and search among them (paper eq. 9)."""
+"""The knowledge base: add, remove, restore and look up facts (paper eq. 9)."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ T = TypeVar("T")
 class KnowledgeBase(Persistence):
     """Facts with ids, filed under their keys. Any number of threads may use it at once.
 
-    Every operation happens whole or not at all. All tensors given back are copies on the CPU. Constructed, it lives in
-    memory; `KnowledgeBase.open` keeps one in a file.
+    Every operation happens whole or not at all. All tensors returned are copies on the CPU. The constructor
+    makes one in memory; `KnowledgeBase.open` keeps one in a file.
 
     Args:
         dim: Width of the keys, `knowledge_dim`.
-        full_scan_threshold: Up to how many facts a query is compared with every key. Beyond, codes of the keys are
-            searched, with `recipe-hf[scale]` (see [`search.code_index`]).
+        full_scan_threshold: Up to this many facts, a query is compared with every key. Beyond it, codes of the keys
+            are searched if `recipe-hf[scale]` is installed (see [`search.code_index`]).
 
     Raises:
         ValueError: If an argument is not a positive integer.
@@ -44,7 +44,7 @@ class KnowledgeBase(Persistence):
 
     def add(
         self,
-        facts: Iterable[Any],
+        facts: Iterable[object],
         keys: Tensor,
         on_conflict: OnConflict = "replace",
         encoder_fingerprint: str | None = None,
@@ -55,15 +55,15 @@ class KnowledgeBase(Persistence):
         Args:
             facts: What [`~recipe_hf.knowledge.facts.parse_facts`] takes, or what it gave.
             keys: `[n, dim]`, the key `r_k` of each fact's statement.
-            on_conflict: What to do with a fact whose prompt (or statement, for one without a prompt) is there already,
-                for a time from now on that both are valid: `"replace"` moves the old fact to the history, `"keep"`
-                leaves it and drops the new one, `"error"` refuses the whole batch.
+            on_conflict: What to do with a fact whose prompt (or statement, if it has no prompt) is that of a present
+                fact, valid at the same time: `"replace"` moves the old fact to the history, `"keep"` leaves it and
+                drops the new one, `"error"` refuses the whole batch.
             encoder_fingerprint: Names the weights that made `keys`. All keys must be of the same weights.
-            supersedes: For each fact those that it moves to the history too, if they are still there: facts held, or
-                given before it.
+            supersedes: For each fact, others that it replaces as well, if they are still present: facts held, or given
+                before it.
 
         Returns:
-            For each fact its id, or with `"keep"` the id of the fact that stayed.
+            The id of each fact; with `"keep"`, that of the fact that stayed.
 
         Raises:
             OSError: If the disk is full or fails, or the store is read only.
@@ -74,6 +74,8 @@ class KnowledgeBase(Persistence):
         new_facts = parse_facts(facts)
         with self._change() as now:
             vectors = check_vectors("keys", keys, self.dim, len(new_facts))
+            held = (old.id for of_one in supersedes for old in of_one if isinstance(old, Fact))
+            self._space.prefetch(held, (fact.about for fact in new_facts))
             state = self._space.state
             if encoder_fingerprint not in (None, state.encoder_fingerprint):
                 if state.size:
@@ -119,6 +121,7 @@ class KnowledgeBase(Persistence):
         """
         chosen = checked_ids(ids, or_one=True)
         with self._change() as now:
+            self._space.prefetch(chosen)
             facts = {fact.id: fact for fact in (self[i] for i in chosen)}
             self._end(list(facts.values()), now, "removed")
 
@@ -136,15 +139,15 @@ class KnowledgeBase(Persistence):
         self._space.state = replace(state, size=state.size - len(facts), num_past=state.num_past + len(facts))
 
     def restore(self, id: int, encode: Encode | None = None) -> int:
-        """Brings a past fact back, as a new one that says the same; what is there in its place goes to the history.
+        """Brings a past fact back, as a new one that says the same; what took its place goes to the history.
 
         Args:
             id: The past fact's id, as in `history`.
-            encode: Makes the keys of statements, where the fact's own is not known or of other weights:
-                `model.encode_statements`.
+            encode: Makes keys of statements (`model.encode_statements`), in case the fact's own is unknown or of other
+                weights.
 
         Returns:
-            The id it has now.
+            Its new id.
 
         Raises:
             KeyError: If `id` is not that of a past fact.
@@ -184,7 +187,7 @@ class KnowledgeBase(Persistence):
 
     @contextmanager
     def _change(self) -> Iterator[str]:
-        """Context of one change; gives its time, which is never before that of the change before it."""
+        """Context of one change; yields its time, which is later than that of the change before."""
         with self._space.change():
             now = timestamps.now(after=self._space.state.changed_at)
             yield now
@@ -195,7 +198,7 @@ class KnowledgeBase(Persistence):
 
     @property
     def encoder_fingerprint(self) -> str | None:
-        """Names the encoder weights that made the keys; None if nobody said."""
+        """Names the encoder weights that made the keys; None if unknown."""
         with self._store.view():
             return self._space.state.encoder_fingerprint
 
@@ -258,12 +261,13 @@ class KnowledgeBase(Persistence):
 
         chosen = checked_ids(ids)
         with self._store.view():
+            self._space.prefetch(chosen, with_keys=True)
             return torch.from_numpy(self._space.keys(self[i].id for i in chosen))
 
     def search(self, queries: Tensor, k: int = 1, where: Mapping[str, Any] | None = None) -> tuple[Tensor, Tensor]:
         """The `k` keys with the largest dot product with each query, of facts that are valid now.
 
-        Exact up to `full_scan_threshold` facts, and half as many where there were more before.
+        Exact up to `full_scan_threshold` facts, or half as many once there have been more.
 
         Args:
             queries: `[b, dim]`, the representations `r_q`.
@@ -282,9 +286,9 @@ class KnowledgeBase(Persistence):
     def lookup(
         self, queries: Tensor, k: int = 1, where: Mapping[str, Any] | None = None, *, valid_only: bool = True
     ) -> Hits:
-        """As `search`, with the facts and keys found, whatever other threads add or remove meanwhile.
+        """Like `search`, but also returns the facts and keys found, all read in one step.
 
-        With `valid_only=False`, facts whose time has not come, or is over, are found too.
+        With `valid_only=False`, facts that are not valid yet, or no longer, are found too.
         """
         import torch
 

@@ -11,13 +11,9 @@ import torch
 
 from recipe_hf.knowledge import KnowledgeBase
 from recipe_hf.knowledge.facts import Fact, PastFact
-from tests.engines import qdrant
+from tests.engines import content, qdrant, random_keys
 
 DIM = 8
-
-
-def random_keys(n: int, seed: int = 0, dim: int = DIM) -> torch.Tensor:
-    return torch.randn(n, dim, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture(params=["memory", "qdrant"])
@@ -33,11 +29,6 @@ def filled(empty: Callable[[], KnowledgeBase]) -> Callable[..., KnowledgeBase]:
         return base
 
     return fill
-
-
-def state(base: KnowledgeBase) -> tuple:
-    ids = [fact.id for fact in base]
-    return list(base), base.history(), base.keys(ids).tolist(), base.encoder_fingerprint, base._contents().next_id
 
 
 def test_adding_and_reading(empty):
@@ -115,10 +106,10 @@ def test_keep_returns_the_id_of_the_fact_that_stays(filled):
 @pytest.mark.parametrize("facts", [[("new", "x"), ("prompt 1", "y")], [("new", "x"), ("new", "y")]])
 def test_error_refuses_the_whole_batch(filled, facts):
     base = filled(2)
-    before = state(base)
+    before = content(base)
     with pytest.raises(ValueError, match=r"facts\[1\] must have a new prompt under on_conflict='error'"):
         base.add(facts, random_keys(2), on_conflict="error")
-    assert state(base) == before
+    assert content(base) == before
     assert base.add([("new", "x")], random_keys(1), on_conflict="error") == [2]
 
 
@@ -154,7 +145,7 @@ def test_what_is_over_is_in_nobodys_way(empty, tmp_path, on_conflict):
     assert base.add([{**ended, "answer": "older"}], random_keys(1), on_conflict) == [2]
     assert [fact.answer for fact in base] == ["old", "new", "older"] and base.history() == []
     base.save(tmp_path)
-    assert state(KnowledgeBase.load(tmp_path)) == state(base)
+    assert content(KnowledgeBase.load(tmp_path)) == content(base)
     assert base.add([("p", "newest")], random_keys(1)) == [3] and [past.id for past in base.history()] == [1]
 
 
@@ -183,10 +174,10 @@ def test_remove_and_clear(filled):
 @pytest.mark.parametrize("ids", [[0, 9], [-1], ["0"], [None], [True], 9, [0.0]])
 def test_removing_an_unknown_id_changes_nothing(filled, ids):
     base = filled(3)
-    before = state(base)
+    before = content(base)
     with pytest.raises(KeyError, match="id must be that of a fact in the knowledge base, got"):
         base.remove(ids)
-    assert state(base) == before
+    assert content(base) == before
 
 
 def test_search_after_a_removal_is_as_before_the_fact_came(filled):
@@ -250,10 +241,10 @@ def test_fewer_facts_than_asked_for(empty, filled):
 )
 def test_bad_additions_change_nothing(filled, arguments, message):
     base = filled(3, encoder_fingerprint="weights")
-    before = state(base)
+    before = content(base)
     with pytest.raises(ValueError, match=message):
         base.add(**{"facts": ["a", "b"], "keys": torch.ones(2, DIM), **arguments})
-    assert state(base) == before
+    assert content(base) == before
 
 
 @pytest.mark.parametrize("k", [0, -1, 1.0, True, None])
@@ -283,11 +274,11 @@ def test_replacing_keys(filled):
     assert torch.equal(base.keys([0, 2, 3]), new) and base.encoder_fingerprint == "new"
     assert base.search(new[1:2] * 100)[0].tolist() == [[2]]
     base.add(["more"], random_keys(1), encoder_fingerprint="new")
-    before = state(base)
+    before = content(base)
     for keys, ids in ((new, None), (random_keys(4) * float("nan"), None), (random_keys(4), [0, 2, 3, 5])):
         with pytest.raises(ValueError, match="must"):
             base.replace_keys(keys, "newer", ids)
-    assert state(base) == before
+    assert content(base) == before
 
 
 def test_an_empty_base_takes_keys_of_any_weights(filled):
@@ -307,7 +298,7 @@ def test_save_and_load_are_exact(filled, tmp_path):
     base.remove([0, 7])
     base.save(tmp_path / "checkpoint" / "knowledge")
     loaded = KnowledgeBase.load(tmp_path / "checkpoint" / "knowledge")
-    assert state(loaded) == state(base) and loaded.dim == DIM
+    assert content(loaded) == content(base) and loaded.dim == DIM
     queries = random_keys(10, seed=4)
     assert all(torch.equal(a, b) for a, b in zip(loaded.search(queries, 3), base.search(queries, 3), strict=True))
     assert loaded.add([("prompt 3", "new")], random_keys(1)) == [8]
@@ -325,7 +316,7 @@ def test_ids_are_not_given_again_after_loading(filled, tmp_path):
 
 def test_an_empty_base_saves_and_loads(empty, tmp_path):
     empty().save(tmp_path)
-    assert state(KnowledgeBase.load(tmp_path)) == state(empty())
+    assert content(KnowledgeBase.load(tmp_path)) == content(empty())
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda base: pickle.loads(pickle.dumps(base))])
@@ -333,11 +324,11 @@ def test_copies_are_independent(filled, duplicate):
     base = filled(4)
     base.remove(2)
     other = duplicate(base)
-    assert state(other) == state(base)
-    before = state(base)
+    assert content(other) == content(base)
+    before = content(base)
     other.add([("prompt 0", "new")], random_keys(1))
     other.replace_keys(random_keys(3, seed=8), "new")
-    assert state(base) == before
+    assert content(base) == before
 
 
 # ---------------------------------------------------------------------- against a plain model of what must be true
