@@ -15,12 +15,19 @@ from huggingface_hub.utils import filter_repo_objects
 from .cards.facts_card import COLUMNS, FACTS_TABLE, facts_card
 from .cards.model_card import model_card, published_card
 from .download import connection
+from .errors import can_be_hub_id
 from .knowledge import KnowledgeBase
-from .modeling.loading import KNOWLEDGE_DIRECTORY, load_config, verify_checksums
+from .modeling.configuration import RecipeConfig
+from .modeling.loading import ENCODER_DIRECTORY, FILES_OF_BASE, KNOWLEDGE_DIRECTORY, load_config, verify_checksums
+from .modeling.parts import is_directory_name
 
 _CARD = "README.md"
+_CONFIG = "config.json"
 # What a push deletes where it brings no such file; a repository's other files stay.
-_REPLACED = [f"{KNOWLEDGE_DIRECTORY}/*", "model*.safetensors", "verifier.safetensors"]
+_REPLACED = [
+    *(f"{KNOWLEDGE_DIRECTORY}/*", f"{ENCODER_DIRECTORY}/*", "model*.safetensors", "verifier.safetensors"),
+    *FILES_OF_BASE,
+]
 
 
 def push_checkpoint(
@@ -28,6 +35,8 @@ def push_checkpoint(
     repo_id: str,
     *,
     include_knowledge: bool = True,
+    retriever: str | None = None,
+    retriever_revision: str | None = None,
     tags: list[str] | None = None,
     commit_message: str = "Upload a RECIPE checkpoint",
     **hub_kwargs: Any,
@@ -41,6 +50,9 @@ def push_checkpoint(
         directory: The checkpoint. Files and directories whose names begin with a dot are left out.
         repo_id: The repository, made if it does not exist.
         include_knowledge: Whether to push the facts. If not, those in the repository are deleted.
+        retriever: For a checkpoint of prompts alone, the Hub id that it names its retriever by there, where the
+            directory names another directory.
+        retriever_revision: Branch, tag or commit of that.
         tags: Further tags for the card.
         commit_message: Message of the commit.
         **hub_kwargs: `private` (whether a new repository is), `token`, `revision` (the branch to push to, made if it
@@ -52,10 +64,12 @@ def push_checkpoint(
     Raises:
         OSError: If the Hub refuses (in the words of `huggingface_hub`) or, as a `ConnectionError`, if the connection
             breaks.
-        ValueError: If `directory` holds no checkpoint, or a file of it is damaged, or the card is not valid.
+        ValueError: If `directory` holds no checkpoint, or a file of it is damaged, or the card is not valid; if it
+            would name a directory as its retriever.
     """
     directory = Path(directory)
     config = load_config(directory)
+    named = _retriever_on_hub(directory, config, retriever, retriever_revision)
     verify_checksums(directory)
     names = (path.relative_to(directory) for path in sorted(directory.rglob("*")) if path.is_file())
     files: dict[str, Path | bytes] = {
@@ -63,6 +77,10 @@ def push_checkpoint(
         for name in names
         if name.parts[0] != KNOWLEDGE_DIRECTORY and not any(part.startswith(".") for part in name.parts)
     }
+    if named:
+        config.update(named)
+        fields = json.loads((directory / _CONFIG).read_text(encoding="utf-8")) | named
+        files[_CONFIG] = (json.dumps(fields, indent=2, sort_keys=True) + "\n").encode()
     knowledge = None
     if include_knowledge and (directory / KNOWLEDGE_DIRECTORY).is_dir():
         knowledge = KnowledgeBase.load(directory / KNOWLEDGE_DIRECTORY)
@@ -78,6 +96,20 @@ def push_checkpoint(
         return str(tagged)
 
     return _push(repo_id, "model", files, card, commit_message, **hub_kwargs)
+
+
+def _retriever_on_hub(
+    directory: Path, config: RecipeConfig, retriever: str | None, revision: str | None
+) -> dict[str, Any]:
+    """The fields of a config that name a retriever otherwise on the Hub than in `directory`."""
+    name = config.retriever_name_or_path
+    if name is None and retriever is not None:
+        raise ValueError(f"retriever must be None for a checkpoint that has its own, got {retriever!r}.")
+    if name is not None and retriever is None and (is_directory_name(name) or (directory / name).is_dir()):
+        raise ValueError(f"retriever must be a Hub id for a checkpoint whose config names the directory {name!r}.")
+    if retriever is not None and (os.path.isdir(retriever) or not can_be_hub_id(retriever)):
+        raise ValueError(f"retriever must be a Hub id for a checkpoint that goes to the Hub, got {retriever!r}.")
+    return {} if retriever is None else {"retriever_name_or_path": retriever, "retriever_revision": revision}
 
 
 def create_repository(repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:

@@ -196,7 +196,7 @@ class RecipePreTrainedModel(KnowledgeMixin, DelegatingPreTrainedModel):
                 f"The base of this checkpoint, base_model_name_or_path={str(source)!r}, could not be loaded "
                 f"({error.__cause__ or error}). Give it as base_model=: a directory, a GGUF file or a loaded model."
             ) from error
-        if self.config.base_fingerprint is None and self.config.prompt_form == "text":  # It is of no base yet.
+        if self.config.is_of_no_base:
             name = str(source) if named else base.base_name(lm)
             revision = base.base_revision(name, kwargs.get("revision"), kwargs.get("cache_dir")) if name else None
             self.config.update({"base_model_name_or_path": name, "base_model_revision": revision})
