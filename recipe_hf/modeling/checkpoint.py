@@ -24,6 +24,7 @@ from .editing import KnowledgeMixin
 from .loading import CONFIG_ARGUMENTS, HUB_ARGUMENTS
 from .parts import check_parts, config_of, name_of_retriever, named_retriever, weights_of
 from .prompt_encoder import AnswerPromptEncoder
+from .queries import chat_markers
 from .verifier import VERIFIER_FILE, Verifier
 
 logger = logging.getLogger(__name__)
@@ -213,6 +214,9 @@ class RecipePreTrainedModel(KnowledgeMixin, DelegatingPreTrainedModel):
                 self.tokenizer = base.load_tokenizer(tokenizer_source, **hub)
             except (OSError, ValueError) as error:
                 logger.warning(f"No tokenizer was found beside the base ({error}): set model.tokenizer.")
+        tokenizer = self.tokenizer
+        if tokenizer is not None and tokenizer.chat_template and chat_markers(tokenizer) is None:
+            logger.warning("The base's chat template marks no turn of a user: a chat is looked up as a whole.")
         if self.config.base_fingerprint is None:
             self.config.base_fingerprint = base.fingerprint(lm)
         self.lm = lm

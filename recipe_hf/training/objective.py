@@ -78,6 +78,8 @@ class RecipeObjective(nn.Module):
         chats = config.data.sampling.chat_share
         if chats and not self.tokenizer.chat_template:
             raise ValueError(f"data.sampling.chat_share must be 0 for a base without a chat template, got {chats!r}.")
+        if chats:
+            as_chat(self.tokenizer, sampler.examples[0].prompt)
         if self.config.pack_rows and any(stage.editing_batch_size for stage in config.stages):
             examples = sampler.examples[:2]
             texts = [e.prompt for e in examples] + [e.rephrase_prompt for e in examples]
