@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,7 @@ from .modeling.parts import is_directory_name
 _CARD = "README.md"
 _CONFIG = "config.json"
 # What a push deletes where it brings no such file; a repository's other files stay.
-_REPLACED = [
-    *(f"{KNOWLEDGE_DIRECTORY}/*", f"{ENCODER_DIRECTORY}/*", "model*.safetensors", "verifier.safetensors"),
-    *FILES_OF_BASE,
-]
+_REPLACED = [f"{KNOWLEDGE_DIRECTORY}/*", "model*.safetensors", "verifier.safetensors"]
 
 
 def push_checkpoint(
@@ -95,7 +92,12 @@ def push_checkpoint(
         tagged.data.tags = list(dict.fromkeys([*(tagged.data.tags or []), *tags]))
         return str(tagged)
 
-    return _push(repo_id, "model", files, card, commit_message, **hub_kwargs)
+    deleted = list(_REPLACED)
+    if config.is_of_no_base:
+        deleted += FILES_OF_BASE
+    if config.retriever_name_or_path is not None:
+        deleted.append(f"{ENCODER_DIRECTORY}/*")
+    return _push(repo_id, "model", files, card, commit_message, deleted, **hub_kwargs)
 
 
 def _retriever_on_hub(
@@ -181,13 +183,17 @@ def _push(
     files: dict[str, Path | bytes],
     card: Callable[[str, str | None], str],
     commit_message: str,
+    deleted: Sequence[str] = _REPLACED,
     *,
     private: bool | None = None,
     token: str | None = None,
     revision: str | None = None,
     create_pr: bool = False,
 ) -> CommitInfo:
-    """Commits `files` and the card that `card` makes of the repository's name and its present card."""
+    """Commits `files` and the card that `card` makes of the repository's name and its present card.
+
+    What is there by the names in `deleted`, which may have wildcards, and not among `files`, is deleted.
+    """
     api = HfApi(token=token)
     with connection(f"The upload to {repo_id!r}", "It is one commit, made whole or not at all"):
         repo_id = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True).repo_id
@@ -200,7 +206,7 @@ def _push(
                 path = api.hf_hub_download(repo_id, _CARD, repo_type=repo_type, revision=revision, local_dir=directory)
                 current = Path(path).read_text(encoding="utf-8")
         files = files | {_CARD: card(repo_id, current).encode()}
-        replaced = [name for name in filter_repo_objects(present, allow_patterns=_REPLACED) if name not in files]
+        replaced = [name for name in filter_repo_objects(present, allow_patterns=list(deleted)) if name not in files]
         return api.create_commit(
             repo_id,
             [

@@ -82,9 +82,13 @@ def test_prompts_that_name_a_directory_go_up_with_a_name_of_the_hub(hub, client,
     assert snapshot(tmp_path).items() >= before.items()
 
 
-def test_a_whole_checkpoint_gives_way_to_its_prompts(hub, client, tmp_path):
+def test_a_whole_checkpoint_gives_way_to_a_part(hub, client, tmp_path):
     client.push_base("org/base", **ANN)
-    client.push_model("org/prompts")
+    for name in ("org/prompts", "org/retriever"):
+        client.push_model(name)
+        hub.edit(name, "notes.txt", "mine")
     client.push_parts()
-    assert "encoder/tokenizer.json" not in hub.files("org/prompts")
+    prompts, retriever = hub.files("org/prompts"), hub.files("org/retriever")
+    assert "encoder/tokenizer.json" not in prompts and "tokenizer.json" not in retriever
+    assert "notes.txt" in prompts and "notes.txt" in retriever
     assert client.generate_as_pushed("org/prompts", cache_dir=tmp_path)
