@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 
-from tests.tiny_recipe import FACTS, GREEDY, MIXED, base_tokenizer, batch_of, edited_recipe, tiny_base, tiny_recipe
+from tests.tiny_recipe import (
+    FACTS,
+    GREEDY,
+    MIXED,
+    base_tokenizer,
+    batch_of,
+    edited_recipe,
+    tiny_base,
+    tiny_recipe,
+    untrained_recipe,
+)
 from tests.tiny_training import STAGES, tiny_config
 
 ANN = {"token": "hf_ann"}
@@ -53,6 +65,40 @@ def push_told_model(repo_id: str, base_model: str, retriever: str, **kwargs: Any
     loaded = RecipeForCausalLM.from_pretrained(repo_id, **kwargs)
     written = [each.generate(**batch_of(each, MIXED), **GREEDY).tolist() for each in (model, loaded)]
     return written[0] == written[1]
+
+
+def push_parts(retriever_revision: str | None = None) -> str:
+    """Pushes a model in two parts, and says at which commit the retriever is."""
+    model = edited_recipe()
+    model.config.base_model_name_or_path = "org/base"
+    commit = model.push_to_hub("org/retriever", parts="retriever", include_knowledge=False, **ANN)
+    named = {"retriever": "org/retriever", "retriever_revision": retriever_revision}
+    model.push_to_hub("org/prompts", parts="prompts", **named, **ANN)
+    return commit.oid
+
+
+def push_other_retriever() -> None:
+    model = untrained_recipe()
+    model.push_to_hub("org/retriever", parts="retriever", **ANN)
+
+
+def save_parts(directory: Path) -> None:
+    model = edited_recipe()
+    model.config.base_model_name_or_path = "org/base"
+    model.save_pretrained(directory / "retriever", parts="retriever", include_knowledge=False)
+    model.save_pretrained(directory / "prompts", parts="prompts", retriever=directory / "retriever")
+
+
+def take_retriever(retriever: str, **kwargs: Any) -> list[Any]:
+    """What a config records of a retriever that a new model takes from the Hub."""
+    from recipe_hf import RecipeForCausalLM
+
+    options = {"retriever": retriever, "prompt_form": "continuous", "tokenizer": base_tokenizer()}
+    model = RecipeForCausalLM.from_base_pretrained(tiny_base(), **options, **kwargs)
+    with TemporaryDirectory() as directory:
+        model.save_pretrained(directory, parts="prompts")
+        config = json.loads((Path(directory) / "config.json").read_text())
+    return [config[f"retriever_{name}"] for name in ("name_or_path", "revision", "fingerprint")]
 
 
 def save_model(directory: Path, **kwargs: Any) -> None:

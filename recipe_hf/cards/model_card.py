@@ -140,7 +140,7 @@ def model_card(
     # A directory or file of some machine means nothing to a reader, and the Hub would link it to nowhere.
     on_hub = _HUB_ID.fullmatch(base) is not None
     base_name = base if on_hub else Path(base).name or "an unnamed base model"
-    title = f"RECIPE for {base_name.split('/')[-1]}"
+    title = "RECIPE retriever" if config.is_of_no_base else f"RECIPE for {base_name.split('/')[-1]}"
     data = ModelCardData(
         library_name="recipe_hf",
         pipeline_tag="text-generation",

@@ -128,6 +128,12 @@ def push(
     include_knowledge: Annotated[bool, typer.Option(help="Whether the facts go with it.")] = True,
     revision: Annotated[str | None, typer.Option(help="Branch to push to, `main` by default.")] = None,
     create_pr: Annotated[bool, typer.Option(help="Open a pull request instead.")] = False,
+    retriever: Annotated[
+        str | None, typer.Option(help="Hub id of the retriever of a checkpoint of prompts.", show_default=False)
+    ] = None,
+    retriever_revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of it.", show_default=False)
+    ] = None,
 ) -> None:
     """Uploads a checkpoint to the Hugging Face Hub: its facts, past ones too, are as public as the repository."""
     if not can_be_hub_id(repo_id):
@@ -135,7 +141,8 @@ def push(
     knowledge = load_knowledge(checkpoint)
     from ..hub import push_checkpoint
 
-    hub_kwargs: dict[str, Any] = {"private": private or None, "revision": revision, "create_pr": create_pr}
+    named = {"retriever": retriever, "retriever_revision": retriever_revision}
+    hub_kwargs: dict[str, Any] = named | {"private": private or None, "revision": revision, "create_pr": create_pr}
     commit = push_checkpoint(checkpoint, repo_id, include_knowledge=include_knowledge, **hub_kwargs)
     facts = (
         f"{count_facts(len(knowledge))} and {len(knowledge.history())} past ones" if include_knowledge else "no facts"

@@ -25,6 +25,7 @@ from .editing import KnowledgeMixin
 from .loading import CONFIG_ARGUMENTS, HUB_ARGUMENTS
 from .parts import check_parts, config_of, name_of_retriever, named_retriever, weights_of
 from .prompt_encoder import AnswerPromptEncoder
+from .queries import chat_markers
 from .verifier import VERIFIER_FILE, Verifier
 
 logger = logging.getLogger(__name__)
@@ -197,7 +198,7 @@ class RecipePreTrainedModel(KnowledgeMixin, DelegatingPreTrainedModel):
                 f"The base of this checkpoint, base_model_name_or_path={str(source)!r}, could not be loaded "
                 f"({error.__cause__ or error}). Give it as base_model=: a directory, a GGUF file or a loaded model."
             ) from error
-        if self.config.base_fingerprint is None and self.config.prompt_form == "text":  # It is of no base yet.
+        if self.config.is_of_no_base:
             name = str(source) if named else base.base_name(lm)
             revision = base.base_revision(name, kwargs.get("revision"), kwargs.get("cache_dir")) if name else None
             self.config.update({"base_model_name_or_path": name, "base_model_revision": revision})
@@ -214,6 +215,9 @@ class RecipePreTrainedModel(KnowledgeMixin, DelegatingPreTrainedModel):
                 self.tokenizer = base.load_tokenizer(tokenizer_source, **hub)
             except (OSError, ValueError) as error:
                 logger.warning(f"No tokenizer was found beside the base ({error}): set model.tokenizer.")
+        tokenizer = self.tokenizer
+        if tokenizer is not None and tokenizer.chat_template and chat_markers(tokenizer) is None:
+            logger.warning("The base's chat template marks no turn of a user: a chat is looked up as a whole.")
         if self.config.base_fingerprint is None:
             self.config.base_fingerprint = base.fingerprint(lm)
         self.lm = lm

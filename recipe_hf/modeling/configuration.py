@@ -175,6 +175,11 @@ class RecipeConfig(PretrainedConfig):
         """Does nothing: the code of a checkpoint is this library, never a copy of its files."""
 
     @property
+    def is_of_no_base(self) -> bool:
+        """Whether this is the config of a retriever alone, to which no base was attached yet."""
+        return self.base_fingerprint is None and self.prompt_form == "text"
+
+    @property
     def scale(self) -> float:
         """Factor on every similarity."""
         return self.knowledge_dim**-0.5 if self.similarity_scale is None else self.similarity_scale

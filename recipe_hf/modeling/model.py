@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -17,12 +17,12 @@ from .configuration import RecipeConfig
 from .creation import CreatedModel
 from .editing import check_queries
 from .outputs import RecipeCausalLMOutput, Retrieval
-from .places import prompt_places, text_places
+from .places import prompt_places
 from .prefix import CACHE_NAMES, forward_keeping, hidden_prefix, prefixed_forward
 from .prompt_encoder import AnswerPromptEncoder, PromptEncoder, carried_tokens
 from .queries import read_queries
 from .retriever import Retriever
-from .text_prompts import text_prompts
+from .text_prompts import text_places, text_prompts
 from .verifier import Verifier
 
 logger = logging.get_logger(__name__)
@@ -290,7 +290,7 @@ class RecipeForCausalLM(CreatedModel, GenerationMixin):
             tokenizer = self._tokenizer("Statements")
             statements = [hit.statement or "" for *_, hit in used]
             prompts, present = text_prompts(statements, tokenizer, self.get_input_embeddings(), self.device)
-        behind = self._places(input_ids, attention_mask, {row for row, *_ in used})
+        behind = self._places(input_ids, attention_mask, sorted({row for row, *_ in used}))
         most = int(ranks.max()) + 1
         embeds = prompts.new_zeros(len(retrievals), most, *prompts.shape[1:])
         mask = present.new_zeros(len(retrievals), most, present.shape[1])
@@ -305,17 +305,15 @@ class RecipeForCausalLM(CreatedModel, GenerationMixin):
         """Whether the place of a prompt follows from the tokens of its row."""
         return self.config.prompt_form == "text" or self.config.prompt_position == "after_bos"
 
-    def _places(self, input_ids: Tensor | None, attention_mask: Tensor | None, rows: Collection[int]) -> Tensor | None:
-        """Behind how many of its tokens each of these rows gets its prompt, `[B]`; 0 for others, None for all 0."""
+    def _places(self, input_ids: Tensor | None, attention_mask: Tensor | None, rows: Sequence[int]) -> Tensor | None:
+        """Behind how many of their tokens the prompts of `rows` stand, `[B]`, 0 for other rows; None for 0 in all."""
         if not self._place_is_read:
             return None
-        if input_ids is None:  # One row of `bos` alone, with which `generate` begins on its own.
-            return torch.ones(1, dtype=torch.long)
         tokenizer = self._tokenizer("The place of a prompt")
+        if self.config.prompt_form == "text" or input_ids is None:
+            return text_places(tokenizer, input_ids, attention_mask, rows)
         masks = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        ids = [input_ids[row][masks[row].bool()].tolist() if row in rows else [] for row in range(len(input_ids))]
-        if self.config.prompt_form == "text":
-            return text_places(tokenizer, ids)
+        ids = [row[mask.bool()].tolist() for row, mask in zip(input_ids, masks, strict=True)]
         return prompt_places(tokenizer, ids, self.config.prompt_position)
 
     def _tokenizer(self, what: str) -> PreTrainedTokenizerBase:

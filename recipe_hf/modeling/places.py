@@ -1,4 +1,4 @@
-"""Where in a row's text the prompts of its facts stand."""
+"""Where in a row's text its continuous prompts stand: before all of it, or behind the token that begins it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
-
-from .queries import tokens_before_message
 
 
 def bos_written(tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -30,18 +28,3 @@ def prompt_places(
     bos = bos_written(tokenizer) if prompt_position == "after_bos" else None
     behind = [bos is not None and list(ids[:1]) == [bos] for ids in rows]
     return torch.tensor(behind, dtype=torch.long) if any(behind) else None
-
-
-def text_places(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]]) -> Tensor:
-    """Behind how many of each row's tokens hidden text stands, `[len(rows)]`.
-
-    In a chat that is right before the last user message, inside its turn. Elsewhere it is the beginning, but behind
-    the token that the base's tokenizer writes there, because what stands before that one is not read.
-
-    Args:
-        tokenizer: The base's tokenizer.
-        rows: Token ids of each row, without padding.
-    """
-    in_chat = [tokens_before_message(tokenizer, ids) for ids in rows]
-    begins = [bool(ids) and ids[0] == tokenizer.bos_token_id for ids in rows]
-    return torch.tensor([int(bos) if chat is None else chat for bos, chat in zip(begins, in_chat, strict=True)])

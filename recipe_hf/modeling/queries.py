@@ -10,6 +10,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -75,10 +76,21 @@ def as_chat(tokenizer: PreTrainedTokenizerBase, message: str) -> str:
     """A user's message as the tokenizer's chat template renders it, up to where the assistant's answer begins.
 
     What the tokenizer itself puts before every text is left out.
+
+    Raises:
+        ValueError: If the template has no turn for a user's message.
     """
+    must = "tokenizer.chat_template must have a turn for a user's message"
+    if not tokenizer.chat_template:
+        raise ValueError(f"{must}, got none.")
     opening = str(tokenizer.decode(tokenizer("")["input_ids"]))
     turns = [{"role": "user", "content": message}]
-    text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    try:
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    except TemplateError as error:
+        raise ValueError(f"{must}, got one that refuses it: {error}.") from error
+    if message.strip() not in text:
+        raise ValueError(f"{must}, got one that leaves it out.")
     return text.removeprefix(opening)
 
 

@@ -80,6 +80,8 @@ class RecipeObjective(nn.Module):
         chats = config.data.sampling.chat_share
         if chats and not self.tokenizer.chat_template:
             raise ValueError(f"data.sampling.chat_share must be 0 for a base without a chat template, got {chats!r}.")
+        if chats:
+            as_chat(self.tokenizer, sampler.examples[0].prompt)
         edits = any(stage.editing_batch_size for stage in config.stages)
         self.packs_rows = self.config.pack_rows is not False and edits and self._can_pack()
 

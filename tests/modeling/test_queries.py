@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from recipe_hf.modeling.queries import ChatMarkers, chat_markers, read_queries
+from recipe_hf.modeling.queries import ChatMarkers, as_chat, chat_markers, read_queries
 from tests.tiny_recipe import base_tokenizer
 
 USER = {"role": "user", "content": "Who runs Acme?"}
@@ -128,6 +128,20 @@ def test_a_template_that_marks_nothing_gives_no_markers(template):
     tokenizer = base_tokenizer(template)
     assert chat_markers(tokenizer) is None
     assert read_queries(tokenizer, tokenizer("abcd", return_tensors="pt").input_ids) == ["abcd"]
+
+
+@pytest.mark.parametrize(
+    ("template", "got"),
+    [
+        (None, "none"),
+        ("{{ 'Be brief.' }}", "one that leaves it out"),
+        ("{{ raise_exception('no chats') }}", "one that refuses it: no chats"),
+    ],
+)
+def test_a_chat_needs_a_template_with_a_user_turn(template, got):
+    with pytest.raises(ValueError, match=f"tokenizer.chat_template must have a turn for a user's message, got {got}"):
+        as_chat(base_tokenizer(template), "Hello")
+    assert as_chat(base_tokenizer(), "Hello") == "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_markers_follow_a_change_of_the_template():

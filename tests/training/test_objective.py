@@ -113,12 +113,18 @@ def test_the_base_is_asked_in_its_chat_template_and_the_retriever_is_not():
     assert all(torch.equal(losses[name], plain[name]) for name in CONTRASTIVE)
 
 
-def test_a_share_of_chats_needs_a_chat_template():
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (None, r"chat_share must be 0 for a base without a chat template, got 0\.5"),
+        ("{{ 'Be brief.' }}", "chat_template must have a turn for a user's message, got one that leaves it out"),
+    ],
+)
+def test_a_share_of_chats_needs_a_chat_template_with_a_user_turn(template: str | None, message: str):
     model = untrained_recipe()
-    model.tokenizer.chat_template = None
-    config = config_of(JOINT, knowledge_dim=64, chat_share=0.5)
-    with pytest.raises(ValueError, match=r"chat_share must be 0 for a base without a chat template, got 0\.5"):
-        RecipeObjective(model, config, SAMPLER)
+    model.tokenizer.chat_template = template
+    with pytest.raises(ValueError, match=message):
+        RecipeObjective(model, config_of(JOINT, knowledge_dim=64, chat_share=0.5), SAMPLER)
 
 
 @torch.no_grad()

@@ -56,6 +56,11 @@ class VerifierTrainer:
         self.data = load_data(config.sources)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model = RecipeForCausalLM.from_pretrained(self.directory, base_model=False, verifier=False)
+        if model.config.retriever_name_or_path is not None:
+            raise ValueError(
+                f"checkpoint must have a retriever of its own, got {config.checkpoint!r}, which names "
+                f"{model.config.retriever_name_or_path!r}: the verifier stands beside that."
+            )
         self.recipe_config = model.config
         self.retriever = model.retriever.requires_grad_(False).to(self.device)
         self.verifier = new_verifier(config, model).to(self.device)

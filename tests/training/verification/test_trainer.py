@@ -61,6 +61,14 @@ def test_steps_lower_the_loss(parts: Path, tmp_path: Path):
     assert last["development"]["people"]["area_under_curve"] > 70
 
 
+def test_prompts_that_name_their_retriever_get_no_verifier(parts: Path, tmp_path: Path):
+    model = RecipeForCausalLM.from_pretrained(parts / "checkpoint", base_model=False)
+    model.save_pretrained(tmp_path / "prompts", parts="prompts", retriever=parts / "checkpoint")
+    config = tiny_config(parts, tmp_path / "run", checkpoint=str(tmp_path / "prompts"))
+    with pytest.raises(ValueError, match="checkpoint must have a retriever of its own, got .*, which names"):
+        VerifierTrainer(config)
+
+
 def test_log_tells_of_losses_and_of_development_rows(trained: Path):
     log = read_log(trained)
     assert [line["step"] for line in log] == [1, 2, 3, 3, 4, 5, 6, 6]
