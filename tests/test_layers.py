@@ -22,7 +22,7 @@ LAYERS = [
     {"evaluation"},
     {"cards"},
     {"hub"},
-    {"training"},
+    {"training", "serving"},
     {"cli"},
 ]
 # What is not so yet. A model that is pushed asks for its card.

@@ -1,0 +1,48 @@
+"""The application: its routers put together over one model."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
+
+from .. import __version__
+from .engine import Engine
+from .settings import ServerSettings
+
+if TYPE_CHECKING:
+    from ..modeling.model import RecipeForCausalLM
+
+# Each has a `router`; those of the parts that are not written yet are left out.
+_ROUTERS = ("health", "openai", "knowledge", "page")
+
+
+def create_app(settings: ServerSettings, model: RecipeForCausalLM, engine: Engine | None = None) -> FastAPI:
+    """The application that serves a model and its facts.
+
+    Args:
+        settings: How.
+        model: Whose `knowledge` the facts are.
+        engine: What generates. Without one there are no chat and completion routes, as under vLLM, which has its own.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        if engine is not None:
+            await run_in_threadpool(engine.close)
+
+    app = FastAPI(title="recipe-hf", version=__version__, lifespan=lifespan, root_path=settings.root_path)
+    app.state.settings = settings
+    app.state.model = model
+    app.state.engine = engine
+    app.state.keys = None
+    for name in _ROUTERS:
+        if find_spec(f"{__package__}.{name}") is not None:
+            app.include_router(import_module(f".{name}", __package__).router)
+    return app
