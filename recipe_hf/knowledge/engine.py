@@ -71,6 +71,9 @@ class Store(Protocol):
     def view(self) -> AbstractContextManager[None]:
         """Context in which all that is read is of one moment. Those within it are part of it."""
 
+    def change(self) -> AbstractContextManager[None]:
+        """Context whose changes are all made, and last, when it ends; if it raises, none is. So with those in it."""
+
 
 class Space(Protocol):
     """The facts of a namespace. `state` is set by whoever adds and ends facts, at the end of the change."""
