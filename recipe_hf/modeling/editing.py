@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -267,6 +268,22 @@ class KnowledgeMixin(EncodingMixin):
             for rank, near in enumerate(decided[:k]):
                 keys[row, rank] = near.key
         return retrievals, keys
+
+    def _look_up_apart(
+        self, queries: list[str], wheres: Sequence[Mapping[str, Any] | None], namespaces: Sequence[str | None]
+    ) -> tuple[list[Retrieval], Tensor]:
+        """As `_look_up`, of queries that each go to the facts of a namespace and a `where` of their own."""
+        together: dict[Any, list[int]] = {}
+        for row, (where, namespace) in enumerate(zip(wheres, namespaces, strict=True)):
+            asked = None if where is None else json.dumps(checked_where(where), sort_keys=True)
+            together.setdefault((asked, namespace), []).append(row)
+        found: list[Any] = [None] * len(queries)
+        for (_, namespace), rows in together.items():
+            hits, keys = self._look_up([queries[row] for row in rows], where=wheres[rows[0]], namespace=namespace)
+            for row, *hit in zip(rows, hits, keys, strict=True):
+                found[row] = hit
+        retrievals, all_keys = zip(*found, strict=True)
+        return list(retrievals), torch.stack(all_keys)
 
     @torch.inference_mode(False)
     @torch.no_grad()

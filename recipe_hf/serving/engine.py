@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from ..modeling.outputs import Retrieval
+from .metrics import Metrics
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length"]
 
 
 class Full(Exception):
@@ -97,7 +99,9 @@ Deliver = Callable[[int, "Piece | Exception"], None]
 
 
 class Engine(Protocol):
-    """What generates. [`stream`] and [`answers`] are how routes use it."""
+    """What generates. [`stream`] is how routes use it."""
+
+    metrics: Metrics
 
     def submit(self, prompts: Sequence[Prompt], deliver: Deliver) -> Callable[[], None]:
         """Takes prompts, all or none. Returns at once what cancels them.
@@ -129,7 +133,8 @@ async def stream(engine: Engine, prompts: Sequence[Prompt]) -> AsyncIterator[tup
     loop, pieces = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Piece | Exception]]()
 
     def deliver(number: int, piece: Piece | Exception) -> None:
-        loop.call_soon_threadsafe(pieces.put_nowait, (number, piece))
+        with suppress(RuntimeError):  # The loop is closed: nobody listens.
+            loop.call_soon_threadsafe(pieces.put_nowait, (number, piece))
 
     cancel = engine.submit(prompts, deliver)
     running = len(prompts)
