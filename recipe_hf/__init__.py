@@ -53,6 +53,12 @@ def _register(_: ModuleType) -> None:
     import_module(".modeling.configuration", __name__)  # It registers itself, at its end.
 
 
+@when_imported("transformers.cli.serving.model_manager")
+def _let_serve(_: ModuleType) -> None:
+    # `transformers serve` looks a checkpoint's class up here, and not in the Auto classes.
+    import_module("transformers").RecipeForCausalLM = __getattr__("RecipeForCausalLM")  # type: ignore[attr-defined]
+
+
 @when_imported(f"{__name__}.knowledge")
 def _let_publish(knowledge: Any) -> None:
     def publish(*args: Any, **kwargs: Any) -> Any:

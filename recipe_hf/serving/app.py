@@ -13,6 +13,8 @@ from starlette.concurrency import run_in_threadpool
 
 from .. import __version__
 from .engine import Engine
+from .logs import Observed
+from .metrics import Metrics
 from .settings import ServerSettings
 
 if TYPE_CHECKING:
@@ -42,7 +44,9 @@ def create_app(settings: ServerSettings, model: RecipeForCausalLM, engine: Engin
     app.state.model = model
     app.state.engine = engine
     app.state.keys = None
-    for name in _ROUTERS:
-        if find_spec(f"{__package__}.{name}") is not None:
+    app.state.metrics = metrics = Metrics() if engine is None else engine.metrics
+    for name in _ROUTERS if find_spec(f"{__package__}.access") else ():
+        if find_spec(f"{__package__}.{name}") is not None and (name != "openai" or engine is not None):
             app.include_router(import_module(f".{name}", __package__).router)
+    app.add_middleware(Observed, metrics=metrics)
     return app

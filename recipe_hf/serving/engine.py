@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from ..modeling.outputs import Retrieval
@@ -64,6 +64,11 @@ class Prompt:
     sampling: Sampling
     namespace: str = ""
     where: Mapping[str, Any] | None = None
+
+    def another(self, number: int) -> Prompt:
+        """The same once more; a seed makes other choices for each number."""
+        seed = self.sampling.seed
+        return self if seed is None else replace(self, sampling=replace(self.sampling, seed=seed + number))
 
 
 @dataclass(frozen=True)

@@ -140,13 +140,13 @@ class TransformersEngine:
             if row.prompt.query:
                 self.metrics.gate.labels(fired=str(retrieval.fired).lower()).inc()
         processor = RowsProcessor(rows)
-        most = max(prompt.sampling.max_tokens for prompt in prompts)
+        config = copy.deepcopy(self._config)
+        config.max_new_tokens = max(prompt.sampling.max_tokens for prompt in prompts)
         self.metrics.batch_size.observe(len(rows))
         with facts, self.metrics.generation_seconds.time():
             model.lm.generate(
                 **batch,
-                generation_config=self._config,
-                max_new_tokens=most,
+                generation_config=config,
                 logits_processor=LogitsProcessorList([processor]),
                 stopping_criteria=StoppingCriteriaList([RowsCriteria(rows, processor)]),
             )

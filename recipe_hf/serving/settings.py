@@ -6,7 +6,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
 
 Positive = Annotated[int, Field(ge=1)]
@@ -76,7 +76,12 @@ class ServerSettings(BaseSettings):
                 file = YamlConfigSettingsSource(settings_cls)
                 return sources["init_settings"], sources["env_settings"], file
 
-        read = Read(**{name: value for name, value in given.items() if value is not None})
+        try:
+            read = Read(**{name: value for name, value in given.items() if value is not None})
+        except ValidationError as error:
+            # Without the values: some are secrets.
+            told = [f"{'.'.join(map(str, found['loc'])) or 'settings'}: {found['msg']}" for found in error.errors()]
+            raise ValueError(f"settings must be as docs/serving.md says: {'; '.join(told)}.") from None
         return cls.model_construct(read.model_fields_set, **dict(read))
 
     @property

@@ -1,64 +1,21 @@
-"""Servers over real sockets: uvicorn in a thread, with a tiny model or whatever a test gives."""
-
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
 
 import pytest
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 
-import httpx
-import uvicorn
-from fastapi import FastAPI
-from openai import OpenAI
+from running_server import Running, serving
 from tiny_recipe import edited_recipe
 
 from recipe_hf.serving import ServerSettings, create_app
-
-
-@dataclass
-class Running:
-    """A server that answers at `url`."""
-
-    url: str
-    app: FastAPI
-
-    @property
-    def model(self) -> Any:
-        return self.app.state.model
-
-    def http(self, **options: Any) -> httpx.Client:
-        """A client of this server, to be closed."""
-        return httpx.Client(base_url=self.url, timeout=60, **options)
-
-    def openai(self, **options: Any) -> OpenAI:
-        """The real client of OpenAI's."""
-        return OpenAI(**{"base_url": f"{self.url}/v1", "api_key": "none", "max_retries": 0, "timeout": 60} | options)
-
-
-@contextmanager
-def serving(app: FastAPI, **options: Any) -> Iterator[Running]:
-    """Serves an application on a free port of loopback, for as long as the context lasts."""
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, **options))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started:
-            assert thread.is_alive(), "the server did not start"
-            thread.join(0.01)
-        yield Running(f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", app)
-    finally:
-        server.should_exit = True
-        thread.join(60)
+from recipe_hf.serving.generating import TransformersEngine
 
 
 @pytest.fixture
 def server() -> Iterator[Running]:
     """A server of a tiny model that holds `tiny_recipe.FACTS`, whose prompts fire."""
-    with serving(create_app(ServerSettings(), edited_recipe())) as running:
+    model = edited_recipe()
+    with serving(create_app(ServerSettings(served_model_name="tiny"), model, TransformersEngine(model))) as running:
         yield running

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Iterator, Sequence
 
 import pytest
-from tiny_recipe import GREEDY, MIXED, PROMPTS, UNRELATED, batch_of, edited_recipe
+from tiny_recipe import GREEDY, MIXED, PROMPTS, UNRELATED, assert_same, batch_of, edited_recipe
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 
@@ -64,7 +64,7 @@ def test_each_row_says_what_it_says_alone(model, engine):
     for number, (text, pieces) in enumerate(zip(MIXED, answers, strict=True)):
         assert "".join(piece.text for piece in pieces) == alone(model, text, max_new_tokens=number + 3)
         assert (pieces[-1].num_tokens, pieces[-1].finish_reason) == (number + 3, "length")
-        assert pieces[-1].retrieval == model.retrieve(text)[0]
+        assert_same([pieces[-1].retrieval], model.retrieve(text))
     assert answers[0][-1].retrieval.num_prompt_tokens == 3 and answers[1][-1].retrieval.num_prompt_tokens == 0
 
 
@@ -130,7 +130,9 @@ def test_logprobs_are_those_of_the_model(model, engine):
 def test_more_than_may_wait_are_refused_all_together(model):
     engine = TransformersEngine(model, max_batch_size=2, max_waiting=3)
     try:
-        running = Asking(engine, [prompt(model, PROMPTS[0], max_tokens=200), prompt(model, PROMPTS[1], max_tokens=200)])
+        running = Asking(
+            engine, [prompt(model, PROMPTS[0], max_tokens=200), prompt(model, PROMPTS[1], max_tokens=200)]
+        )
         running.pieces.get(timeout=60)
         waiting = Asking(engine, [prompt(model, PROMPTS[2])])
         with pytest.raises(Full) as refused:
