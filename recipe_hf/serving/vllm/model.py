@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...modeling.base import check_base
+from ...modeling.configuration import RecipeConfig
 from ...modeling.model import RecipeForCausalLM
 from ...modeling.outputs import Retrieval
 from ...modeling.queries import read_queries
@@ -47,7 +48,9 @@ class Inserted:
 class PromptingModel(RecipeForCausalLM):
     """A [`RecipeForCausalLM`] that makes prompts for a base which runs elsewhere. It knows the base's embeddings."""
 
-    _embeddings: nn.Module | None = None
+    def __init__(self, config: RecipeConfig) -> None:
+        super().__init__(config)
+        self._embeddings: nn.Module | None = None
 
     def attach_embeddings(self, lm: PreTrainedModel) -> None:
         """Takes the word embeddings of the base.
