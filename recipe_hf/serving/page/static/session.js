@@ -1,0 +1,96 @@
+// Who asks, with which key, and in which namespace.
+
+import { call, key, namespace, onUnauthorized, Problem } from "./api.js";
+import { $, h } from "./dom.js";
+import { openDialog, problemBox } from "./parts.js";
+
+/** What the server says of itself and of who asks; filled by `begin`. */
+export const session = {};
+
+const ROLES = { ask: "may ask and look", edit: "may ask and change facts", admin: "may do everything" };
+const dialog = $("#session");
+let asking = null;
+
+/** Learns who asks; asks for a key first where one is needed. */
+export async function begin() {
+  Object.assign(session, await call("GET", "page/session"));
+  if (session.namespace !== null) namespace.set(session.namespace);
+  session.model = await modelName();
+  document.documentElement.dataset.role = session.role;
+  $("#model-name").textContent = session.model ?? "facts only";
+  $("#open-session").textContent = namespace.get() ?? (session.has_keys ? session.name : "Session");
+}
+
+// Where nothing generates there is no such route.
+async function modelName() {
+  try {
+    return (await call("GET", "v1/models")).data[0].id;
+  } catch (problem) {
+    if (problem.status === 404) return null;
+    throw problem;
+  }
+}
+
+function show() {
+  const signedIn = session.has_keys && key.get();
+  const anyNamespace = session.namespace === null && session.role;
+  $("#session-who").textContent = !session.role
+    ? "This server asks for a key."
+    : !session.has_keys
+      ? "This server asks for no key: whoever reaches it may do everything."
+      : `Signed in as ${session.name}, who ${ROLES[session.role]}` +
+        (anyNamespace ? "." : ` in the namespace ${session.namespace || "without a name"}.`);
+  $("#key-form").hidden = !(session.has_keys ?? true) || Boolean(signedIn && session.role);
+  $("#sign-out").hidden = !signedIn;
+  $("#namespace-form").hidden = !anyNamespace;
+  $("#namespace").value = namespace.get() ?? "";
+  $("#namespaces").replaceChildren(...(session.namespaces ?? []).map((name) => h("option", { value: name })));
+  $("#key-problem").replaceChildren();
+}
+
+/** One dialog for all requests that wait for a key; whether one was given. */
+function askForKey(used, problem) {
+  if (used !== key.get()) return Promise.resolve(true); // Meanwhile there is another one.
+  asking ??= new Promise((resolve) => {
+    key.set(null);
+    session.role = undefined;
+    session.has_keys = true;
+    show();
+    if (used) $("#key-problem").replaceChildren(problemBox(new Problem("This key is not taken.", problem.detail)));
+    dialog.addEventListener(
+      "close",
+      () => {
+        asking = null;
+        resolve(key.get() !== null);
+      },
+      { once: true },
+    );
+    openDialog(dialog, { keep: true });
+    $("#key").focus();
+  });
+  return asking;
+}
+
+/** Binds the dialog; `changed` is called when there is another key or namespace. */
+export function bindSession(changed) {
+  onUnauthorized(askForKey);
+  $("#open-session").addEventListener("click", () => {
+    show();
+    openDialog(dialog);
+  });
+  $("#key-form").addEventListener("submit", () => {
+    const waited = asking !== null;
+    key.set($("#key").value.trim());
+    $("#key").value = "";
+    if (!waited) changed();
+  });
+  $("#namespace-form").addEventListener("submit", () => {
+    namespace.set($("#namespace").value.trim());
+    changed();
+  });
+  $("#sign-out").addEventListener("click", () => {
+    key.set(null);
+    namespace.set(null);
+    location.reload();
+  });
+}
