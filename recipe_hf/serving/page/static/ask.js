@@ -113,7 +113,7 @@ function answerPanel(title, kind, { question, mode }) {
   const element = h(
     "section",
     { class: `card answer ${kind}`, "aria-label": title, "aria-busy": "true" },
-    h("h3", {}, title),
+    h("h2", {}, title),
     h("div", { class: "text" }, asked, text),
     foot,
   );
