@@ -46,6 +46,7 @@ def page_router(frame_ancestors: str = "'none'") -> APIRouter:
             "namespace": principal.namespace,
             "namespaces": sorted(filter(None, state.model.knowledge.namespaces())) if any_namespace else None,
             "has_keys": state.keys is not None,
+            "read_only": state.settings.read_only,
             "has_chat_template": getattr(state.model.tokenizer, "chat_template", None) is not None,
             "tells_what_supersedes": state.model.tells_what_supersedes,
         }

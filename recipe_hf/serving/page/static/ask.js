@@ -109,7 +109,8 @@ function answerPanel(title, kind, { question, mode }) {
   const begun = performance.now();
   const text = h("span", {});
   const asked = mode === "text" ? h("span", { class: "asked" }, question) : null;
-  const foot = h("footer", {});
+  const tags = h("span", { class: "chips" });
+  const foot = h("footer", {}, tags);
   const element = h(
     "section",
     { class: `card answer ${kind}`, "aria-label": title, "aria-busy": "true" },
@@ -117,7 +118,7 @@ function answerPanel(title, kind, { question, mode }) {
     h("div", { class: "text" }, asked, text),
     foot,
   );
-  const panel = { element, foot, kind, text: "", failed: false };
+  const panel = { element, tags, text: "", failed: false };
   let reason = null;
   return Object.assign(panel, {
     add(more, finish) {
@@ -127,10 +128,8 @@ function answerPanel(title, kind, { question, mode }) {
     },
     used(recipe) {
       if (kind === "base") return;
-      const tags = recipe.fired
-        ? recipe.facts.map((fact) => h("span", { class: "tag used" }, `fact ${fact.id} used`))
-        : [h("span", { class: "tag" }, "no fact used")];
-      foot.prepend(...tags);
+      const used = recipe.facts.map((fact) => h("span", { class: "tag used" }, `fact ${fact.id} used`));
+      tags.replaceChildren(...(used.length ? used : [h("span", { class: "tag" }, "no fact used")]));
     },
     end(how = reason) {
       element.removeAttribute("aria-busy");
@@ -151,7 +150,7 @@ function answerPanel(title, kind, { question, mode }) {
 function compare(edited, base) {
   if (edited.failed || base.failed) return;
   const same = edited.text === base.text;
-  base.foot.prepend(h("span", { class: "tag" }, same ? "the same words" : "other words"));
+  base.tags.append(h("span", { class: "tag" }, same ? "the same words" : "other words"));
 }
 
 // ------------------------------------------------------------------ questions at hand
@@ -201,8 +200,8 @@ function noFacts() {
   return emptyBox(
     "There are no facts yet",
     "You can ask all the same: both answers are the base model's then. Add a fact, and the model answers with it at once.",
-    session.role !== "ask" && h("button", { type: "button", class: "primary", onclick: () => openEditor({}).then(suggest) }, "Add a fact"),
-    session.role !== "ask" && h("a", { href: "#files" }, "Import a file"),
+    session.edits && h("button", { type: "button", class: "primary", onclick: () => openEditor({}).then(suggest) }, "Add a fact"),
+    session.edits && h("a", { href: "#files" }, "Import a file"),
   );
 }
 

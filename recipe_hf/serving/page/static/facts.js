@@ -83,8 +83,8 @@ function empty() {
   return emptyBox(
     "There are no facts yet",
     "A fact is a sentence, or a prompt and its answer. The model answers with it as soon as it is added, and its weights stay as they are.",
-    session.role !== "ask" && h("button", { type: "button", class: "primary", onclick: add }, "Add the first"),
-    session.role !== "ask" && h("a", { href: "#files" }, "Import a file"),
+    session.edits && h("button", { type: "button", class: "primary", onclick: add }, "Add the first"),
+    session.edits && h("a", { href: "#files" }, "Import a file"),
   );
 }
 

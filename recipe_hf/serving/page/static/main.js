@@ -85,7 +85,7 @@ function pressed(event) {
   const shortcuts = {
     "/": () => VIEWS[viewName()].find?.(),
     "?": () => openDialog($("#help")),
-    n: () => session.role !== "ask" && facts.add(),
+    n: () => session.edits && facts.add(),
     t: switchTheme,
     ...Object.fromEntries(Object.keys(VIEWS).map((name, at) => [String(at + 1), () => (location.hash = name)])),
   };

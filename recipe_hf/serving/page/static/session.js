@@ -16,7 +16,8 @@ export async function begin() {
   Object.assign(session, await call("GET", "page/session"));
   if (session.namespace !== null) namespace.set(session.namespace);
   session.model = await modelName();
-  document.documentElement.dataset.role = session.role;
+  session.edits = session.role !== "ask" && !session.read_only;
+  document.documentElement.dataset.edits = session.edits;
   $("#model-name").textContent = session.model ?? "facts only";
   $("#open-session").textContent = namespace.get() ?? (session.has_keys ? session.name : "Session");
 }
@@ -34,18 +35,22 @@ async function modelName() {
 function show() {
   const signedIn = session.has_keys && key.get();
   const anyNamespace = session.namespace === null && session.role;
-  $("#session-who").textContent = !session.role
-    ? "This server asks for a key."
-    : !session.has_keys
-      ? "This server asks for no key: whoever reaches it may do everything."
-      : `Signed in as ${session.name}, who ${ROLES[session.role]}` +
-        (anyNamespace ? "." : ` in the namespace ${session.namespace || "without a name"}.`);
+  $("#session-who").textContent = who(anyNamespace);
   $("#key-form").hidden = !(session.has_keys ?? true) || Boolean(signedIn && session.role);
   $("#sign-out").hidden = !signedIn;
   $("#namespace-form").hidden = !anyNamespace;
   $("#namespace").value = namespace.get() ?? "";
   $("#namespaces").replaceChildren(...(session.namespaces ?? []).map((name) => h("option", { value: name })));
   $("#key-problem").replaceChildren();
+}
+
+function who(anyNamespace) {
+  if (!session.role) return "This server asks for a key.";
+  const where = anyNamespace ? "" : ` in the namespace ${session.namespace || "without a name"}`;
+  const told = session.has_keys
+    ? `Signed in as ${session.name}, who ${ROLES[session.role]}${where}.`
+    : "This server asks for no key: whoever reaches it may do everything.";
+  return session.read_only ? `${told} The facts are read only here.` : told;
 }
 
 /** One dialog for all requests that wait for a key; whether one was given. */
