@@ -44,7 +44,9 @@ class Running:
 @contextmanager
 def serving(app: FastAPI, **options: Any) -> Iterator[Running]:
     """Serves an application on a free port of loopback, for as long as the context lasts."""
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, **options))
+    server = uvicorn.Server(
+        uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, access_log=False, **options)
+    )
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

@@ -124,9 +124,9 @@ class TransformersEngine:
         length = max(len(prompt.ids) for prompt in prompts)
         ids = torch.full((len(rows), length), self._padding)
         mask = torch.zeros_like(ids)
-        for row, prompt in enumerate(prompts):
+        for number, prompt in enumerate(prompts):
             start = length - len(prompt.ids)
-            ids[row, start:], mask[row, start:] = torch.tensor(prompt.ids), 1
+            ids[number, start:], mask[number, start:] = torch.tensor(prompt.ids), 1
         batch = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
         with self.metrics.retrieval_seconds.time():
             retrievals, facts = model.facts_for(

@@ -79,8 +79,7 @@ class Observed:
             await self._app(scope, receive, sending)
         finally:
             seconds = time.perf_counter() - started
-            # The route's pattern, and not the path, which clients choose.
-            route = getattr(scope.get("route"), "path", "other")
+            route = _route(scope)
             self._metrics.requests.labels(route=route, status=str(status)).inc()
             self._metrics.request_seconds.labels(route=route).observe(seconds)
             fields = {"request": request_id, "method": scope["method"], "route": route, "status": status}
@@ -93,3 +92,13 @@ class Observed:
                 "answered",
                 extra={"fields": fields | {"seconds": round(seconds, 4)}},
             )
+
+
+def _route(scope: Scope) -> str:
+    """The pattern of a path, and not the path, which clients choose."""
+    if "endpoint" not in scope:
+        return "other"
+    path = str(scope["path"])
+    for name, value in scope.get("path_params", {}).items():
+        path = re.sub(f"/{re.escape(str(value))}(?=/|$)", f"/{{{name}}}", path, count=1)
+    return path

@@ -82,7 +82,7 @@ class ServerSettings(BaseSettings):
             # Without the values: some are secrets.
             told = [f"{'.'.join(map(str, found['loc'])) or 'settings'}: {found['msg']}" for found in error.errors()]
             raise ValueError(f"settings must be as docs/serving.md says: {'; '.join(told)}.") from None
-        return cls.model_construct(read.model_fields_set, **dict(read))
+        return cls.model_construct(read.model_fields_set, **{name: getattr(read, name) for name in cls.model_fields})
 
     @property
     def is_loopback(self) -> bool:

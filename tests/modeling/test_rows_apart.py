@@ -27,9 +27,7 @@ def test_each_row_goes_to_facts_of_its_own(model):
     texts, namespaces, wheres = zip(*rows, strict=True)
     batch = batch_of(model, list(texts))
     hits, facts = model.facts_for(list(texts), **batch, where=wheres, namespace=namespaces)
-    assert hits == [
-        model.retrieve(text, namespace=namespace, where=where)[0] for text, namespace, where in rows
-    ]
+    assert hits == [model.retrieve(text, namespace=namespace, where=where)[0] for text, namespace, where in rows]
     assert len({(hit.statement, hit.fired) for hit in hits}) > 3
     with facts:
         out = model.lm.generate(**batch, **GREEDY)

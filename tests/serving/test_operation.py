@@ -78,13 +78,14 @@ def test_a_request_is_logged_without_what_it_says(served, caplog):
 
 
 def test_an_exceptions_own_message_is_logged_only_if_texts_are():
+    said = "what the client said"
     try:
-        raise ValueError("what the client said")
+        raise ValueError(said)
     except ValueError as error:
         record = logging.LogRecord(
             "x", logging.ERROR, "", 1, "failed", None, (type(error), error, error.__traceback__)
         )
     line = json.loads(JsonFormatter().format(record))
-    assert line["exception"] == "ValueError" and "what the client said" not in JsonFormatter().format(record)
+    assert line["exception"] == "ValueError" and said not in JsonFormatter().format(record)
     assert "test_operation" in line["trace"]
-    assert "what the client said" in JsonFormatter(with_texts=True).format(record)
+    assert said in JsonFormatter(with_texts=True).format(record)

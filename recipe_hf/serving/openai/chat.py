@@ -17,7 +17,7 @@ from ..engine import Prompt, TokenLogprobs
 from .errors import OpenAIError, OpenAIRoute
 from .generation import Answer, Generation, about, events, unless_gone
 from .protocol import ChatRequest
-from .tools import CallsApart, read_calls, tool_names
+from .tools import CallsApart, ToolCall, read_calls, tool_names
 
 router = APIRouter(route_class=OpenAIRoute)
 
@@ -92,7 +92,7 @@ async def _chunks(
             yield chunk(number, {"role": "assistant", "content": ""}, recipe=about(piece.retrieval))
         lengths[number] = piece.num_tokens
         text = texts[number].add(piece.text)
-        calls = []
+        calls: list[ToolCall] = []
         if piece.finish_reason is not None:
             rest, calls = texts[number].end()
             text += rest

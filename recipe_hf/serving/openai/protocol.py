@@ -76,7 +76,7 @@ class GenerationRequest(BaseModel):
     stop: str | list[str] | None = Field(None, max_length=2**16)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    recipe: RecipeOptions = Field(default_factory=RecipeOptions)
+    recipe: RecipeOptions = RecipeOptions()
 
     @field_validator("recipe", mode="before")
     @classmethod
@@ -136,7 +136,7 @@ class GenerationRequest(BaseModel):
 
 
 class TextPart(BaseModel):
-    """A part of a message: text. Images and sounds are refused."""
+    """A part of a message: text."""
 
     type: Literal["text"]
     text: Text
@@ -151,6 +151,15 @@ class Message(BaseModel):
     content: Text | list[TextPart] | None = None
     tool_calls: list[dict[str, Any]] | None = None
 
+    @field_validator("content", mode="before")
+    @classmethod
+    def _is_text(cls, content: Any) -> Any:
+        for part in content if isinstance(content, list) else ():
+            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+            if kind != "text":
+                raise ValueError(f"a part of a message must be text, got {kind!r}.")
+        return content
+
     @property
     def text(self) -> str:
         """What it says."""
@@ -160,7 +169,7 @@ class Message(BaseModel):
 
     def for_template(self) -> dict[str, Any]:
         """The message as chat templates read it."""
-        told = {"role": "system" if self.role == "developer" else self.role, "content": self.text}
+        told: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": self.text}
         if self.tool_calls:
             told["tool_calls"] = [_with_arguments_read(call) for call in self.tool_calls]
         return (self.model_extra or {}) | told
