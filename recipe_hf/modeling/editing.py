@@ -335,6 +335,20 @@ class KnowledgeMixin(EncodingMixin):
         ]
         return Explanation(query, threshold, tuple(candidates))
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def nearest(
+        self, query: str, k: int = 5, *, where: Mapping[str, Any] | None = None, namespace: str | None = None
+    ) -> list[tuple[Fact, float]]:
+        """The facts nearest to a query with their scores, used or not, best first. Arguments are as in `retrieve`."""
+        (query,) = check_queries(query, 1)
+        self._check_filters(where, namespace)
+        if not legible_queries(self.retriever, [query]):
+            return []
+        knowledge = self._knowledge_of(namespace)
+        hits = knowledge.lookup(self._encode_queries(knowledge, [query])[0], k, where)
+        return [(near.fact, near.score) for near in self._near(hits.facts[0], hits.scores[0], hits.keys[0])]
+
     @property
     def _num_near(self) -> int:
         """How many facts to look up for a query: those that may be used, and those that the verifier reads."""

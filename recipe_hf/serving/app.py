@@ -13,8 +13,10 @@ from starlette.concurrency import run_in_threadpool
 
 from .. import __version__
 from .engine import Engine
+from .facts import add_facts
 from .logs import Observed
 from .metrics import Metrics
+from .problems import add_problems
 from .settings import ServerSettings
 
 if TYPE_CHECKING:
@@ -43,9 +45,10 @@ def create_app(settings: ServerSettings, model: RecipeForCausalLM, engine: Engin
     app.state.settings = settings
     app.state.model = model
     app.state.engine = engine
-    app.state.keys = None
     app.state.metrics = metrics = Metrics() if engine is None else engine.metrics
-    for name in _ROUTERS if find_spec(f"{__package__}.access") else ():
+    add_problems(app)
+    add_facts(app, settings, model)
+    for name in _ROUTERS:
         if find_spec(f"{__package__}.{name}") is not None and (name != "openai" or engine is not None):
             app.include_router(import_module(f".{name}", __package__).router)
     app.add_middleware(Observed, metrics=metrics)

@@ -42,6 +42,9 @@ class ServerSettings(BaseSettings):
     batch_wait: float = Field(0.005, ge=0, description="Seconds to wait for one more row before a batch is begun.")
     max_tokens: Positive = Field(4096, description="Most tokens of an answer.")
     max_body_bytes: Positive = Field(8 * 2**20, description="Largest body of a request.")
+    max_import_bytes: Positive = Field(256 * 2**20, description="Largest file of facts to import.")
+    rate: str | None = Field("1200/minute", description="Most requests of a key, as in `20/second`.")
+    audit: Path | None = Field(None, description="File of the audit; by default it lies beside the facts.")
     shutdown_timeout: Positive = Field(60, description="Seconds that running answers get to end.")
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -147,6 +147,13 @@ class QdrantKnowledgeBase(KnowledgeBase):
             self._space.load(old.id for of_one in supersedes for old in of_one if isinstance(old, Fact))
             return super().add(new, keys, on_conflict, encoder_fingerprint, supersedes)
 
+    def conflicts(self, facts: Iterable[NewFact]) -> list[list[Fact]]:
+        """As [`KnowledgeBase.conflicts`]."""
+        new = list(facts)
+        with self._store.view():
+            self._space.load_subjects(fact.about for fact in new)
+            return super().conflicts(new)
+
     def remove(self, ids: int | Iterable[int]) -> None:
         """As [`KnowledgeBase.remove`]."""
         ids = checked_ids(ids, or_one=True)
