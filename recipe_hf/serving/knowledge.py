@@ -48,6 +48,7 @@ from .schemas import (
 _READ = 5000
 # How much of a file is held in memory.
 _IN_MEMORY = 2**20
+_ENDING = ("ended_at", "reason", "replaced_by")
 
 router = APIRouter(
     prefix="/v1/knowledge",
@@ -241,11 +242,11 @@ def export(
 
 
 def _lines(knowledge: KnowledgeBase, ids: list[int], past: list[int]) -> Iterator[str]:
-    """Facts never change, so that those with these ids are as they were, also where they left meanwhile."""
-    for are_past, chosen in ((False, ids), (True, past)):
+    """Facts never change: one that left meanwhile is written as it was."""
+    for left_out, chosen in ((_ENDING, ids), ((), past)):
         for start in range(0, len(chosen), 256):
             facts = [fact for id in chosen[start : start + 256] if (fact := knowledge.find(id)) is not None]
-            rows = [fact.to_dict() if are_past else FactOut.of(fact).model_dump(exclude_none=True) for fact in facts]
+            rows = [{k: v for k, v in fact.to_dict().items() if k not in left_out} for fact in facts]
             yield "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
