@@ -35,6 +35,7 @@ class ServerSettings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on; any but loopback needs keys.")
     port: int = Field(8000, ge=0, le=65535)
     keys: Path | None = Field(None, description="File of the keys that clients need, made by `recipe-hf keys add`.")
+    frame_ancestors: str = Field("'none'", description="Whose pages may show ours in a frame, as CSP says it.")
     root_path: str = Field("", description="Path under which a proxy serves this.")
 
     max_batch_size: Positive = Field(16, description="Rows that are generated at once.")

@@ -361,7 +361,7 @@ def test_a_key_opens_the_page_and_says_what_may_be_done(browser, tmp_path):
         assert kept == [[edits, "support"], [], ""]
 
         page.get_by_role("button", name="support").click()
-        expect(dialog).to_contain_text("may ask and change facts in the namespace support")
+        expect(dialog).to_contain_text("you may ask and change facts in the namespace support")
         page.get_by_role("button", name="Sign out").click()
         expect(dialog).to_contain_text("This server asks for a key.")
         assert page.evaluate("() => sessionStorage.length") == 0

@@ -5,8 +5,6 @@ It asks no other host for anything, and its Content-Security-Policy does not let
 
 from __future__ import annotations
 
-from .routes import page_router
+from .routes import router
 
-__all__ = ["page_router", "router"]
-
-router = page_router()
+__all__ = ["router"]

@@ -47,10 +47,9 @@ function show() {
 function who(anyNamespace) {
   if (!session.role) return "This server asks for a key.";
   const where = anyNamespace ? "" : ` in the namespace ${session.namespace || "without a name"}`;
-  const told = session.has_keys
-    ? `Signed in as ${session.name}, who ${ROLES[session.role]}${where}.`
-    : "This server asks for no key: whoever reaches it may do everything.";
-  return session.read_only ? `${told} The facts are read only here.` : told;
+  const how = session.has_keys ? `Signed in with the key ${session.name}` : "This server asks for no key";
+  const readOnly = session.read_only ? " The facts are read only here." : "";
+  return `${how}: you ${ROLES[session.role]}${where}.${readOnly}`;
 }
 
 /** One dialog for all requests that wait for a key; whether one was given. */
