@@ -136,8 +136,9 @@ def test_escapes_do_not_hide_it(post, app):
         ({"namespaces": "x"}, "recipe.namespaces: "),
         ({"namespace": 1}, "recipe.namespace: "),
         ({"off": "yes"}, "got 'yes'"),
-        ({"where": {"a": [1]}}, "where"),
-        ({"namespace": "a/b\x00"}, "namespace must be"),
+        ({"where": [1]}, "recipe.where: "),
+        ({"where": {"a": float("nan")}}, "where must be"),
+        ({"namespace": "\ud800"}, "namespace"),
         ("on", "recipe: "),
     ],
 )

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 import torch
-from tests.tiny_recipe import CHAT_TEMPLATE, FACTS, MIXED, PROMPTS, UNRELATED, tiny_recipe
+from tiny_recipe import CHAT_TEMPLATE, FACTS, MIXED, PROMPTS, UNRELATED, tiny_base, tiny_recipe
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 
@@ -50,7 +50,7 @@ def test_the_prompts_are_those_of_the_whole_model(saved, prompting):
         prompts, mask = whole.continuous_prompts(keys[row], [retrievals[row].answer])
         hit, inserted = found[row]
         assert inserted.place == 0
-        assert torch.equal(inserted.embeds, prompts[0][mask[0]])
+        torch.testing.assert_close(inserted.embeds, prompts[0][mask[0]].detach())
         assert hit.num_prompt_tokens == len(inserted) == int(mask.sum())
 
 
@@ -63,18 +63,14 @@ def test_nothing_of_the_base_is_loaded_but_its_embeddings(saved):
 
 
 def test_another_base_is_refused(saved, prompting, tmp_path):
-    tiny_recipe(base=None).lm.save_pretrained(tmp_path / "same")
+    tiny_base().save_pretrained(tmp_path / "same")
     prompting.attach_embeddings(load_embeddings(tmp_path / "same"))
-    from tests.tiny_recipe import tiny_base
-
     tiny_base(seed=1).save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match="base_model must be"):
         prompting.attach_embeddings(load_embeddings(tmp_path / "other"))
 
 
 def test_a_scaled_embedding_keeps_its_scale(tmp_path):
-    from tests.tiny_recipe import tiny_base
-
     lm = tiny_base("gemma3")
     lm.save_pretrained(tmp_path)
     tokens = torch.arange(5)
@@ -91,7 +87,9 @@ def test_embeddings_in_one_of_several_files(saved, tmp_path):
     assert torch.equal(loaded.weight, whole.lm.get_input_embeddings().weight)
 
 
-def test_a_base_without_safetensors_is_named(tmp_path):
+def test_a_base_without_safetensors_is_named(saved, tmp_path):
+    _, whole = saved
+    whole.lm.config.save_pretrained(tmp_path)
     with pytest.raises(OSError, match="The word embeddings of base_model="):
         load_embeddings(tmp_path)
 
@@ -107,17 +105,9 @@ def test_a_chat_is_looked_up_by_its_last_user_message(prompting):
 
 def test_each_prompt_is_looked_up_among_facts_of_its_own(prompting):
     (ids,) = prompting.tokenizer(PROMPTS[:1])["input_ids"]
-    prompting.add_knowledge(
-        [
-            (
-                PROMPTS[0],
-                "Bo Roe",
-            )
-        ],
-        namespace="theirs",
-    )
+    prompting.add_knowledge([(PROMPTS[0], "Bo Roe")], namespace="theirs")
     prompting.add_knowledge([{"prompt": PROMPTS[1], "answer": "x", "metadata": {"team": 1}}], namespace="theirs")
-    asked = [Asked(ids), Asked(ids, "theirs"), Asked(ids, "nobody's"), Asked(ids, "theirs", {"team": 1})]
+    asked = [Asked(ids), Asked(ids, "theirs"), Asked(ids, "nobody's"), Asked(ids, "theirs", {"team": 2})]
     statements = [hit.statement if hit.fired else None for hit, _ in prompting.insertions(asked)]
     assert statements == ["The CEO of Acme is Ann Lee", "The CEO of Acme is Bo Roe", None, None]
 
