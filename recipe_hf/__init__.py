@@ -54,9 +54,9 @@ def _register(_: ModuleType) -> None:
 
 
 @when_imported("transformers.cli.serving.model_manager")
-def _let_serve(_: ModuleType) -> None:
-    # `transformers serve` looks a checkpoint's class up here, and not in the Auto classes.
-    import_module("transformers").RecipeForCausalLM = __getattr__("RecipeForCausalLM")  # type: ignore[attr-defined]
+def _let_serve(manager: Any) -> None:
+    # `transformers serve` looks a checkpoint's class up in what it has imported as transformers.
+    manager.transformers.RecipeForCausalLM = __getattr__("RecipeForCausalLM")
 
 
 @when_imported(f"{__name__}.knowledge")

@@ -20,7 +20,9 @@ class ForkServer:
 
     def __init__(self) -> None:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        self._process = subprocess.Popen([sys.executable, __file__], env=environment(OMP_NUM_THREADS="1"), **pipes)
+        self._process = subprocess.Popen(
+            [sys.executable, __file__], env=environment(OMP_NUM_THREADS="1", RECIPE_HF_RATE="1000000/second"), **pipes
+        )
 
     def start(self, *arguments: object) -> int:
         """The id of a process that runs `recipe-hf` with these arguments."""
@@ -34,9 +36,8 @@ class ForkServer:
 
 
 def _serve(lines: Sequence[str]) -> None:
-    import recipe_hf.serving.knowledge
-
     import recipe_hf.modeling.model
+    import recipe_hf.serving.knowledge
     import recipe_hf.serving.running  # noqa: F401
     from recipe_hf.cli import app
 

@@ -11,10 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import pytest
-
-pytest.importorskip("fastapi", reason="the extra serve is not installed")
-
 import httpx
 import uvicorn
 from fastapi import FastAPI

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib import import_module
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
 from .. import __version__
+from . import health, knowledge, openai, page
 from .engine import Engine
 from .facts import add_facts
 from .logs import Observed
@@ -21,9 +20,6 @@ from .settings import ServerSettings
 
 if TYPE_CHECKING:
     from ..modeling.model import RecipeForCausalLM
-
-# Each has a `router`; those of the parts that are not written yet are left out.
-_ROUTERS = ("health", "openai", "knowledge", "page")
 
 
 def create_app(settings: ServerSettings, model: RecipeForCausalLM, engine: Engine | None = None) -> FastAPI:
@@ -48,8 +44,7 @@ def create_app(settings: ServerSettings, model: RecipeForCausalLM, engine: Engin
     app.state.metrics = metrics = Metrics() if engine is None else engine.metrics
     add_problems(app)
     add_facts(app, settings, model)
-    for name in _ROUTERS:
-        if find_spec(f"{__package__}.{name}") is not None and (name != "openai" or engine is not None):
-            app.include_router(import_module(f".{name}", __package__).router)
+    for part in (health, knowledge, page) if engine is None else (health, openai, knowledge, page):
+        app.include_router(part.router)
     app.add_middleware(Observed, metrics=metrics)
     return app

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import uvicorn
 
+from .access import check_address
 from .app import create_app
 from .generating import TransformersEngine
+from .keys import Keys
 from .logs import configure
 from .settings import ServerSettings
 
@@ -28,11 +30,7 @@ def listening(settings: ServerSettings) -> socket.socket:
         OSError: If the address is taken, or not of this machine.
         ValueError: If others can reach it, and there are no keys.
     """
-    if not settings.is_loopback and settings.keys is None:
-        raise ValueError(
-            f"host must be a loopback address where there are no keys, got {settings.host!r}: make a key with "
-            f"`recipe-hf keys add`, and give the file as --keys."
-        )
+    check_address(settings.host, None if settings.keys is None else Keys(settings.keys))
     try:
         family, kind, *_, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -33,7 +32,7 @@ class ServerSettings(BaseSettings):
     read_only: bool = Field(False, description="Leave changes of facts to another process.")
 
     host: str = Field("127.0.0.1", description="Address to listen on; any but loopback needs keys.")
-    port: int = Field(8000, ge=0, le=65535)
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 for any that is free.")
     keys: Path | None = Field(None, description="File of the keys that clients need, made by `recipe-hf keys add`.")
     frame_ancestors: str = Field("'none'", description="Whose pages may show ours in a frame, as CSP says it.")
     root_path: str = Field("", description="Path under which a proxy serves this.")
@@ -48,9 +47,9 @@ class ServerSettings(BaseSettings):
     audit: Path | None = Field(None, description="File of the audit; by default it lies beside the facts.")
     shutdown_timeout: Positive = Field(60, description="Seconds that running answers get to end.")
 
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    log_format: Literal["json", "text"] = "json"
-    log_texts: bool = Field(False, description="Log prompts and answers too.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="How much to log.")
+    log_format: Literal["json", "text"] = Field("json", description="How to write it: JSON lines, or for people.")
+    log_texts: bool = Field(False, description="Log what exceptions say too, which may quote clients.")
 
     @field_validator("host")
     @classmethod
@@ -87,14 +86,6 @@ class ServerSettings(BaseSettings):
             told = [f"{'.'.join(map(str, found['loc'])) or 'settings'}: {found['msg']}" for found in error.errors()]
             raise ValueError(f"settings must be as docs/serving.md says: {'; '.join(told)}.") from None
         return cls.model_construct(read.model_fields_set, **{name: getattr(read, name) for name in cls.model_fields})
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether only this machine can reach the server."""
-        try:
-            return ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
 
     @property
     def model_name(self) -> str:

@@ -7,8 +7,6 @@ from collections.abc import Iterator, Sequence
 import pytest
 from tiny_recipe import GREEDY, MIXED, PROMPTS, UNRELATED, assert_same, batch_of, edited_recipe
 
-pytest.importorskip("fastapi", reason="the extra serve is not installed")
-
 from recipe_hf.serving.engine import Closed, Full, Piece, Prompt, Sampling
 from recipe_hf.serving.generating import TransformersEngine
 

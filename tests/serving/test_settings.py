@@ -4,8 +4,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("pydantic_settings", reason="the extra serve is not installed")
-
 from recipe_hf.serving import ServerSettings
 
 
@@ -54,21 +52,6 @@ def test_a_secret_is_never_told(tmp_path, monkeypatch):
 def test_a_missing_file_is_told():
     with pytest.raises(FileNotFoundError, match="nowhere.yaml"):
         ServerSettings.read(Path("nowhere.yaml"))
-
-
-@pytest.mark.parametrize(
-    ("host", "loopback"),
-    [
-        ("127.0.0.1", True),
-        ("::1", True),
-        ("localhost", True),
-        ("0.0.0.0", False),
-        ("::", False),
-        ("example.org", False),
-    ],
-)
-def test_loopback(host, loopback):
-    assert ServerSettings(host=host).is_loopback == loopback
 
 
 def test_the_model_is_called_by_its_directory_or_as_told():

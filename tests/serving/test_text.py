@@ -3,8 +3,6 @@ from __future__ import annotations
 import pytest
 from tiny_recipe import base_tokenizer
 
-pytest.importorskip("fastapi", reason="the extra serve is not installed")
-
 from recipe_hf.serving.text import Decoder, StopStrings
 
 

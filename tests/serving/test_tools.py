@@ -4,8 +4,6 @@ import json
 
 import pytest
 
-pytest.importorskip("fastapi", reason="the extra serve is not installed")
-
 from recipe_hf.serving.openai.tools import CallsApart, read_calls
 
 NAMES = frozenset({"weather", "time"})

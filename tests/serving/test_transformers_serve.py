@@ -9,12 +9,9 @@ from pathlib import Path
 
 import pytest
 from command import environment
+from openai import OpenAI
 from running_server import free_port, until_it_answers
 from tiny_recipe import GREEDY, PROMPTS, UNRELATED, batch_of, edited_recipe, tiny_base
-
-pytest.importorskip("fastapi", reason="the extra serve is not installed")
-
-from openai import OpenAI
 
 _CODE = "import recipe_hf; from transformers.cli.transformers import main; main()"
 
@@ -39,7 +36,8 @@ def url(checkpoint: Path) -> Iterator[str]:
         yield until_it_answers(f"http://localhost:{port}", process)
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
+        process.stderr.close()
 
 
 def test_transformers_serve_answers_with_facts(checkpoint, url):

@@ -34,9 +34,9 @@ class RecipeOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    namespace: str | None = Field(None, description="Whose facts; by default the key's own.")
-    where: dict[str, Any] | None = Field(None, description="Values that the metadata of a fact must have.")
-    off: bool = Field(False, description="Whether to answer as the base does, without facts.")
+    namespace: str | None = Field(default=None, description="Whose facts; by default the key's own.")
+    where: dict[str, Any] | None = Field(default=None, description="Values that the metadata of a fact must have.")
+    off: bool = Field(default=False, description="Whether to answer as the base does, without facts.")
 
     @field_validator("where")
     @classmethod
