@@ -51,10 +51,12 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         limit = self._of_imports if scope["path"].endswith("/v1/knowledge/import") else self._limit
-        too_large = Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"The body must be of at most {limit} bytes.")
+        # The connection is closed, or else the rest of the body would still be read.
+        close = {"Connection": "close"}
+        too_large = Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"The body must be of at most {limit} bytes.", close)
         said = dict(scope["headers"]).get(b"content-length", b"0")
         if said.isdigit() and int(said[:20]) > limit:
-            await respond(too_large.status_code, str(too_large.detail), {"Connection": "close"})(scope, receive, send)
+            await respond(too_large.status_code, str(too_large.detail), close)(scope, receive, send)
             return
         received = 0
 

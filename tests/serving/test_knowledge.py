@@ -312,7 +312,7 @@ def test_a_file_of_several_batches_is_added_whole_or_not_at_all(client, model):
     lines = [json.dumps([f"The number {n} is", str(n)]) for n in range(600)]
     last = model.knowledge.history()
     assert problem(client.post(f"{URL}/import", content="\n".join([*lines, "{"]), headers=LINES), 422) == (
-        "line 601: not JSON (Expecting property name enclosed in double quotes)"
+        "line 601: not JSON (Expecting property name enclosed in double quotes)."
     )
     duplicate = "\n".join([*lines, lines[300]])
     assert problem(client.post(f"{URL}/import?on_conflict=error", content=duplicate, headers=LINES), 422).startswith(
