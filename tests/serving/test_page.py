@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 pytest.importorskip("playwright", reason="playwright is not installed")
 
+from command import ROOT, environment
 from playwright.sync_api import Browser, Page, expect, sync_playwright
-from running_server import Running, serving
+from running_server import Running, free_port, serving, until_it_answers
 from tiny_recipe import FACTS, PROMPTS, UNRELATED, edited_recipe, tiny_recipe
 
+from recipe_hf import demo
 from recipe_hf.serving import ServerSettings, create_app
 from recipe_hf.serving.generating import TransformersEngine
 from recipe_hf.serving.keys import Keys
@@ -160,13 +165,13 @@ def test_what_the_server_refuses_is_said_and_what_was_written_stays(server, page
     page.get_by_role("button", name="Add a fact").click()
     page.get_by_role("button", name="Add", exact=True).click()
     expect(page.get_by_role("alert")).to_contain_text("The prompt is empty.")
-    page.get_by_label("Statement").check()
-    page.get_by_label("Statement", exact=True).last.fill("long " * 100)
+    page.get_by_role("radio", name="Statement").check()
+    page.get_by_role("textbox", name="Statement").fill("long " * 100)
     page.get_by_role("button", name="Add", exact=True).click()
     expect(page.get_by_role("alert")).to_contain_text("facts[0]")
     page.keyboard.press("Escape")
     page.get_by_role("button", name="Go on writing").click()
-    expect(page.get_by_label("Statement", exact=True).last).to_have_value("long " * 100)
+    expect(page.get_by_role("textbox", name="Statement")).to_have_value("long " * 100)
     page.get_by_role("button", name="Cancel").click()
     page.get_by_role("button", name="Discard it").click()
     expect(page.get_by_role("button", name="Add a fact")).to_be_focused()
@@ -259,7 +264,7 @@ def test_the_page_obeys_a_strict_policy(server):
             assert client.get(f"/{name}").status_code == 200
         assert client.get("/page/..%2Froutes.py").status_code == 404
         assert client.get("/page/routes.py").status_code == 404
-    static = Path(__file__).parents[2] / "recipe_hf" / "serving" / "page" / "static"
+    static = ROOT / "recipe_hf" / "serving" / "page" / "static"
     code = "".join(path.read_text("utf-8") for path in static.glob("*.js"))
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", code)
 
@@ -371,6 +376,37 @@ def test_a_key_opens_the_page_and_says_what_may_be_done(browser, tmp_path):
         expect(page.get_by_role("button", name="Add a fact")).to_be_hidden()
         expect(page.get_by_role("button", name="Remove fact 0")).to_be_hidden()
     context.close()
+
+
+def test_each_visitor_of_a_space_has_facts_of_his_own(browser, tmp_path):
+    model = tiny_recipe()
+    model.lm.save_pretrained(tmp_path / "base")
+    model.tokenizer.save_pretrained(tmp_path / "base")
+    model.save_pretrained(tmp_path / "recipe")
+    settings = {"CHECKPOINT": tmp_path / "recipe", "BASE_MODEL": tmp_path / "base", "PORT": free_port()}
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "spaces" / "app.py"],
+        env=environment(**{f"RECIPE_HF_{name}": str(value) for name, value in settings.items()}),
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    )
+    try:
+        url = until_it_answers(f"http://127.0.0.1:{settings['PORT']}", process)
+        with httpx.Client(base_url=url, timeout=60) as client:
+            assert "frame-ancestors https://huggingface.co" in client.get("/").headers["content-security-policy"]
+            one, other = ({"X-Forwarded-For": address} for address in ("192.0.2.1", "192.0.2.2"))
+            added = client.post("/v1/knowledge", json={"facts": ["Locker 1 is grey."]}, headers=one)
+            assert added.status_code == 200
+            assert client.get("/v1/knowledge", headers=one).json()["total"] == len(demo.FACTS) + 1
+            assert client.get("/v1/knowledge", headers=other).json()["total"] == len(demo.FACTS)
+            assert client.get("/v1/knowledge?namespace=", headers=other).status_code == 403
+        page = browser.new_page()
+        page.goto(url)
+        expect(page.get_by_role("button", name=demo.FACTS[-1].prompt)).to_be_visible()
+        page.close()
+    finally:
+        process.terminate()
+        process.communicate()
 
 
 def test_namespaces_are_changed_by_who_may(server, page):

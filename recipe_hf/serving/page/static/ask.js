@@ -73,10 +73,10 @@ async function run() {
   status.textContent = [edited.spoken(), base?.spoken(), said].filter(Boolean).join(" ");
 
   function edit(fact) {
-    openEditor({ fact, questions: [question] }).then((saved) => saved && run());
+    openEditor({ fact, questions: [question] }).then((saved) => saved !== null && run());
   }
   function correct() {
-    openEditor({ prompt: question, questions: [question] }).then((saved) => saved && run());
+    openEditor({ prompt: question, questions: [question] }).then((saved) => saved !== null && run());
   }
 }
 

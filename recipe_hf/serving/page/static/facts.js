@@ -47,10 +47,10 @@ async function gather(query, limit, after) {
     const page = await knowledge("GET", "", { query: { ...query, limit: limit - facts.length, after: next } });
     facts.push(...page.facts.filter(matches));
     next = page.next;
+    if (!isSearch) return page;
     if (next === null) break;
-    if (!isSearch) return { ...page, facts };
   }
-  return { facts, next, total: isSearch ? null : facts.length };
+  return { facts, next, total: null };
 }
 
 // What the text of such metadata holds in any case; `matches` is exact.
@@ -117,13 +117,11 @@ function drawFilters() {
 }
 
 async function add() {
-  if (await openEditor({})) {
-    await list.restart();
-  }
+  if ((await openEditor({})) !== null) await list.restart();
 }
 
 async function edit(fact) {
-  if (await openEditor({ fact })) await list.refresh();
+  if ((await openEditor({ fact })) !== null) await list.refresh();
 }
 
 async function remove(fact) {

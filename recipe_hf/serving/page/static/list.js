@@ -1,6 +1,6 @@
 // A list of facts that the server gives page by page, with its states: loading, failed, empty, filled.
 
-import { $, h } from "./dom.js";
+import { $, count, h } from "./dom.js";
 import { problemBox } from "./parts.js";
 
 /**
@@ -10,7 +10,7 @@ import { problemBox } from "./parts.js";
  * `summary(page, from)` the line above. Returned is what fills it: from the first page on, or the present page again.
  */
 export function pagedList({ name, load, row, empty, summary }) {
-  const [list, count, nav] = ["list", "count", "pages"].map((part) => $(`#${name}-${part}`));
+  const [list, line, nav] = ["list", "count", "pages"].map((part) => $(`#${name}-${part}`));
   let cursors = [null]; // where each page known so far begins
   let at = 0;
   let from = 0; // how many facts the pages before hold
@@ -32,12 +32,12 @@ export function pagedList({ name, load, row, empty, summary }) {
       list.replaceChildren(
         page.facts.length ? h("ul", { class: "facts" }, ...page.facts.map(row)) : empty(),
       );
-      count.textContent = page.facts.length ? summary(page, from) : "";
+      line.textContent = page.facts.length ? summary(page, from) : "";
       turnable(page);
     } catch (problem) {
       if (turn !== latest || problem.name === "AbortError") return;
       list.replaceChildren(problemBox(problem, () => show(to)));
-      count.textContent = "";
+      line.textContent = "";
       nav.hidden = true;
     } finally {
       clearTimeout(slow);
@@ -76,7 +76,11 @@ function loading() {
 
 /** `1 to 25 of 1,234 facts`. */
 export function range(page, from, noun) {
-  const total = page.total ?? from + page.facts.length;
-  const shown = page.facts.length === total ? "" : `${from + 1} to ${from + page.facts.length} of `;
-  return `${shown}${total.toLocaleString("en")} ${noun}${total === 1 ? "" : "s"}`;
+  const upTo = from + page.facts.length;
+  const isAll = from === 0 && page.next === null;
+  const rows = isAll ? "" : `${from + 1} to ${upTo}`;
+  // Of those that a search found, nobody knows how many there are before the last page.
+  const total = page.total ?? (page.next === null ? upTo : null);
+  if (total === null) return `${rows} of the ${noun}s found`;
+  return [rows && `${rows} of`, count(total, noun)].filter(Boolean).join(" ");
 }
