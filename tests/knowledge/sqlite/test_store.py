@@ -192,7 +192,7 @@ def test_bad_arguments(path: Path, tmp_path: Path):
         KnowledgeBase.open(path, 16)
     with pytest.raises(ValueError, match="path must be the file of a knowledge base, got the directory"):
         KnowledgeBase.open(tmp_path)
-    with pytest.raises(FileNotFoundError, match="path must be that of a knowledge base .* got .*nothing.db"):
+    with pytest.raises(FileNotFoundError, match="path must be a file that exists, .* got .*nothing.db"):
         KnowledgeBase.open(tmp_path / "nothing.db", read_only=True)
     with pytest.raises(ValueError, match="namespace must be a string, got 3"):
         KnowledgeBase.open(path, namespace=3)

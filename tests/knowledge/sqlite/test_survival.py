@@ -10,6 +10,7 @@ import signal
 import time
 from pathlib import Path
 
+import filelock  # noqa: F401  # Once here, rather than in every process that is killed.
 import pytest
 import torch
 
