@@ -85,7 +85,7 @@ $(MODELS)/smollm2-135m-instruct: $(MODELS)/.fetched | .venv/.installed
 # Modules are compiled when they are first imported: most never are, and compiling all takes a minute.
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable ".[gguf,harness,parquet,qdrant,dev]"
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable ".[gguf,harness,parquet,qdrant,serve,dev]"
 	touch $@
 
 $(MODELS)/.fetched: scripts/fetch_models.sh

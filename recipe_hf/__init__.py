@@ -55,6 +55,12 @@ def _register(_: ModuleType) -> None:
     import_module(".modeling.configuration", __name__)  # It registers itself, at its end.
 
 
+@when_imported("transformers.cli.serving.model_manager")
+def _let_serve(manager: Any) -> None:
+    # `transformers serve` looks a checkpoint's class up in what it has imported as transformers.
+    manager.transformers.RecipeForCausalLM = __getattr__("RecipeForCausalLM")
+
+
 # What lower modules need of higher ones, which they do not import.
 
 

@@ -172,3 +172,24 @@ def test_forms_of_prompts_are_measured_side_by_side(document: Path, checkpoint: 
     text = f"{sum(lengths) / 4:.1f}"
     assert [row[2] for row in rows] == ["", "3.0", text, "", text]
     assert all(row[5] == row[8] == "100.0" for row in rows), "no unrelated question fires a fact"
+
+
+def test_serving(document: Path, checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    pytest.importorskip("fastapi", reason="the extra serve is not installed")
+    base = tmp_path / "base"
+    tiny_base().save_pretrained(base)
+    base_tokenizer().save_pretrained(base)
+    rows = [
+        {"prompt": prompt, "target_new": answer, "rephrase_prompt": prompt, "locality_prompt": asked,
+         "locality_ground_truth": "yes"}
+        for (prompt, answer), asked in zip(FACTS, UNRELATED, strict=False)
+    ]  # fmt: skip
+    data = tmp_path / "counterfact.json"
+    data.write_text(json.dumps(rows))
+    document.write_text(document.read_text() + "\n<!-- serving -->\n<!-- end of serving -->\n")
+    importlib.import_module("serving").main(
+        checkpoint, str(base), [data], facts=4, clients=2, prompts=2, rounds=2, max_tokens=3, document=document
+    )
+    rows = rows_of(document, "serving")
+    assert len(rows) == 6 and {row[0] for row in rows} == {"recipe-hf serve"}
+    assert rows[4][2] == "50%"

@@ -22,7 +22,7 @@ LAYERS = [
     {"evaluation"},
     {"cards"},
     {"hub"},
-    {"training"},
+    {"training", "serving"},
     {"cli"},
 ]
 

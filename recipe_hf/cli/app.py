@@ -217,6 +217,7 @@ def load_model(
     read_only: bool = True,
     dtype: str | None = None,
     no_verifier: bool = False,
+    device_map: str | None = None,
 ) -> Any:
     """The model of a checkpoint, with its own facts or those of a file.
 
@@ -235,7 +236,7 @@ def load_model(
 
         disable_progress_bar()
         model = RecipeForCausalLM.from_pretrained(
-            checkpoint, base_model=base_model, dtype=dtype, verifier=not no_verifier
+            checkpoint, base_model=base_model, dtype=dtype, device_map=device_map, verifier=not no_verifier
         )
     finally:
         gc.freeze()

@@ -205,19 +205,17 @@ def _told(told: list[Any], source: Path | None) -> list[Any]:
 
 def _check_lengths(model: Any, prompts: list[str], max_new_tokens: int) -> None:
     """Checks that the base has positions for the prompts, the facts before them and the answers."""
-    positions = getattr(model.lm.config.get_text_config(), "max_position_embeddings", None)
-    if positions is None:
+    length = model.max_text_length
+    if length is None:
         return
-    config = model.config
-    of_facts = config.top_k_facts * (config.num_continuous_prompt_tokens + config.num_answer_prompt_tokens)
-    room = positions - of_facts - max_new_tokens
+    room = length - max_new_tokens
     if room < 1:
-        raise ValueError(f"--max-new-tokens must be at most {positions - of_facts - 1}, got {max_new_tokens}.")
+        raise ValueError(f"--max-new-tokens must be at most {length - 1}, got {max_new_tokens}.")
     for ids in model.tokenizer(prompts)["input_ids"]:
         if len(ids) > room:
             raise ValueError(
-                f"PROMPTS must be of at most {room} tokens, the base's {positions} less those of facts and answer, "
-                f"got one of {len(ids)}."
+                f"PROMPTS must be of at most {room} tokens, the base's {model.config.max_position_embeddings} less "
+                f"those of facts and answer, got one of {len(ids)}."
             )
 
 

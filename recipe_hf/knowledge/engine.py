@@ -71,6 +71,9 @@ class Store(Protocol):
     def view(self) -> AbstractContextManager[None]:
         """Context in which everything read is as of one moment. A nested one joins the outer one."""
 
+    def change(self) -> AbstractContextManager[None]:
+        """Context whose changes are all made, and last, when it ends; if it raises, none is. So with those in it."""
+
 
 class Space(Protocol):
     """The facts of a namespace. Whoever adds and ends facts sets `state` before the change ends."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +53,26 @@ def read_facts(path: str | os.PathLike[str]) -> list[NewFact]:
 def read_facts_by_place(path: str | os.PathLike[str]) -> dict[str, NewFact]:
     """Like `read_facts`, by the place of each fact, for error messages: `facts.jsonl, line 3`."""
     path = user_path(path)
-    rows = _rows_of_parquet(path) if _is_parquet(path) else _rows_of_json(path)
-    return {place: parse_fact(_as_told(row), place) for place, row in rows.items() if not _is_past(row)}
+    if _is_parquet(path):
+        return dict(_told(_rows_of_parquet(path).items()))
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            return dict(read_lines(file, f"{path}, "))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} must be a text file in UTF-8: {error}.") from error
+
+
+def read_lines(lines: Iterable[str], name: str = "") -> Iterator[tuple[str, NewFact]]:
+    """The facts of JSON lines, one after the other: what to call each, `line 3` after `name`, and the fact.
+
+    Raises:
+        ValueError: If a line is not as `read_facts` describes.
+    """
+    return _told(_rows_of_json(lines, name))
+
+
+def _told(rows: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, NewFact]]:
+    return ((place, parse_fact(_as_told(row), place)) for place, row in rows if not _is_past(row))
 
 
 def _is_past(row: object) -> bool:
@@ -81,18 +99,11 @@ def _is_parquet(path: Path) -> bool:
     return path.suffix.lower() == ".parquet"
 
 
-def _rows_of_json(path: Path) -> dict[str, Any]:
-    rows = {}
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} must be a text file in UTF-8: {error}.") from error
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        place = f"{path}, line {number}"
-        rows[place] = _of_json(line, place)
-    return rows
+def _rows_of_json(lines: Iterable[str], name: str) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            place = f"{name}line {number}"
+            yield place, _of_json(line, place)
 
 
 def _of_json(text: str, place: str) -> Any:

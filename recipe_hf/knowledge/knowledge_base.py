@@ -194,6 +194,15 @@ class KnowledgeBase(Persistence):
             if self._space.state.next_id:
                 self._space.state = replace(self._space.state, changed_at=now)
 
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Context in which several changes are one: safe when it ends, or, if it raises, never made.
+
+        Other threads wait meanwhile, so encode before it. Nothing may be searched for in it.
+        """
+        with self._store.change():
+            yield
+
     # ------------------------------------------------------------------ reading
 
     @property
@@ -222,12 +231,29 @@ class KnowledgeBase(Persistence):
 
     def get(self, id: object, default: T | None = None) -> Fact | T | None:
         """The fact with this id, or `default`."""
+        fact = self.find(id)
+        return default if fact is None or isinstance(fact, PastFact) else fact
+
+    def find(self, id: object) -> Fact | None:
+        """The fact with this id, a [`PastFact`] where it left; None if there never was one."""
         number = as_id(id)
         if number is None:
-            return default
+            return None
         with self._store.view():
-            fact = self._space.get(number)
-        return default if fact is None or isinstance(fact, PastFact) else fact
+            return self._space.get(number)
+
+    def ids(self) -> list[int]:
+        """Ids of the facts there are now, ascending."""
+        with self._store.view():
+            ids: list[int] = self._space.ids().tolist()
+            return ids
+
+    def conflicts(self, facts: Iterable[NewFact]) -> list[list[Fact]]:
+        """For each new fact those that `add` would find in its way: present, and about the same prompt."""
+        new = list(facts)
+        with self._store.view():
+            self._space.prefetch(about=(fact.about for fact in new))
+            return [self._space.conflicts(fact) for fact in new]
 
     def __repr__(self) -> str:
         if not self._store.is_open:

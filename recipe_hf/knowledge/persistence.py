@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +92,15 @@ class Persistence(Opening):
         contents = self.contents()
         if at is not None:
             contents = self._as_of(contents, timestamps.to_timestamp(at, "at"), encode)
+        return self._holding(contents, self.full_scan_threshold)
+
+    def excerpt(self, ids: Iterable[int]) -> Self:
+        """A copy in memory of some of the facts, with their ids, times and keys; what is added gets the same ids."""
+        with self._store.view():
+            state, chosen = self._space.state, sorted(set(ids) & set(self._space.ids().tolist()))
+            facts = [fact for id in chosen if (fact := self._space.get(id)) is not None]
+            keys = self._space.keys(chosen)
+            contents = Contents(self._store.dim, state.next_id, state.encoder_fingerprint, facts, keys)
         return self._holding(contents, self.full_scan_threshold)
 
     def _as_of(self, contents: Contents, time: str, encode: Encode | None) -> Contents:

@@ -89,6 +89,18 @@ class DelegatingPreTrainedModel(PreTrainedModel):
         return self.retriever.sentinel_embeds.dtype if self.lm is None else self.lm.dtype
 
     @property
+    def max_text_length(self) -> int | None:
+        """How many tokens of text and answer the base has positions for, beside facts; None if it names no limit."""
+        positions = getattr(self._attached().config.get_text_config(), "max_position_embeddings", None)
+        if positions is None:
+            return None
+        config = self.config
+        of_a_fact = config.num_continuous_prompt_tokens + config.num_answer_prompt_tokens
+        if config.prompt_form == "text":
+            of_a_fact = self.retriever.max_length
+        return positions - config.top_k_facts * of_a_fact
+
+    @property
     def hf_device_map(self) -> dict[str, Any]:
         """Where `device_map` put the parts of the base."""
         return self.lm.hf_device_map

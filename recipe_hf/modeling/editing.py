@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -20,7 +22,10 @@ from .gate import Asked, Near, Reader, decide, why_not_usable
 from .legibility import check_words, legible_queries, why_not_asked, withheld
 from .outputs import Candidate, Explanation, Retrieval
 from .queries import check_queries
-from .superseding import NUM_READ, NewFacts, find_superseded
+from .superseding import NUM_READ, EncodedFacts, NewFacts, find_superseded
+
+if TYPE_CHECKING:
+    from typing import Self
 
 logger = logging.getLogger(__name__)
 
@@ -103,41 +108,69 @@ class KnowledgeMixin(EncodingMixin):
                 verifier that tells what supersedes.
         """
         parsed = {f"facts[{position}]": fact for position, fact in enumerate(parse_facts(facts))}
-        return self._add(parsed, on_conflict, truncation, batch_size, namespace)
+        return self._add(parsed, on_conflict, truncation, batch_size, namespace=namespace)
+
+    def _add(self, facts: dict[str, NewFact], *args: Any, namespace: str | None = None, **kwargs: Any) -> list[int]:
+        """As `add_knowledge`, of facts by what to call them in an error."""
+        knowledge = self._knowledge_of(namespace)
+        encoded = self.encode_facts(facts, *args, knowledge=knowledge, **kwargs)
+        ids = encoded.add_to(knowledge)
+        for newer, older in zip(encoded.facts, encoded.reported, strict=True):
+            for old in older:
+                logger.warning(f"{newer.statement!r} answers what {old.statement!r} does: both are kept.")
+        return ids
 
     @torch.inference_mode(False)
-    def _add(
+    def encode_facts(
         self,
         facts: dict[str, NewFact],
         on_conflict: OnConflict = "replace",
         truncation: bool = False,
         batch_size: int = 64,
-        namespace: str | None = None,
-    ) -> list[int]:
-        """As `add_knowledge`, of facts by what to call them in an error."""
+        *,
+        knowledge: KnowledgeBase,
+    ) -> EncodedFacts:
+        """Does all of `add_knowledge` that comes before the change: checks, keys, and what would be superseded.
+
+        Args:
+            facts: Checked facts, by what to call each in an error.
+            on_conflict: As in `add_knowledge`.
+            truncation: As in `add_knowledge`.
+            batch_size: As in `add_knowledge`.
+            knowledge: What they are to be added to.
+
+        Raises:
+            ValueError: As in `add_knowledge`.
+        """
         if on_conflict not in get_args(OnConflict):
             *allowed, last = map(repr, get_args(OnConflict))
             raise ValueError(f"on_conflict must be {', '.join(allowed)} or {last}, got {on_conflict!r}.")
-        tells = self.verifier is not None and self.config.supersede_threshold is not None
-        if on_conflict in ("supersede", "report") and not tells:
+        if on_conflict in ("supersede", "report") and not self.tells_what_supersedes:
             raise ValueError(f"on_conflict={on_conflict!r} needs a checkpoint with a verifier trained on updates.")
         if not truncation:
             self._check_lengths(facts)
         check_words(self.retriever, facts)
-        knowledge = self._knowledge_of(namespace)
         fingerprint = self._refresh(knowledge).fingerprint
         keys = self.encode_statements([fact.statement for fact in facts.values()], batch_size)
-        new = list(facts.values())
-        if on_conflict != "supersede" and on_conflict != "report":
-            return knowledge.add(new, keys, on_conflict, fingerprint)
-        superseded = self._superseded(knowledge, new, keys, batch_size)
-        if on_conflict == "supersede":
-            return knowledge.add(new, keys, "replace", fingerprint, superseded)
-        ids = knowledge.add(new, keys, "replace", fingerprint)
-        for newer, older in zip(new, superseded, strict=True):
-            for old in older:
-                logger.warning(f"{newer.statement!r} answers what {old.statement!r} does: both are kept.")
-        return ids
+        new, none = list(facts.values()), [list[NewFact]() for _ in facts]
+        found = none
+        if on_conflict in ("supersede", "report"):
+            found = self._superseded(knowledge, new, keys, batch_size)
+        supersedes = found if on_conflict == "supersede" else none
+        reported = found if on_conflict == "report" else none
+        of_base = on_conflict if on_conflict in ("keep", "error") else "replace"
+        return EncodedFacts(new, keys, of_base, fingerprint, supersedes, reported)
+
+    @property
+    def tells_what_supersedes(self) -> bool:
+        """Whether there is a verifier that tells which facts a new one takes the place of."""
+        return self.verifier is not None and self.config.supersede_threshold is not None
+
+    def with_knowledge(self, knowledge: KnowledgeBase) -> Self:
+        """The same model over other facts: it shares all weights, and this one keeps its facts."""
+        other = copy.copy(self)
+        other.knowledge = knowledge
+        return other
 
     def _superseded(
         self, knowledge: KnowledgeBase, new: Sequence[NewFact], keys: Tensor, batch_size: int
@@ -236,6 +269,22 @@ class KnowledgeMixin(EncodingMixin):
                 keys[row, rank] = near.key
         return retrievals, keys
 
+    def _look_up_apart(
+        self, queries: list[str], wheres: Sequence[Mapping[str, Any] | None], namespaces: Sequence[str | None]
+    ) -> tuple[list[Retrieval], Tensor]:
+        """As `_look_up`, of queries that each go to the facts of a namespace and a `where` of their own."""
+        together: dict[Any, list[int]] = {}
+        for row, (where, namespace) in enumerate(zip(wheres, namespaces, strict=True)):
+            asked = None if where is None else json.dumps(checked_where(where), sort_keys=True)
+            together.setdefault((asked, namespace), []).append(row)
+        found: list[Any] = [None] * len(queries)
+        for (_, namespace), rows in together.items():
+            hits, keys = self._look_up([queries[row] for row in rows], where=wheres[rows[0]], namespace=namespace)
+            for row, *hit in zip(rows, hits, keys, strict=True):
+                found[row] = hit
+        retrievals, all_keys = zip(*found, strict=True)
+        return list(retrievals), torch.stack(all_keys)
+
     @torch.inference_mode(False)
     @torch.no_grad()
     def explain(
@@ -285,6 +334,20 @@ class KnowledgeMixin(EncodingMixin):
             if near.fact.id in shown
         ]
         return Explanation(query, threshold, tuple(candidates))
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def nearest(
+        self, query: str, k: int = 5, *, where: Mapping[str, Any] | None = None, namespace: str | None = None
+    ) -> list[tuple[Fact, float]]:
+        """The facts nearest to a query with their scores, used or not, best first. Arguments are as in `retrieve`."""
+        (query,) = check_queries(query, 1)
+        self._check_filters(where, namespace)
+        if not legible_queries(self.retriever, [query]):
+            return []
+        knowledge = self._knowledge_of(namespace)
+        hits = knowledge.lookup(self._encode_queries(knowledge, [query])[0], k, where)
+        return [(near.fact, near.score) for near in self._near(hits.facts[0], hits.scores[0], hits.keys[0])]
 
     @property
     def _num_near(self) -> int:

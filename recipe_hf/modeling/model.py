@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -243,14 +243,39 @@ class RecipeForCausalLM(CreatedModel, GenerationMixin):
                 )
             ids = kwargs["inputs_embeds"]
             queries = [""] * len(ids) if queries is None else queries
-        texts = self._queries(namespace, queries, ids, kwargs.get("attention_mask"))
-        retrievals, keys = self._look_up(texts, where=where, namespace=namespace)
-        retrievals, prefix = self._prefix(retrievals, keys, ids, kwargs.get("attention_mask"))
-        with nullcontext() if prefix is None else hidden_prefix(**prefix, lm=lm):
+        mask = kwargs.get("attention_mask")
+        texts = self._queries(namespace, queries, ids, mask)
+        retrievals, facts = self.facts_for(texts, ids, mask, [where] * len(texts), [namespace] * len(texts))
+        with facts:
             outputs = lm.generate(inputs, generation_config, *args, **kwargs)
         if isinstance(outputs, ModelOutput):
             outputs["retrievals"] = retrievals
         return outputs
+
+    @torch.no_grad()
+    def facts_for(
+        self,
+        queries: list[str],
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        where: Sequence[Mapping[str, Any] | None],
+        namespace: Sequence[str | None],
+    ) -> tuple[list[Retrieval], AbstractContextManager[None]]:
+        """Looks each row of a batch up, also among facts of its own, for a generation of the base's.
+
+        Args:
+            queries: What to look up for each row, `[B]`; "" for nothing.
+            input_ids: The rows, `[B, T]`.
+            attention_mask: `[B, T]`, 0 for padding.
+            where: As in `generate`, one for each row.
+            namespace: So too.
+
+        Returns:
+            What was found for each row, and the context in which `lm.generate` of these rows uses it.
+        """
+        retrievals, keys = self._look_up_apart(queries, where, namespace)
+        retrievals, prefix = self._prefix(retrievals, keys, input_ids, attention_mask)
+        return retrievals, nullcontext() if prefix is None else hidden_prefix(**prefix, lm=self._attached())
 
     def _queries(
         self,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ..knowledge import timestamps
+from ..knowledge import KnowledgeBase, timestamps
 from ..knowledge.facts import Fact, NewFact
 from .configuration import RecipeConfig
 from .retriever import Retriever
@@ -40,6 +41,31 @@ class NewFacts:
     thresholds: Tensor
     held: Sequence[Sequence[Fact | None]]
     scores: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedFacts:
+    """New facts ready to be added, as [`KnowledgeBase.add`] takes them.
+
+    Attributes:
+        facts: The new facts.
+        keys: Their keys, `[n, knowledge_dim]`.
+        on_conflict: What to do with those that have the same prompt.
+        fingerprint: Names the weights that made the keys.
+        supersedes: For each those whose place it takes, though it says so in other words.
+        reported: The same of those that stay, because they are to be named only.
+    """
+
+    facts: Sequence[NewFact]
+    keys: Tensor
+    on_conflict: Literal["replace", "keep", "error"]
+    fingerprint: str
+    supersedes: Sequence[Sequence[NewFact]]
+    reported: Sequence[Sequence[NewFact]]
+
+    def add_to(self, knowledge: KnowledgeBase) -> list[int]:
+        """Adds them, all or none; gives their ids."""
+        return knowledge.add(self.facts, self.keys, self.on_conflict, self.fingerprint, self.supersedes)
 
 
 @torch.no_grad()

@@ -1,0 +1,50 @@
+"""The application: its routers put together over one model."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
+
+from .. import __version__
+from . import health, knowledge, openai, page
+from .engine import Engine
+from .facts import add_facts
+from .logs import Observed
+from .metrics import Metrics
+from .problems import add_problems
+from .settings import ServerSettings
+
+if TYPE_CHECKING:
+    from ..modeling.model import RecipeForCausalLM
+
+
+def create_app(settings: ServerSettings, model: RecipeForCausalLM, engine: Engine | None = None) -> FastAPI:
+    """The application that serves a model and its facts.
+
+    Args:
+        settings: How.
+        model: Whose `knowledge` the facts are.
+        engine: What generates. Without one there are no chat and completion routes, as under vLLM, which has its own.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        if engine is not None:
+            await run_in_threadpool(engine.close)
+
+    app = FastAPI(title="recipe-hf", version=__version__, lifespan=lifespan, root_path=settings.root_path)
+    app.state.settings = settings
+    app.state.model = model
+    app.state.engine = engine
+    app.state.metrics = metrics = Metrics() if engine is None else engine.metrics
+    add_problems(app)
+    add_facts(app, settings, model)
+    for part in (health, knowledge, page) if engine is None else (health, openai, knowledge, page):
+        app.include_router(part.router)
+    app.add_middleware(Observed, metrics=metrics)
+    return app
