@@ -44,6 +44,7 @@ class Load:
         self.removed: set[int] = set()
         self.maybe_removed: set[int] = set()
         self.answers = 0
+        self.failures: list[Exception] = []
         self._url, self._seed = url, seed
         self._threads = [threading.Thread(target=self._run, args=[work]) for work in (self._change, self._ask)]
         for thread in self._threads:
@@ -53,6 +54,14 @@ class Load:
         for thread in self._threads:
             thread.join(60)
             assert not thread.is_alive()
+        assert not self.failures
+
+    def until(self, changes: int) -> None:
+        """Waits for so many changes to be acknowledged."""
+        end = time.monotonic() + 60
+        while len(self.added) + len(self.removed) < changes and not self.failures:
+            assert time.monotonic() < end
+            time.sleep(0.001)
 
     def _run(self, work) -> None:
         try:
@@ -61,6 +70,8 @@ class Load:
                     work(client, step)
         except httpx.TransportError:
             pass
+        except (httpx.HTTPStatusError, ValueError) as error:
+            self.failures.append(error)
 
     def _change(self, client: httpx.Client, step: int) -> None:
         rng = random.Random(f"{self._seed} {step}")
@@ -123,7 +134,8 @@ def test_a_server_killed_under_load_loses_nothing_acknowledged(checkpoint, forks
             assert not gone & present.keys()
             expected |= present
             load = Load(url, seed)
-            time.sleep(rng.uniform(0, 0.5))
+            load.until(rng.randrange(10))
+            time.sleep(rng.uniform(0, 0.05))
         finally:
             os.kill(pid, signal.SIGKILL)
         load.join()
