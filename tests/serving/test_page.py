@@ -146,6 +146,10 @@ def test_a_fact_is_edited_removed_and_brought_back(server, page):
     page.get_by_label("Answer", exact=True).fill("Blizzard")
     page.get_by_role("button", name="Save").click()
     expect(rows(page).first).to_contain_text("Zork was written by Blizzard")
+    page.get_by_role("button", name="Edit fact 4").click()
+    page.get_by_text("Earlier versions").click()
+    expect(page.locator("#editor .facts li")).to_contain_text("Infocom")
+    page.keyboard.press("Escape")
     page.get_by_role("button", name="Remove fact 4").click()
     expect(rows(page)).to_have_count(3)
     assert {fact.id for fact in server.model.knowledge} == {0, 1, 3}
