@@ -56,6 +56,7 @@ class TransformersEngine:
             raise ValueError("model must have a tokenizer, got one without.")
         self._model = model
         self._tokenizer = model.tokenizer
+        self._tokenizer("", padding=False, truncation=False)  # From now on threads may share it.
         self._max_batch_size, self._max_waiting, self._batch_wait = max_batch_size, max_waiting, batch_wait
         self.metrics = Metrics() if metrics is None else metrics
         self._config = _greedy(model.generation_config)

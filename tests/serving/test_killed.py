@@ -56,10 +56,10 @@ class Load:
             assert not thread.is_alive()
         assert not self.failures
 
-    def until(self, changes: int) -> None:
-        """Waits for so many changes to be acknowledged."""
-        end = time.monotonic() + 60
-        while len(self.added) + len(self.removed) < changes and not self.failures:
+    def until(self, changes: int, answers: int) -> None:
+        """Waits for so many changes to be acknowledged, and questions answered."""
+        end = time.monotonic() + 120
+        while (len(self.added) + len(self.removed) < changes or self.answers < answers) and not self.failures:
             assert time.monotonic() < end
             time.sleep(0.001)
 
@@ -88,7 +88,7 @@ class Load:
             self.added |= dict(zip(answer.json()["ids"], prompts, strict=True))
 
     def _ask(self, client: httpx.Client, step: int) -> None:
-        body = {"prompt": PROMPTS[step % len(PROMPTS)], "max_tokens": 20}
+        body = {"prompt": PROMPTS[step % len(PROMPTS)], "max_tokens": 8}
         client.post("/v1/completions", json=body).raise_for_status()
         self.answers += 1
 
@@ -134,7 +134,7 @@ def test_a_server_killed_under_load_loses_nothing_acknowledged(checkpoint, forks
             assert not gone & present.keys()
             expected |= present
             load = Load(url, seed)
-            load.until(rng.randrange(10))
+            load.until(changes=rng.randrange(10), answers=seed % 3)
             time.sleep(rng.uniform(0, 0.05))
         finally:
             os.kill(pid, signal.SIGKILL)
