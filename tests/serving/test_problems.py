@@ -117,16 +117,15 @@ def test_openapi_is_what_the_server_does(running):
         response_schema_conformance,
         negative_data_rejection,
     ]
+    options = {"max_examples": 8, "deadline": None, "database": None, "derandomize": True}
     num_operations = 0
     for operation in schema.get_all_operations():
         num_operations += 1
 
-        @settings(
-            max_examples=12, deadline=None, database=None, derandomize=True, suppress_health_check=[*HealthCheck]
-        )
+        @settings(**options, suppress_health_check=[*HealthCheck])
         @given(case=operation.ok().as_strategy())
         def ask(case):
-            case.call_and_validate(base_url=running.url, checks=checks)
+            case.call_and_validate(base_url=running.url, checks=checks, timeout=60)
 
         ask()
     assert num_operations == 12
