@@ -262,6 +262,30 @@ def test_metrics_are_for_no_key_of_one_namespace(team):
     assert team.client.get("/metrics", headers=bearer(team.tokens[None, "ask"])).status_code == 200
 
 
+# ---------------------------------------------------------------------- keys over HTTP
+
+
+def test_admins_manage_the_keys_of_their_namespace(team):
+    def send(method, path="", role="admin", of="ours", **options):
+        return team.client.request(method, f"/v1/keys{path}", headers=bearer(team.tokens[of, role]), **options)
+
+    for role in ("ask", "edit"):
+        assert send("GET", role=role).status_code == send("POST", role=role, json={}).status_code == 403
+    added = send("POST", json={"role": "ask", "name": "Ann"}).json()
+    assert team.client.get(URL, headers=bearer(added["key"])).status_code == 200
+    assert {key["namespace"] for key in send("GET").json()} == {"ours"}
+    assert "sha256" not in send("GET").text and added["key"].split("-", 2)[2] not in send("GET").text
+    assert {key["namespace"] for key in send("GET", of=None).json()} == {"ours", "theirs", None}
+    for namespace in ("theirs", ""):
+        assert send("POST", json={"role": "admin", "namespace": namespace}).status_code == 403
+    (theirs, *_) = [key["id"] for key in send("GET", of="theirs").json()]
+    refused, unknown = send("DELETE", f"/{theirs}"), send("DELETE", "/" + "0" * len(theirs))
+    assert refused.status_code == unknown.status_code == 404
+    assert refused.text.replace(theirs, "") == unknown.text.replace("0" * len(theirs), "")
+    assert send("DELETE", f"/{added['id']}").status_code == 204
+    assert team.client.get(URL, headers=bearer(added["key"])).status_code == 401
+
+
 # ---------------------------------------------------------------------- who may connect
 
 
