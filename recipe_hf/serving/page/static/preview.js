@@ -110,18 +110,19 @@ function outcomes(questions) {
           h("dt", {}, "now"),
           h("dd", {}, ...outcome(before)),
           h("dt", {}, "then"),
-          h("dd", {}, ...outcome(after)),
+          h("dd", {}, ...outcome(after, before)),
         ),
       ),
     ),
   );
 }
 
-function outcome({ answer, fired, fact, probability }) {
+function outcome({ answer, fired, fact, probability }, before = null) {
   const near = fact ? `, the nearest, ${name(fact)}, has ${percent(probability)}` : "";
   const used = fired ? `${name(fact)} used, ${percent(probability)}` : `no fact used${near}`;
   return [
-    answer === null ? null : h("span", {}, answer || "(an empty answer)", " "),
+    answer !== null &&
+      h("span", {}, before?.answer === answer ? "the same words" : answer || "(an empty answer)", " "),
     h("span", { class: `tag ${fired ? "used" : ""}` }, used),
   ].filter(Boolean);
 }
