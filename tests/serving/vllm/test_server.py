@@ -41,7 +41,7 @@ def url(tmp_path_factory):
     """A server that holds `FACTS`, and which nothing else has asked."""
     directory = tmp_path_factory.mktemp("vllm")
     running = os.environ.get("RECIPE_TEST_VLLM_URL")
-    options = ("--enable-prompt-embeds", "--enable-auto-tool-choice", "--tool-call-parser", "hermes")
+    options = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
     facts = {"RECIPE_HF_KNOWLEDGE": str(directory / "facts.db")}
     if running:
         yield _filled(running)
@@ -287,13 +287,13 @@ def test_no_tensor_is_taken_from_a_client(url, client):
         client.completions.create(model=NAME, prompt=NotGiven(), extra_body={"prompt_embeds": tensor})  # type: ignore
     with pytest.raises(BadRequestError, match="prompt_embeds"):
         client.completions.create(model=NAME, prompt="x", extra_body={"prompt_embeds": [tensor]})
-    part = {"type": "prompt_embeds", "prompt_embeds": tensor}
+    part = {"type": "prompt_embeds", "data": tensor}
     answer = httpx.post(
         f"{url}/v1/chat/completions",
         json={"model": NAME, "messages": [{"role": "user", "content": [part]}]},
         timeout=60,
     )
-    assert answer.status_code == 400 and "prompt_embeds" in answer.text
+    assert answer.status_code == 400 and "--enable-prompt-embeds" in answer.text
     assert _ask(client, FIRST)[1]["fired"]
 
 
