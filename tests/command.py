@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-_CODE = "from recipe_hf.cli import app; app(prog_name='recipe-hf')"
+CODE = "from recipe_hf.cli import app; app(prog_name='recipe-hf')"
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -27,11 +27,11 @@ def python(code: str, *arguments: object, **variables: str) -> subprocess.Comple
 
 def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
     """A process that runs the command, with `options` of `Popen`, its standard error to be read."""
-    command = [sys.executable, "-c", _CODE, *map(str, arguments)]
+    command = [sys.executable, "-c", CODE, *map(str, arguments)]
     options = {"env": environment(), "stderr": subprocess.PIPE, "text": True} | options
     return subprocess.Popen(command, **options)
 
 
 def run(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
     """What the command prints, and its exit code."""
-    return python(_CODE, *arguments, **variables)
+    return python(CODE, *arguments, **variables)

@@ -269,10 +269,10 @@ class KnowledgeMixin(EncodingMixin):
                 keys[row, rank] = near.key
         return retrievals, keys
 
-    def _look_up_apart(
+    def look_up(
         self, queries: list[str], wheres: Sequence[Mapping[str, Any] | None], namespaces: Sequence[str | None]
     ) -> tuple[list[Retrieval], Tensor]:
-        """As `_look_up`, of queries that each go to the facts of a namespace and a `where` of their own."""
+        """As `retrieve`, each query by a `where` and a namespace of its own; also the keys `[n, k, knowledge_dim]`."""
         together: dict[Any, list[int]] = {}
         for row, (where, namespace) in enumerate(zip(wheres, namespaces, strict=True)):
             asked = None if where is None else json.dumps(checked_where(where), sort_keys=True)

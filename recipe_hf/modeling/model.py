@@ -245,7 +245,7 @@ class RecipeForCausalLM(CreatedModel, GenerationMixin):
             queries = [""] * len(ids) if queries is None else queries
         mask = kwargs.get("attention_mask")
         texts = self._queries(namespace, queries, ids, mask)
-        retrievals, facts = self.facts_for(texts, ids, mask, [where] * len(texts), [namespace] * len(texts))
+        retrievals, facts = self.facts_before(*self._look_up(texts, where=where, namespace=namespace), ids, mask)
         with facts:
             outputs = lm.generate(inputs, generation_config, *args, **kwargs)
         if isinstance(outputs, ModelOutput):
@@ -253,27 +253,24 @@ class RecipeForCausalLM(CreatedModel, GenerationMixin):
         return outputs
 
     @torch.no_grad()
-    def facts_for(
+    def facts_before(
         self,
-        queries: list[str],
+        retrievals: list[Retrieval],
+        keys: Tensor,
         input_ids: Tensor | None,
-        attention_mask: Tensor | None,
-        where: Sequence[Mapping[str, Any] | None],
-        namespace: Sequence[str | None],
+        attention_mask: Tensor | None = None,
     ) -> tuple[list[Retrieval], AbstractContextManager[None]]:
-        """Looks each row of a batch up, also among facts of its own, for a generation of the base's.
+        """The context in which `lm.generate` of a batch uses what `look_up` found, as `generate` does.
 
         Args:
-            queries: What to look up for each row, `[B]`; "" for nothing.
+            retrievals: What was found for each row, `[B]`.
+            keys: As from `look_up`.
             input_ids: The rows, `[B, T]`.
             attention_mask: `[B, T]`, 0 for padding.
-            where: As in `generate`, one for each row.
-            namespace: So too.
 
         Returns:
-            What was found for each row, and the context in which `lm.generate` of these rows uses it.
+            The retrievals, with the number of tokens that are prefixed, and the context.
         """
-        retrievals, keys = self._look_up_apart(queries, where, namespace)
         retrievals, prefix = self._prefix(retrievals, keys, input_ids, attention_mask)
         return retrievals, nullcontext() if prefix is None else hidden_prefix(**prefix, lm=self._attached())
 

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
 from .. import __version__
-from . import health, knowledge, openai, page
+from . import health, knowledge, managing, openai, page
 from .engine import Engine
 from .facts import add_facts
 from .logs import Observed
@@ -36,6 +36,7 @@ def create_app(settings: ServerSettings, model: RecipeForCausalLM, engine: Engin
         yield
         if engine is not None:
             await run_in_threadpool(engine.close)
+        app.state.changes.receipts.close()
 
     app = FastAPI(title="recipe-hf", version=__version__, lifespan=lifespan, root_path=settings.root_path)
     app.state.settings = settings
@@ -44,7 +45,8 @@ def create_app(settings: ServerSettings, model: RecipeForCausalLM, engine: Engin
     app.state.metrics = metrics = Metrics() if engine is None else engine.metrics
     add_problems(app)
     add_facts(app, settings, model)
-    for part in (health, knowledge, page) if engine is None else (health, openai, knowledge, page):
+    parts = [health, knowledge, managing, page] if engine is None else [health, openai, knowledge, managing, page]
+    for part in parts:
         app.include_router(part.router)
     app.add_middleware(Observed, metrics=metrics)
     return app

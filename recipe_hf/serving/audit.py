@@ -82,16 +82,17 @@ class Audit:
         with self._lock:
             is_new = not self.path.exists()
             descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-            with open(descriptor, "ab") as file:
-                start = file.seek(0, os.SEEK_END)
-                try:
+            start = os.fstat(descriptor).st_size
+            try:
+                with open(descriptor, "ab", closefd=False) as file:
                     for row in rows:
                         file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
-                    file.flush()
-                    os.fsync(descriptor)
-                except BaseException:
-                    os.ftruncate(descriptor, start)
-                    raise
+                os.fsync(descriptor)
+            except BaseException:
+                os.ftruncate(descriptor, start)
+                raise
+            finally:
+                os.close(descriptor)
             if is_new:
                 sync_directory(Path(self.path.parent))
 

@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from .engine import Closed, Deliver, Full, Prompt
@@ -24,12 +25,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# A batch that has room is joined once it has run for so many times as long as it took to its first tokens: it is then
+# read anew, which so takes a tenth of the time at most.
+_AGAIN = 10
+
 
 class TransformersEngine:
     """An [`Engine`][recipe_hf.serving.engine.Engine] over a model in this process, in one thread.
 
-    Rows of a batch are looked up, chosen, stopped and cancelled apart; the batch ends with the last of them, and what
-    came meanwhile makes the next one.
+    Rows of a batch are looked up, chosen, stopped and cancelled apart. What comes while a batch runs joins it when
+    there is room: `generate` is ended, and begun again with the answers so far.
 
     Args:
         model: The model.
@@ -51,6 +56,7 @@ class TransformersEngine:
             raise ValueError("model must have a tokenizer, got one without.")
         self._model = model
         self._tokenizer = model.tokenizer
+        self._tokenizer("", padding=False, truncation=False)  # From now on threads may share it.
         self._max_batch_size, self._max_waiting, self._batch_wait = max_batch_size, max_waiting, batch_wait
         self.metrics = Metrics() if metrics is None else metrics
         self._config = _greedy(model.generation_config)
@@ -99,7 +105,8 @@ class TransformersEngine:
         self._thread.join()
 
     def _run(self) -> None:
-        while rows := self._next_batch():
+        rows: list[Row] = []
+        while rows := self._next_batch(rows):
             started = time.perf_counter()
             try:
                 self._generate(rows)
@@ -107,49 +114,77 @@ class TransformersEngine:
                 logger.exception("A batch failed.")
                 for row in rows:
                     row.fail(error)
+            rows = [row for row in rows if not row.finished]
             self._seconds_per_batch += (time.perf_counter() - started - self._seconds_per_batch) / 4
 
-    def _next_batch(self) -> list[Row]:
-        """The rows to continue next, once there are any; none when the engine is closed."""
+    def _next_batch(self, running: list[Row]) -> list[Row]:
+        """The rows to continue next, once there are any: those that run, and as many new ones as there is room for.
+
+        None when the engine is closed and all have ended.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closed)
-            while not self._closed and len(self._waiting) < self._max_batch_size:
-                if not self._changed.wait(self._batch_wait):
-                    break
-            size = min(self._max_batch_size, len(self._waiting))
-            return [self._waiting.popleft() for _ in range(size)]
+            if not running:
+                self._changed.wait_for(lambda: self._waiting or self._closed)
+                while not self._closed and len(self._waiting) < self._max_batch_size:
+                    if not self._changed.wait(self._batch_wait):
+                        break
+            size = min(self._max_batch_size - len(running), len(self._waiting))
+            return [*running, *(self._waiting.popleft() for _ in range(size))]
 
     def _generate(self, rows: Sequence[Row]) -> None:
-        model, prompts = self._model, [row.prompt for row in rows]
-        length = max(len(prompt.ids) for prompt in prompts)
-        ids = torch.full((len(rows), length), self._padding)
-        mask = torch.zeros_like(ids)
-        for number, prompt in enumerate(prompts):
-            start = length - len(prompt.ids)
-            ids[number, start:], mask[number, start:] = torch.tensor(prompt.ids), 1
-        batch = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
-        with self.metrics.retrieval_seconds.time():
-            retrievals, facts = model.facts_for(
-                [prompt.query for prompt in prompts],
-                **batch,
-                where=[prompt.where for prompt in prompts],
-                namespace=[prompt.namespace for prompt in prompts],
-            )
+        started, first = time.perf_counter(), 0.0
+
+        def joined() -> bool:
+            """Whether to end the batch here, and go on with those that wait beside those that run."""
+            nonlocal first
+            passed = time.perf_counter() - started
+            first = first or passed
+            has_room = sum(not row.finished for row in rows) < self._max_batch_size
+            return bool(self._waiting) and has_room and passed > _AGAIN * first
+
+        self._begin([row for row in rows if not row.has_begun])
+        batch = self._padded([row.ids for row in rows])
+        retrievals, facts = self._model.facts_before(
+            [row.retrieval for row in rows], torch.stack([row.keys for row in rows]), **batch
+        )
         for row, retrieval in zip(rows, retrievals, strict=True):
-            row.begin(retrieval, self._tokenizer, self._ends, model.device)
-            if row.prompt.query:
-                self.metrics.gate.labels(fired=str(retrieval.fired).lower()).inc()
-        processor = RowsProcessor(rows)
+            row.retrieval = retrieval
         config = copy.deepcopy(self._config)
-        config.max_new_tokens = max(prompt.sampling.max_tokens for prompt in prompts)
+        config.max_new_tokens = max(row.num_left for row in rows)
+        processor = RowsProcessor(rows)
         self.metrics.batch_size.observe(len(rows))
         with facts, self.metrics.generation_seconds.time():
-            model.lm.generate(
+            self._model.lm.generate(
                 **batch,
                 generation_config=config,
                 logits_processor=LogitsProcessorList([processor]),
-                stopping_criteria=StoppingCriteriaList([RowsCriteria(rows, processor)]),
+                stopping_criteria=StoppingCriteriaList([RowsCriteria(rows, processor, joined)]),
             )
+
+    def _begin(self, rows: Sequence[Row]) -> None:
+        """Looks new rows up."""
+        if not rows:
+            return
+        prompts = [row.prompt for row in rows]
+        with self.metrics.retrieval_seconds.time():
+            retrievals, keys = self._model.look_up(
+                [prompt.query for prompt in prompts],
+                [prompt.where for prompt in prompts],
+                [prompt.namespace for prompt in prompts],
+            )
+        for row, retrieval, found in zip(rows, retrievals, keys, strict=True):
+            row.begin(retrieval, found, self._tokenizer, self._ends, self._model.device)
+            if row.prompt.query:
+                self.metrics.gate.labels(fired=str(retrieval.fired).lower()).inc()
+
+    def _padded(self, texts: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+        """Token ids as `generate` takes them."""
+        length = max(map(len, texts))
+        ids = torch.full((len(texts), length), self._padding)
+        mask = torch.zeros_like(ids)
+        for row, text in enumerate(texts):
+            ids[row, length - len(text) :], mask[row, length - len(text) :] = torch.tensor(text), 1
+        return {"input_ids": ids.to(self._model.device), "attention_mask": mask.to(self._model.device)}
 
 
 def _greedy(config: GenerationConfig) -> GenerationConfig:

@@ -109,23 +109,23 @@ class Keys:
         self._change(lambda keys: keys | {id: key})
         return f"{_PREFIX}-{id}-{secret}", key
 
-    def revoke(self, id: str) -> Key:
-        """Takes a key back.
+    def revoke(self, id: str, may: Callable[[Key], bool] = lambda key: True) -> Key:
+        """Takes a key back, if it is one that `may` be.
 
         Raises:
             KeyError: If there is none with this id.
             OSError: If the file cannot be written.
         """
+        revoked: list[Key] = []
 
         def without(keys: dict[str, Key]) -> dict[str, Key]:
-            if id not in keys:
+            revoked.extend(key for key in keys.values() if key.id == id and may(key))
+            if not revoked:
                 raise KeyError(f"id must be that of a key, got {id!r}.")
             return {other: key for other, key in keys.items() if other != id}
 
-        key = self._current().get(id)
         self._change(without)
-        assert key is not None
-        return key
+        return revoked[0]
 
     # ------------------------------------------------------------------ the file
 

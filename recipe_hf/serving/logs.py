@@ -10,6 +10,7 @@ import traceback
 from typing import Any
 from uuid import uuid4
 
+import transformers.utils.logging
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .metrics import Metrics
@@ -50,6 +51,9 @@ def configure(settings: ServerSettings) -> None:
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
+    logging.captureWarnings(True)
+    transformers.utils.logging.disable_default_handler()
+    transformers.utils.logging.enable_propagation()
     for noisy in ("httpx", "sentence_transformers", "uvicorn.access"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 

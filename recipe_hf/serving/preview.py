@@ -87,7 +87,9 @@ def _answers(model: RecipeForCausalLM, questions: list[str], max_tokens: int) ->
     is_chat = getattr(tokenizer, "chat_template", None)
     texts = [as_chat(tokenizer, question) if is_chat else question for question in questions]
     with _generating, torch.no_grad():
-        batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left").to(model.device)
+        # To pad in the call would change the tokenizer that other threads are reading with.
+        ids = tokenizer(texts)["input_ids"]
+        batch = tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt").to(model.device)
         output = model.generate(**batch, queries=questions, max_new_tokens=max_tokens, do_sample=False)
     new = output[:, batch["input_ids"].shape[1] :]
     return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]

@@ -28,22 +28,39 @@ class Row:
         self.deliver = deliver
         self.cancelled = False
         self.finished = False
-        self.retrieval: Retrieval | None = None
+        self.has_begun = False
         self._tokens: list[int] = []
 
+    @property
+    def ids(self) -> list[int]:
+        """The tokens of the prompt and of the answer so far."""
+        return [*self.prompt.ids, *self._tokens]
+
+    @property
+    def num_left(self) -> int:
+        """How many more tokens the answer may have."""
+        return self.prompt.sampling.max_tokens - len(self._tokens)
+
     def begin(
-        self, retrieval: Retrieval, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int], device: torch.device
+        self,
+        retrieval: Retrieval,
+        keys: Tensor,
+        tokenizer: PreTrainedTokenizerBase,
+        ends: Sequence[int],
+        device: torch.device,
     ) -> None:
         """Makes ready for the first token.
 
         Args:
             retrieval: What was looked up.
+            keys: Of the facts that were found.
             tokenizer: The base's.
             ends: The tokens that end an answer.
             device: Where logits are.
         """
         sampling = self.prompt.sampling
-        self.retrieval = retrieval
+        self.has_begun = True
+        self.retrieval, self.keys = retrieval, keys
         self._decoder, self._stop = Decoder(tokenizer), StopStrings(sampling.stop)
         self._ends = frozenset(ends)
         self._choice = Choice(sampling, device)
@@ -86,7 +103,6 @@ class Row:
         self.deliver(self._piece(text, logprobs, reason))
 
     def _piece(self, text: str, logprobs: tuple[TokenLogprobs, ...], reason: FinishReason | None = None) -> Piece:
-        assert self.retrieval is not None, "it was begun"
         return Piece(text, len(self._tokens), self.retrieval, logprobs, reason)
 
 
@@ -145,15 +161,16 @@ class RowsProcessor(LogitsProcessor):
 
 
 class RowsCriteria(StoppingCriteria):
-    """Hands each row its token, and ends it when it has ended."""
+    """Hands each row its token, and ends it when it has ended, or all when `interrupts` says so."""
 
-    def __init__(self, rows: Sequence[Row], processor: RowsProcessor) -> None:
-        self._rows, self._processor = rows, processor
+    def __init__(self, rows: Sequence[Row], processor: RowsProcessor, interrupts: Callable[[], bool]) -> None:
+        self._rows, self._processor, self._interrupts = rows, processor, interrupts
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:  # type: ignore[override]
         tokens = input_ids[:, -1].tolist()
         taken = zip(self._rows, tokens, self._processor.logprobs, strict=True)
-        return torch.tensor([row.take(*token) for row, *token in taken], device=input_ids.device)
+        ended = torch.tensor([row.take(*token) for row, *token in taken], device=input_ids.device)
+        return torch.ones_like(ended) if self._interrupts() else ended
 
 
 def _logprobs(logprobs: Tensor, token: int, num_top: int) -> TokenLogprobs:

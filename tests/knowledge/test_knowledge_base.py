@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from recipe_hf.knowledge import KnowledgeBase
-from recipe_hf.knowledge.facts import Fact, PastFact
+from recipe_hf.knowledge.facts import Fact, PastFact, parse_facts
 from tests.engines import content, qdrant, random_keys
 
 DIM = 8
@@ -437,3 +437,45 @@ def test_a_width_given_later_is_that_of_the_file(tmp_path):
         assert base.dim == 8
     with pytest.raises(ValueError, match="dim must be 8"):
         KnowledgeBase.open(tmp_path / "facts.db", 5)
+
+
+def test_changes_of_one_transaction_are_made_together_or_not_at_all(filled):
+    base = filled(3)
+    before = state(base)
+    with pytest.raises(RuntimeError), base.transaction():
+        base.add(["new"], random_keys(1))
+        base.remove([0, 1])
+        raise RuntimeError
+    assert state(base) == before
+    with base.transaction():
+        base.remove(0)
+        (id_,) = base.add(["new"], random_keys(1))
+        assert base[id_].statement == "new" and 0 not in base
+    assert base.ids() == [1, 2, id_] and [past.id for past in base.history()] == [0]
+
+
+def test_present_and_past_facts_are_found_by_id(filled):
+    base = filled(2)
+    fact = base[0]
+    base.remove(0)
+    assert isinstance(base.find(0), PastFact) and base.find(0).statement == fact.statement
+    assert base.find(1) == base[1] and base.find(7) is None and base.find("1") is None
+    assert base.ids() == [1]
+
+
+def test_facts_in_the_way_are_named_before_anything_is_added(filled):
+    base = filled(2)
+    new = parse_facts([("prompt 1", "another"), "prompt 1", ("prompt 9", "x")])
+    assert [[fact.id for fact in found] for found in base.conflicts(new)] == [[1], [], []]
+
+
+def test_an_excerpt_holds_some_facts_as_they_are_and_goes_on_with_their_ids(filled):
+    base = filled(5)
+    base.remove(4)
+    before, part = state(base), base.excerpt([3, 1, 4, 99])
+    assert list(part) == [base[1], base[3]] and not part.history()
+    assert part.keys([1, 3]).equal(base.keys([1, 3]))
+    assert part.add([("prompt 3", "another")], random_keys(1)) == base.add(["x"], random_keys(1)) == [5]
+    assert [past.id for past in part.history()] == [3]
+    base.remove(5)
+    assert list(base) == before[0]

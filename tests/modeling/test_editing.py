@@ -277,3 +277,25 @@ def test_a_copy_of_the_model_looks_up_by_itself(model):
     with torch.no_grad():
         model.retriever.mlp_q.input.weight.zero_()
     assert_same(other.retrieve(MIXED), expected)
+
+
+def test_the_nearest_facts_are_named_whether_they_are_used_or_not(model):
+    found = model.nearest(PROMPTS[1], 3)
+    (hit,) = model.retrieve(PROMPTS[1])
+    assert len(found) == 3 and (found[0][0].id, found[0][1]) == (hit.id, hit.score)
+    assert [score for _, score in found] == sorted((score for _, score in found), reverse=True)
+    assert not model.retrieve(UNRELATED[0])[0].fired and len(model.nearest(UNRELATED[0], 2)) == 2
+    assert model.nearest("") == model.nearest(PROMPTS[0], where={"source": "x"}) == []
+
+
+def test_the_same_model_looks_among_other_facts(model):
+    other = model.with_knowledge(KnowledgeBase(model.config.knowledge_dim))
+    other.add_knowledge([("The CEO of Acme is", "Bo Roe")])
+    assert other.retrieve(PROMPTS[0])[0].statement == "The CEO of Acme is Bo Roe"
+    assert model.retrieve(PROMPTS[0])[0].statement == "The CEO of Acme is Ann Lee" and len(model.knowledge) == 4
+    batch = batch_of(model, MIXED)
+    base = model.lm.generate(**batch, **GREEDY)
+    assert not other.generate(**batch, **GREEDY).equal(base) and not model.generate(**batch, **GREEDY).equal(base)
+    other.knowledge.clear()
+    assert other.generate(**batch, **GREEDY).equal(base)
+    assert other.lm is model.lm and other.retriever is model.retriever

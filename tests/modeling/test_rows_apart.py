@@ -27,7 +27,7 @@ def test_each_row_goes_to_facts_of_its_own(model):
     ]
     texts, namespaces, wheres = zip(*rows, strict=True)
     batch = batch_of(model, list(texts))
-    hits, facts = model.facts_for(list(texts), **batch, where=wheres, namespace=namespaces)
+    hits, facts = model.facts_before(*model.look_up(list(texts), wheres, namespaces), **batch)
     assert hits == [model.retrieve(text, namespace=namespace, where=where)[0] for text, namespace, where in rows]
     assert len({(hit.statement, hit.fired) for hit in hits}) > 3
     with facts:
@@ -40,7 +40,7 @@ def test_each_row_goes_to_facts_of_its_own(model):
 
 def test_a_row_that_asks_for_nothing_is_the_bases(model):
     batch = batch_of(model, PROMPTS[:2])
-    hits, facts = model.facts_for(["", PROMPTS[1]], **batch, where=[None] * 2, namespace=["a"] * 2)
+    hits, facts = model.facts_before(*model.look_up(["", PROMPTS[1]], [None] * 2, ["a"] * 2), **batch)
     assert [hit.fired for hit in hits] == [False, True]
     with facts:
         out = model.lm.generate(**batch, **GREEDY)

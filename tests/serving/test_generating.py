@@ -142,6 +142,18 @@ def test_more_than_may_wait_are_refused_all_together(model):
         engine.close()
 
 
+def test_a_prompt_joins_a_batch_that_runs_and_both_say_what_they_say_alone(model, engine):
+    long = Asking(engine, [prompt(model, PROMPTS[0], max_tokens=400), prompt(model, UNRELATED[0], max_tokens=380)])
+    long.pieces.get(timeout=60)
+    for text in (PROMPTS[1], UNRELATED[1]):
+        assert Asking(engine, [prompt(model, text)]).texts() == [alone(model, text)]
+    before = long.pieces.qsize()
+    rest = long.texts()
+    assert before < 700
+    for said, text, tokens in zip(rest, (PROMPTS[0], UNRELATED[0]), (400, 380), strict=True):
+        assert alone(model, text, max_new_tokens=tokens).endswith(said) and len(said) > tokens / 2
+
+
 def test_what_is_cancelled_ends_early(model, engine):
     long = Asking(engine, [prompt(model, PROMPTS[0], max_tokens=400)])
     long.pieces.get(timeout=60)

@@ -13,8 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 from forked_servers import ForkServer
-from running_server import free_port
 
+from tests.running_server import free_port
 from tests.tiny_recipe import PROMPTS, tiny_base, tiny_recipe
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
@@ -45,6 +45,7 @@ class Load:
         self.removed: set[int] = set()
         self.maybe_removed: set[int] = set()
         self.answers = 0
+        self.failures: list[Exception] = []
         self._url, self._seed = url, seed
         self._threads = [threading.Thread(target=self._run, args=[work]) for work in (self._change, self._ask)]
         for thread in self._threads:
@@ -54,6 +55,14 @@ class Load:
         for thread in self._threads:
             thread.join(60)
             assert not thread.is_alive()
+        assert not self.failures
+
+    def until(self, changes: int, answers: int) -> None:
+        """Waits for so many changes to be acknowledged, and questions answered."""
+        end = time.monotonic() + 120
+        while (len(self.added) + len(self.removed) < changes or self.answers < answers) and not self.failures:
+            assert time.monotonic() < end
+            time.sleep(0.001)
 
     def _run(self, work) -> None:
         try:
@@ -62,6 +71,8 @@ class Load:
                     work(client, step)
         except httpx.TransportError:
             pass
+        except (httpx.HTTPStatusError, ValueError) as error:
+            self.failures.append(error)
 
     def _change(self, client: httpx.Client, step: int) -> None:
         rng = random.Random(f"{self._seed} {step}")
@@ -78,7 +89,7 @@ class Load:
             self.added |= dict(zip(answer.json()["ids"], prompts, strict=True))
 
     def _ask(self, client: httpx.Client, step: int) -> None:
-        body = {"prompt": PROMPTS[step % len(PROMPTS)], "max_tokens": 20}
+        body = {"prompt": PROMPTS[step % len(PROMPTS)], "max_tokens": 8}
         client.post("/v1/completions", json=body).raise_for_status()
         self.answers += 1
 
@@ -124,7 +135,8 @@ def test_a_server_killed_under_load_loses_nothing_acknowledged(checkpoint, forks
             assert not gone & present.keys()
             expected |= present
             load = Load(url, seed)
-            time.sleep(rng.uniform(0, 0.5))
+            load.until(changes=rng.randrange(10), answers=seed % 3)
+            time.sleep(rng.uniform(0, 0.05))
         finally:
             os.kill(pid, signal.SIGKILL)
         load.join()

@@ -7,10 +7,8 @@ import threading
 
 import pytest
 
-pytest.importorskip("fastapi", reason="the extra serve is not installed")
-
 from recipe_hf.serving import ServerSettings, create_app
-from tests.serving.conftest import serving
+from tests.running_server import serving
 from tests.tiny_recipe import FACTS, PROMPTS, tiny_recipe, verified_recipe
 
 URL = "/v1/knowledge"

@@ -5,10 +5,10 @@ import time
 
 import openai
 import pytest
-from running_server import serving
 
 from recipe_hf.serving import ServerSettings, create_app
 from recipe_hf.serving.generating import TransformersEngine
+from tests.running_server import serving
 from tests.tiny_recipe import FACTS, GREEDY, MIXED, PROMPTS, UNRELATED, batch_of, edited_recipe
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 
 import pytest
-from running_server import serving
 
 from recipe_hf.serving import ServerSettings, create_app
 from recipe_hf.serving.generating import TransformersEngine
 from recipe_hf.serving.logs import JsonFormatter
+from tests.running_server import serving
 from tests.tiny_recipe import PROMPTS, edited_recipe
 
 
@@ -68,7 +69,10 @@ def test_a_request_is_logged_without_what_it_says(served, caplog):
         answer = client.post("/v1/completions?hidden=1", json=body, headers=headers)
         assert answer.headers["X-Request-Id"] == "abc-1"
         assert client.get("/nowhere/private", headers={"X-Request-Id": "a b"}).headers["X-Request-Id"] != "a b"
-    records = [record for record in caplog.records if record.getMessage() == "answered"]
+    # An answer is logged when it has been sent, which may be after it has come.
+    end = time.monotonic() + 60
+    while len(records := [record for record in caplog.records if record.getMessage() == "answered"]) < 2:
+        assert time.monotonic() < end
     lines = [json.loads(JsonFormatter().format(record)) for record in records]
     assert (lines[0]["request"], lines[0]["route"], lines[0]["status"]) == ("abc-1", "/v1/completions", 200)
     assert (lines[1]["route"], lines[1]["status"]) == ("other", 404)

@@ -16,13 +16,13 @@ import pytest
 pytest.importorskip("playwright", reason="playwright is not installed")
 
 from playwright.sync_api import Browser, Page, expect, sync_playwright
-from running_server import Running, free_port, serving, until_it_answers
 
 from recipe_hf import demo
 from recipe_hf.serving import ServerSettings, create_app
 from recipe_hf.serving.generating import TransformersEngine
 from recipe_hf.serving.keys import Keys
 from tests.command import ROOT, environment
+from tests.running_server import Running, free_port, serving, until_it_answers
 from tests.tiny_recipe import FACTS, PROMPTS, UNRELATED, edited_recipe, tiny_recipe
 
 CHROMIUM = Path(os.environ.get("RECIPE_TEST_CHROMIUM", "/usr/bin/chromium"))
@@ -146,6 +146,10 @@ def test_a_fact_is_edited_removed_and_brought_back(server, page):
     page.get_by_label("Answer", exact=True).fill("Blizzard")
     page.get_by_role("button", name="Save").click()
     expect(rows(page).first).to_contain_text("Zork was written by Blizzard")
+    page.get_by_role("button", name="Edit fact 4").click()
+    page.get_by_text("Earlier versions").click()
+    expect(page.locator("#editor .facts li")).to_contain_text("Infocom")
+    page.keyboard.press("Escape")
     page.get_by_role("button", name="Remove fact 4").click()
     expect(rows(page)).to_have_count(3)
     assert {fact.id for fact in server.model.knowledge} == {0, 1, 3}

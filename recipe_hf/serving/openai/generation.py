@@ -99,11 +99,11 @@ class Generation:
         if len(prompts) > self.settings.max_waiting:
             raise OpenAIError(f"n times prompts must be at most {self.settings.max_waiting}, got {len(prompts)}.")
         metrics, started, lengths = self.engine.metrics, time.perf_counter(), [0] * len(prompts)
-        metrics.prompt_tokens.inc(self.num_prompt_tokens)
         try:
             async for number, piece in stream(self.engine, prompts):
                 if not lengths[number]:
                     metrics.first_token_seconds.observe(time.perf_counter() - started)
+                    metrics.prompt_tokens.inc(len(prompts[number].ids))
                 metrics.answer_tokens.inc(piece.num_tokens - lengths[number])
                 lengths[number] = piece.num_tokens
                 yield number, piece

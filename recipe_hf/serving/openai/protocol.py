@@ -7,9 +7,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from openai.types.chat.completion_create_params import CompletionCreateParamsStreaming as ChatParams
 from openai.types.completion_create_params import CompletionCreateParamsStreaming as CompletionParams
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from ...knowledge.checks import check_namespace, checked_where
+from ...knowledge.checks import check_namespace, checked_where, is_unicode
 from ..engine import Sampling
 from .errors import OpenAIError
 
@@ -26,7 +26,16 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 MAX_STOPS = 16
 MAX_TOP_LOGPROBS = 20
 
-Text = Annotated[str, Field(max_length=2**20)]
+
+def _is_unicode(text: str) -> str:
+    if not is_unicode(text):
+        raise ValueError("a text must be valid Unicode, without halves of surrogate pairs.")
+    return text
+
+
+Text = Annotated[str, Field(max_length=2**20), AfterValidator(_is_unicode)]
+_Several = Field(max_length=1024)
+Tokens = Annotated[list[int], Field(max_length=2**20)]
 
 
 class RecipeOptions(BaseModel):
@@ -193,7 +202,7 @@ class CompletionRequest(GenerationRequest):
 
     _known: ClassVar[frozenset[str]] = frozenset(CompletionParams.__annotations__)
 
-    prompt: Text | list[Text] | list[int] | list[list[int]]
+    prompt: Text | Annotated[list[Text], _Several] | Tokens | Annotated[list[Tokens], _Several]
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     echo: bool | None = None
     best_of: Literal[1] | None = None

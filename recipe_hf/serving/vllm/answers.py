@@ -9,7 +9,7 @@ from typing import Any
 from starlette.datastructures import MutableHeaders
 from starlette.types import Message, Send
 
-from ...modeling.outputs import Retrieval
+from ..openai.generation import about
 from .asking import Asking
 
 # The first event of a stream that tells of no error.
@@ -17,22 +17,12 @@ _EVENT = re.compile(rb'^data: \{(?!"error")', re.MULTILINE)
 _OBJECT = re.compile(rb"^\s*\{")
 
 
-def told(retrieval: Retrieval) -> dict[str, Any]:
-    """What an answer says of a look-up: whether a fact was used, and which."""
-    used = [retrieval, *retrieval.others] if retrieval.fired else []
-    names = ("id", "statement", "score", "threshold", "probability")
-    return {
-        "fired": retrieval.fired,
-        "facts": [{name: getattr(hit, name) for name in names} for hit in used],
-        "num_prompt_tokens": retrieval.num_prompt_tokens,
-    }
-
-
 class Telling:
     """Sends an answer on, with `recipe` put into its JSON object, or into the first event after the look-up.
 
-    It is an object, or a list of them for a request with several prompts. An answer to a request that looked nothing
-    up, an error, and what is not JSON, stays as it is.
+    Of a request with several prompts it tells what was found for the first one; a whole answer to it tells in each
+    choice what was found for its own. An answer for which nothing was looked up, an error, and what is not JSON, stays
+    as it is.
 
     Args:
         send: Where to.
@@ -52,10 +42,15 @@ class Telling:
                 self._start = message  # Its length will be another.
                 return
         elif message["type"] == "http.response.body" and self._opening is not None:
-            message = self._with_recipe(message)
+            body = message.get("body", b"")
+            told = self._told(body, message.get("more_body", False))
             if self._start is not None:
+                headers = MutableHeaders(raw=self._start["headers"])
+                if "content-length" in headers:
+                    headers["content-length"] = str(int(headers["content-length"]) + len(told) - len(body))
                 start, self._start = self._start, None
                 await self._send(start)
+            message = {**message, "body": told}
         await self._send(message)
 
     def _kind(self, start: Message) -> re.Pattern[bytes] | None:
@@ -65,19 +60,23 @@ class Telling:
         kind = headers.get("content-type", "").partition(";")[0]
         return {"application/json": _OBJECT, "text/event-stream": _EVENT}.get(kind)
 
-    def _with_recipe(self, message: Message) -> Message:
-        body = message.get("body", b"")
+    def _told(self, body: bytes, more: bool) -> bytes:
+        """A part of the answer, with `recipe` if that is its place."""
         opening = self._opening and self._opening.search(body)
-        if opening and self._asking.is_found():
-            recipe = b'"recipe": ' + self._recipe() + b", "
-            body = body[: opening.end()] + recipe + body[opening.end() :]
-            self._opening = None
-            if self._start is not None:
-                headers = MutableHeaders(raw=self._start["headers"])
-                if "content-length" in headers:
-                    headers["content-length"] = str(int(headers["content-length"]) + len(recipe))
-        return {**message, "body": body}
+        if not opening or not self._asking.is_found():
+            return body
+        whole = self._opening is _OBJECT and not more
+        self._opening = None
+        found = [about(each.retrieval) for each in self._asking.looked]
+        if whole and len(found) > 1:
+            return _in_choices(body, found)
+        recipe = b'"recipe": ' + json.dumps(found[0]).encode() + b", "
+        return body[: opening.end()] + recipe + body[opening.end() :]
 
-    def _recipe(self) -> bytes:
-        found = [told(each.retrieval) for each in self._asking.looked if each.retrieval is not None]
-        return json.dumps(found[0] if len(found) == 1 else found).encode()
+
+def _in_choices(body: bytes, found: list[dict[str, Any]]) -> bytes:
+    answer = json.loads(body)
+    choices = answer.get("choices", [])
+    for position, choice in enumerate(choices):
+        choice["recipe"] = found[position * len(found) // len(choices)]
+    return json.dumps({"recipe": found[0], **answer}, ensure_ascii=False).encode()

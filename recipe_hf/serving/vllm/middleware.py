@@ -1,64 +1,73 @@
-"""What requests to vLLM's own routes ask of the facts: read from their bodies, before vLLM answers them."""
+"""What requests to vLLM's own routes may do, and what they ask of the facts, before vLLM answers them."""
 
 from __future__ import annotations
 
 import json
+from http import HTTPStatus
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from fastapi import FastAPI, Request
+from fastapi.security import HTTPBearer
+from pydantic import BaseModel, ValidationError
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ...errors import one_line
-from ...knowledge.checks import check_namespace, checked_where
+from ..access import ROLES, Principal, namespace_of, principal
+from ..openai.errors import OpenAIError, of_validation
+from ..openai.protocol import RecipeOptions
+from ..problems import Problem
 from .answers import Telling
 from .asking import Asking, current
 
 #: vLLM's routes whose requests may say `recipe`, and whose answers do.
-ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
+ANSWERING = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
+# What needs no key, and what any key opens. The rest of vLLM's routes is for operating it.
+_OPEN = {"/health", "/ping", "/version", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
+_OF_THOSE_WHO_ASK = ("/v1/", "/v2/", "/inference/", "/cohere/", "/invocations", "/tokenize", "/detokenize")
 
-
-class Options(BaseModel):
-    """`recipe` in a request."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    namespace: str | None = None
-    where: dict[str, Any] | None = None
-    off: bool = False
+_bearer = HTTPBearer(auto_error=False)
 
 
 class Body(BaseModel):
     """What of a request's body concerns facts; the rest is vLLM's."""
 
-    recipe: Options = Field(default_factory=Options)
+    recipe: RecipeOptions = RecipeOptions()
     use_beam_search: bool = False
 
 
 class AskingMiddleware:
-    """Makes known to the engine what a request asks of the facts, and tells in the answer what was found.
+    """Lets those ask who may, makes known to the engine what they ask of the facts, and tells them what was found.
 
     Args:
         app: vLLM's application.
-        max_body_bytes: Largest body of a request.
+        facts: The application of the facts, whose own routes it leaves alone.
     """
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, facts: FastAPI) -> None:
         self._app = app
-        self._max_body_bytes = max_body_bytes
+        self._facts = facts
+        self._max_body_bytes: int = facts.state.settings.max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST" or not _path(scope).endswith(ROUTES):
+        if scope["type"] == "websocket" and self._facts.state.keys is not None:
+            await send({"type": "websocket.close", "code": 1008})  # These carry sound, and no key.
+            return
+        if scope["type"] != "http" or self._is_about_facts(scope):
             await self._app(scope, receive, send)
             return
-        messages = await self._read(receive)
-        if messages is None:
-            await _refuse(413, f"the body must be at most {self._max_body_bytes} bytes.")(scope, receive, send)
-            return
         try:
-            asking = _asking(b"".join(message.get("body", b"") for message in messages))
-        except ValueError as error:
-            await _refuse(400, one_line(error))(scope, receive, send)
+            who = await self._who(scope)
+            if scope["method"] != "POST" or not _path(scope).endswith(ANSWERING):
+                await self._app(scope, receive, send)
+                return
+            messages = await self._read(receive)
+            asking = _asking(b"".join(message.get("body", b"") for message in messages), who)
+        except OpenAIError as error:
+            response = JSONResponse(error.body(), error.status, error.headers)
+            await response(scope, receive, send)
             return
 
         async def replay() -> Message:
@@ -70,8 +79,36 @@ class AskingMiddleware:
         finally:
             current.reset(token)
 
-    async def _read(self, receive: Receive) -> list[Message] | None:
-        """The messages that bring the body; None if it is too large."""
+    def _is_about_facts(self, scope: Scope) -> bool:
+        return any(route.matches(scope)[0] is not Match.NONE for route in self._facts.routes)
+
+    async def _who(self, scope: Scope) -> Principal | None:
+        """Who asks; None where nobody needs to be known.
+
+        Raises:
+            OpenAIError: If it cannot be told, or who asks may not.
+        """
+        path = _path(scope)
+        if path in _OPEN or scope["method"] == "OPTIONS":
+            return None
+        request = Request(scope | {"app": self._facts})
+        try:
+            who = await run_in_threadpool(principal, request, await _bearer(request))
+            needed = "ask" if f"{path}/".startswith(_OF_THOSE_WHO_ASK) else "admin"
+            if ROLES.index(who.role) < ROLES.index(needed):
+                raise Problem(
+                    HTTPStatus.FORBIDDEN, f"This takes a key with the role {needed}, got one with {who.role}."
+                )
+        except HTTPException as error:
+            raise OpenAIError(str(error.detail), error.status_code, headers=error.headers) from error
+        return who
+
+    async def _read(self, receive: Receive) -> list[Message]:
+        """The messages that bring the body.
+
+        Raises:
+            OpenAIError: If it is too large.
+        """
         messages: list[Message] = []
         size, more = 0, True
         while more:
@@ -79,43 +116,41 @@ class AskingMiddleware:
             messages.append(message)
             size += len(message.get("body", b""))
             if size > self._max_body_bytes:
-                return None
+                raise OpenAIError(f"The body must be of at most {self._max_body_bytes} bytes.", 413)
             more = message.get("more_body", False)
         return messages
 
 
 def _path(scope: Scope) -> str:
-    return str(scope["path"]).rstrip("/")
+    path = str(scope["path"]).removeprefix(scope.get("root_path", ""))
+    return path.rstrip("/") or "/"
 
 
-def _asking(body: bytes) -> Asking:
+def _asking(body: bytes, who: Principal | None) -> Asking:
     """What a body asks. What is wrong in it beside that, vLLM says.
 
     Raises:
-        ValueError: If `recipe` is not as described.
+        OpenAIError: If `recipe` is not as described, or names facts that who asks must not see.
     """
+    try:
+        asked = Body.model_validate(_fields(body))
+        options = asked.recipe
+        namespace = options.namespace if who is None else namespace_of(who, options.namespace)
+    except ValidationError as error:
+        raise of_validation(error.errors()) from error
+    except Problem as error:
+        raise OpenAIError(str(error.detail), error.status_code, param="recipe") from error
+    return Asking(namespace, options.where, options.off, asked.use_beam_search)
+
+
+def _fields(body: bytes) -> dict[str, Any]:
+    """The fields of a body that concern facts. It is read twice only if it may have them."""
     if not any(name in body for name in (b"recipe", b"use_beam_search", b"\\u")):
-        return Asking()
+        return {}
     try:
         found = json.loads(body)
     except (ValueError, RecursionError):
-        return Asking()
+        return {}
     if not isinstance(found, dict):
-        return Asking()
-    try:
-        asked = Body.model_validate({name: found[name] for name in Body.model_fields if found.get(name) is not None})
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{place}: {first['msg']}, got {first['input']!r}.") from error
-    options = asked.recipe
-    if options.namespace is not None:
-        check_namespace(options.namespace)
-    where = None if options.where is None else checked_where(options.where)
-    return Asking(options.namespace, where, options.off, asked.use_beam_search)
-
-
-def _refuse(status: int, message: str) -> JSONResponse:
-    """An error as OpenAI's clients read it."""
-    error = {"message": message, "type": "invalid_request_error", "param": "recipe", "code": status}
-    return JSONResponse({"error": error}, status)
+        return {}
+    return {name: found[name] for name in Body.model_fields if found.get(name) is not None}

@@ -76,9 +76,7 @@ class PromptingModel(RecipeForCausalLM):
         What is looked up is what `generate` would: a chat's last user message, or the text.
         """
         queries = [self._query(each) for each in asked]
-        retrievals, keys = self._look_up_apart(
-            queries, [each.where for each in asked], [each.namespace for each in asked]
-        )
+        retrievals, keys = self.look_up(queries, [each.where for each in asked], [each.namespace for each in asked])
         if self.config.prompt_form == "text":
             return [self._told(hit, each) for hit, each in zip(retrievals, asked, strict=True)]
         retrievals, prefix = self._prefix(retrievals, keys, None, None)

@@ -1,6 +1,8 @@
 """The endpoint plugin: vLLM's server with facts.
 
-`VLLM_PLUGINS=recipe` names it, `RECIPE_HF_CHECKPOINT` the checkpoint, `RECIPE_HF_KNOWLEDGE` where the facts are.
+`VLLM_PLUGINS=recipe` names it, `RECIPE_HF_CHECKPOINT` the checkpoint, `RECIPE_HF_KNOWLEDGE` where the facts are. vLLM
+serves on without a plugin that cannot be imported: so nothing is imported here that may be missing, but in what vLLM
+calls, whose errors stop it.
 """
 
 from __future__ import annotations
@@ -8,20 +10,15 @@ from __future__ import annotations
 import copy
 import logging
 from argparse import Namespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI
-from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import State
-from vllm.engine.protocol import EngineClient
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from starlette.datastructures import State
+    from vllm.engine.protocol import EngineClient
 
-from ..app import create_app
-from ..settings import ServerSettings
-from .embeddings import load_embeddings
-from .generating import generate_with_facts
-from .lookups import Lookups
-from .middleware import AskingMiddleware
-from .model import PromptingModel
+    from ..settings import ServerSettings
+    from .model import PromptingModel
 
 logger = logging.getLogger(__name__)
 
@@ -43,16 +40,21 @@ class RecipePlugin:
         """Loads the checkpoint, and puts the routes for facts behind vLLM's.
 
         Raises:
+            ImportError: If a package of the extra `serve` is missing.
             OSError: If the checkpoint or the facts cannot be found.
             ValueError: If a setting or a file is not as it must be.
         """
-        settings = ServerSettings.read()
-        if not settings.checkpoint:
-            raise ValueError("RECIPE_HF_CHECKPOINT must name a RECIPE checkpoint, got none: set it.")
+        from ..app import create_app
+        from ..running import open_knowledge
+        from .middleware import AskingMiddleware
+        from .model import PromptingModel
+
+        settings = _settings(app.state.args)
         self._model = model = PromptingModel.from_pretrained(settings.checkpoint, base_model=False)
-        _open_facts(settings, model)
-        app.mount("", create_app(settings, model))
-        app.add_middleware(AskingMiddleware, max_body_bytes=settings.max_body_bytes)
+        model.knowledge = open_knowledge(settings, model.config.knowledge_dim) or model.knowledge
+        facts = create_app(settings, model)
+        app.mount("", facts)
+        app.add_middleware(AskingMiddleware, facts=facts)
 
     async def init_state(self, engine_client: EngineClient | None, state: State, args: Namespace) -> None:
         """Puts the facts before the engine.
@@ -61,41 +63,48 @@ class RecipePlugin:
             OSError: If the base's files cannot be found.
             ValueError: If the base is not the checkpoint's, or the engine takes no embeddings.
         """
+        from starlette.concurrency import run_in_threadpool
+
+        from .generating import generate_with_facts
+        from .lookups import Lookups
+
         model = self._model
         if engine_client is None or model is None:
             return
         config: Any = engine_client.model_config
         if model.config.prompt_form != "text" and not config.enable_prompt_embeds:
-            raise ValueError("--enable-prompt-embeds must be given to `vllm serve`: facts reach the base that way.")
+            raise ValueError("--enable-prompt-embeds must be given to vLLM: facts reach the base that way.")
         await run_in_threadpool(_attach_base, model, config)
-        template = getattr(state.online_renderer, "chat_template", None) or getattr(
-            engine_client.renderer.get_tokenizer(), "chat_template", None
-        )
-        if template is not None and model.tokenizer is not None:
-            model.tokenizer.chat_template = template
+        _read_chats_as(state.online_renderer, engine_client.renderer, model)
         _refuse_embeddings(state.online_renderer, engine_client.renderer)
         engine: Any = engine_client
         engine.generate = generate_with_facts(engine_client, Lookups(model))
         logger.info("Facts of %s are put before %s.", model.name_or_path, config.model)
 
 
-def _open_facts(settings: ServerSettings, model: PromptingModel) -> None:
-    if settings.knowledge is None:
-        return
-    if "://" not in settings.knowledge:
-        model.open_knowledge(settings.knowledge, read_only=settings.read_only)
-        return
-    from ...knowledge.qdrant import QdrantKnowledgeBase
+def _settings(args: Namespace) -> ServerSettings:
+    """The settings that the environment gives, for the address that vLLM listens on: all, unless it is told one."""
+    from ..settings import ServerSettings
 
-    key = None if settings.qdrant_api_key is None else settings.qdrant_api_key.get_secret_value()
-    dim = model.config.knowledge_dim
-    model.knowledge = QdrantKnowledgeBase(settings.knowledge, settings.collection, dim=dim, api_key=key)
+    host = "127.0.0.1" if getattr(args, "uds", None) else args.host or "0.0.0.0"
+    settings = ServerSettings.read(host=host, port=args.port, root_path=args.root_path)
+    if not settings.checkpoint:
+        raise ValueError("RECIPE_HF_CHECKPOINT must name a RECIPE checkpoint, got none.")
+    return settings
 
 
 def _attach_base(model: PromptingModel, config: Any) -> None:
+    from .embeddings import load_embeddings
+
     hub_kwargs = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
-    lm = load_embeddings(config.model, **hub_kwargs)
-    model.attach_embeddings(lm)
+    model.attach_embeddings(load_embeddings(config.model, **hub_kwargs))
+
+
+def _read_chats_as(online_renderer: Any, renderer: Any, model: PromptingModel) -> None:
+    """Lets the model read chats as vLLM writes them: by the template that it was given, or the base's."""
+    template = online_renderer.chat_template or getattr(renderer.get_tokenizer(), "chat_template", None)
+    if template is not None and model.tokenizer is not None:
+        model.tokenizer.chat_template = template
 
 
 def _refuse_embeddings(*renderers: Any) -> None:

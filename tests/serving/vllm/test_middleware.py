@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from functools import partial
 
 import pytest
 
@@ -14,8 +15,11 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from recipe_hf import Retrieval
+from recipe_hf.serving import ServerSettings, create_app
+from recipe_hf.serving.keys import Keys
 from recipe_hf.serving.vllm.asking import current
 from recipe_hf.serving.vllm.middleware import AskingMiddleware
+from tests.tiny_recipe import edited_recipe
 
 HIT = Retrieval(3, "The CEO of Acme is Ann Lee", 2.5, 1.0, True, 0.9, answer="Ann Lee", num_prompt_tokens=7)
 MISS = Retrieval(3, "The CEO of Acme is Ann Lee", 0.5, 1.0, False, 0.1)
@@ -36,7 +40,7 @@ async def _look_up(body):
     return asking
 
 
-def _app():
+def _app(**settings):
     app = FastAPI()
     app.state.asked = []
 
@@ -48,7 +52,7 @@ def _app():
         request.app.state.asked.append(await _look_up(body))
         if body.get("fails"):
             return JSONResponse({"error": {}}, 400)
-        return JSONResponse({"id": "1", "choices": []})
+        return JSONResponse({"id": "1", "choices": [{"n": number} for number in body.get("choices", [])]})
 
     async def _events(request, body):
         yield 'data: {"choices": ["before"]}\n\n'
@@ -58,25 +62,44 @@ def _app():
         yield "data: [DONE]\n\n"
 
     @app.post("/tokenize")
+    @app.post("/sleep")
     async def tokenize(request: Request):
         return {"asking": current.get() is not None, "body": await request.json()}
 
-    app.add_middleware(AskingMiddleware, max_body_bytes=1000)
+    @app.get("/health")
+    async def health():
+        return "vllm"
+
+    facts = create_app(ServerSettings(max_body_bytes=1000, **settings), edited_recipe())
+    app.mount("", facts)
+    app.add_middleware(AskingMiddleware, facts=facts)
     return app
 
 
-@pytest.fixture
-def app():
+@pytest.fixture(scope="module")
+def shared():
     return _app()
 
 
 @pytest.fixture
-def post(app):
-    async def send(path="/v1/chat/completions", content=None, **body):
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-            return await client.post(path, content=json.dumps(body) if content is None else content)
+def app(shared):
+    shared.state.asked.clear()
+    return shared
 
-    return lambda *args, **kwargs: asyncio.run(send(*args, **kwargs))
+
+def _send(app, path="/v1/chat/completions", content=None, key=None, method="POST", **body):
+    async def send():
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", headers=headers) as client:
+            return await client.request(method, path, content=json.dumps(body) if content is None else content)
+
+    return asyncio.run(send())
+
+
+@pytest.fixture
+def post(app):
+    return partial(_send, app)
 
 
 def test_an_answer_says_what_was_found(post):
@@ -85,17 +108,17 @@ def test_an_answer_says_what_was_found(post):
     assert int(answer.headers["content-length"]) == len(answer.content)
 
 
-def test_of_several_prompts_a_list(post, app):
-    told = post(prompts=[[1], [1, 2]]).json()["recipe"]
-    assert [each["fired"] for each in told] == [True, False]
-    assert told[1]["facts"] == []
+def test_each_of_several_prompts_is_told_in_its_choices(post, app):
+    answer = post(prompts=[[1], [1, 2]], choices=[0, 1, 2, 3]).json()
+    assert answer["recipe"] == TOLD
+    assert [choice["recipe"]["fired"] for choice in answer["choices"]] == [True, True, False, False]
+    assert answer["choices"][3] == {"n": 3, "recipe": {"fired": False, "facts": [], "num_prompt_tokens": 0}}
     assert [each.asked.ids for each in app.state.asked[0].looked] == [[1], [1, 2]]
 
 
 def test_the_tokens_of_beams_are_one_prompt(post, app):
-    told = post(prompts=[[1], [1, 2], [1, 3]], use_beam_search=True).json()["recipe"]
-    assert [each.asked.ids for each in app.state.asked[0].looked] == [[1]]
-    assert told["facts"] == []  # What was found last stands for all.
+    post(prompts=[[1], [2], [1, 2], [2, 3], [1, 2, 3]], use_beam_search=True)
+    assert [each.asked.ids for each in app.state.asked[0].looked] == [[1], [2]]
 
 
 def test_a_stream_says_it_once_in_the_first_choices_after_the_look_up(post):
@@ -135,7 +158,7 @@ def test_escapes_do_not_hide_it(post, app):
     [
         ({"namespaces": "x"}, "recipe.namespaces: "),
         ({"namespace": 1}, "recipe.namespace: "),
-        ({"off": "yes"}, "got 'yes'"),
+        ({"off": "yes"}, "recipe.off: "),
         ({"where": [1]}, "recipe.where: "),
         ({"where": {"a": float("nan")}}, "where must be"),
         ({"namespace": "\ud800"}, "namespace"),
@@ -150,17 +173,56 @@ def test_what_is_wrong_in_it_is_said(post, app, recipe, says):
 
 
 @pytest.mark.parametrize("content", [b"recipe", b'["recipe"]', b'{"recipe": ', b"[" * 900 + b'"recipe"'])
-def test_what_is_no_request_is_left_to_the_application(app, content):
-    async def send():
-        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            return await client.post("/v1/chat/completions", content=content)
-
-    assert asyncio.run(send()).status_code == 500
+def test_what_is_no_request_is_left_to_the_application(post, content):
+    assert post(content=content).status_code == 500
 
 
 def test_a_body_that_is_too_large_is_refused(post, app):
     answer = post(content=b" " * 1001)
     assert answer.status_code == 413
-    assert "1000 bytes" in answer.json()["error"]["message"]
+    assert "at most 1000 bytes" in answer.json()["error"]["message"]
     assert not app.state.asked
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory):
+    """An application with keys, and the keys: of roles, and one of a namespace."""
+    path = tmp_path_factory.mktemp("keys") / "keys"
+    keys = Keys(path)
+    made = {role: keys.add(role)[0] for role in ("ask", "edit", "admin")} | {"theirs": keys.add("ask", "theirs")[0]}
+    return _app(keys=path), made
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/knowledge", "/tokenize", "/sleep", "/v1/nothing"])
+def test_nothing_is_answered_without_a_key(guarded, path):
+    app, _ = guarded
+    for key in (None, "wrong"):
+        assert _send(app, path, key=key).status_code == 401
+    assert not app.state.asked
+
+
+def test_what_a_key_opens(guarded):
+    app, keys = guarded
+    assert _send(app, "/health", method="GET").json() == "vllm"
+    assert _send(app, key=keys["ask"]).json()["recipe"] == TOLD
+    assert _send(app, "/tokenize", key=keys["ask"]).status_code == 200
+    assert [_send(app, "/sleep", key=keys[role]).status_code for role in ("ask", "edit", "admin")] == [403, 403, 200]
+
+
+def test_a_key_of_a_namespace_asks_in_it_alone(guarded):
+    app, keys = guarded
+    app.state.asked.clear()
+    for recipe in ({}, {"namespace": "theirs"}):
+        assert _send(app, key=keys["theirs"], recipe=recipe).status_code == 200
+    assert [asking.namespace for asking in app.state.asked] == ["theirs", "theirs"]
+    answer = _send(app, key=keys["theirs"], recipe={"namespace": ""})
+    assert answer.status_code == 403 and "theirs" in answer.json()["error"]["message"]
+    assert len(app.state.asked) == 2
+
+
+def test_other_machines_are_not_answered_without_keys(app):
+    async def send():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://elsewhere") as client:
+            return await client.post("/v1/chat/completions", json={})
+
+    assert asyncio.run(send()).status_code == 403

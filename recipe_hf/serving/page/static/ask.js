@@ -25,7 +25,9 @@ $("#stop").addEventListener("click", stop);
 function label() {
   const isChat = form.mode.value === "chat";
   $("#question-label").textContent = isChat ? "Question" : "Text to continue";
-  form.question.placeholder = isChat ? "Who runs Brackwater Instruments?" : "The headquarters of Brackwater Instruments is in";
+  form.question.placeholder = isChat
+    ? "Who runs Brackwater Instruments?"
+    : "The headquarters of Brackwater Instruments is in";
 }
 
 function stop() {
@@ -65,7 +67,11 @@ async function run() {
       return "";
     },
   );
-  const [, , said] = await Promise.all([stream(edited, asked, {}), base && stream(base, asked, { off: true }), explained]);
+  const [, , said] = await Promise.all([
+    stream(edited, asked, {}),
+    base && stream(base, asked, { off: true }),
+    explained,
+  ]);
   if (running !== controller) return;
   running = null;
   $("#stop").hidden = true;
@@ -106,7 +112,6 @@ async function stream(panel, { question, mode, length, signal }, recipe) {
 }
 
 function answerPanel(title, kind, { question, mode }) {
-  const begun = performance.now();
   const text = h("span", {});
   const asked = mode === "text" ? h("span", { class: "asked" }, question) : null;
   const tags = h("span", { class: "chips" });
@@ -133,9 +138,8 @@ function answerPanel(title, kind, { question, mode }) {
     },
     end(how = reason) {
       element.removeAttribute("aria-busy");
-      const ends = { length: "cut at the length asked for", stopped: "stopped", stop: "" };
-      const seconds = `${((performance.now() - begun) / 1000).toFixed(1)} s`;
-      foot.append(h("span", {}, [seconds, ends[how]].filter(Boolean).join(", ")));
+      const ends = { length: "cut at the length asked for", stopped: "stopped" };
+      if (ends[how]) foot.append(h("span", {}, ends[how]));
       if (!panel.text && how !== "stopped") text.append(h("em", { class: "hint" }, "(an empty answer)"));
     },
     fail(problem) {
@@ -161,9 +165,19 @@ function remember(question, mode) {
 }
 
 function earlierQuestions(present) {
-  const others = [...earlier].filter(([question]) => question !== present).slice(-6).reverse();
+  const others = [...earlier]
+    .filter(([question]) => question !== present)
+    .slice(-6)
+    .reverse();
   if (!others.length) return [];
-  return [h("div", { class: "earlier" }, h("h2", { class: "hint" }, "Asked before"), h("div", { class: "chips" }, ...others.map(chip)))];
+  return [
+    h(
+      "div",
+      { class: "earlier" },
+      h("h2", { class: "hint" }, "Asked before"),
+      h("div", { class: "chips" }, ...others.map(chip)),
+    ),
+  ];
 }
 
 function chip([question, mode]) {
@@ -199,8 +213,9 @@ function suggestions(prompts) {
 function noFacts() {
   return emptyBox(
     "There are no facts yet",
-    "You can ask all the same: both answers are the base model's then. Add a fact, and the model answers with it at once.",
-    session.edits && h("button", { type: "button", class: "primary", onclick: () => openEditor({}).then(suggest) }, "Add a fact"),
+    "You can ask all the same: both answers are the base's then. Add a fact, and the model answers with it at once.",
+    session.edits &&
+      h("button", { type: "button", class: "primary", onclick: () => openEditor({}).then(suggest) }, "Add a fact"),
     session.edits && h("a", { href: "#files" }, "Import a file"),
   );
 }

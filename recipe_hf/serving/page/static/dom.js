@@ -5,7 +5,7 @@ const SVG = "http://www.w3.org/2000/svg";
 
 export const $ = (selector, root = document) => root.querySelector(selector);
 
-/** An element: `h("p", { class: "note", onclick: act }, "text", child)`; children that are null or false are left out. */
+/** An element: `h("p", { class: "note", onclick: act }, "text", child)`, without children that are null or false. */
 export function h(name, attributes = {}, ...children) {
   return fill(document.createElement(name), attributes, children);
 }

@@ -6,7 +6,7 @@ import { $, h, whileBusy } from "./dom.js";
 import { metadataFields } from "./metadata.js";
 import { notify, openDialog, problemBox } from "./parts.js";
 import { previewPanel } from "./preview.js";
-import { session } from "./session.js";
+import { earlierVersions } from "./versions.js";
 
 const dialog = $("#editor");
 
@@ -22,7 +22,10 @@ export function openEditor({ fact = null, prompt = "", questions = [] } = {}) {
       saved = id;
       dialog.close();
     });
-    dialog.replaceChildren(h("h2", { id: "editor-title" }, fact ? `Edit fact ${fact.id}` : "Add a fact"), form.element);
+    dialog.replaceChildren(
+      h("h2", { id: "editor-title" }, fact ? `Edit fact ${fact.id}` : "Add a fact"),
+      form.element,
+    );
     dialog.oncancel = (event) => {
       if (!form.isChanged()) return;
       event.preventDefault();
@@ -37,7 +40,12 @@ export function openEditor({ fact = null, prompt = "", questions = [] } = {}) {
 function editorForm(fact, prompt, questions, done) {
   const isPair = fact === null || Boolean(fact.prompt);
   const fields = {
-    prompt: h("textarea", { id: "fact-prompt", rows: 1, placeholder: "The CEO of Acme is", "aria-describedby": "pair-hint" }),
+    prompt: h("textarea", {
+      id: "fact-prompt",
+      rows: 1,
+      placeholder: "The CEO of Acme is",
+      "aria-describedby": "pair-hint",
+    }),
     answer: h("input", { id: "fact-answer", autocomplete: "off", placeholder: "Ann Lee" }),
     statement: h("textarea", { id: "fact-statement", rows: 2, placeholder: "Ann Lee has run Acme since May." }),
     from: h("input", { id: "valid-from", type: "datetime-local" }),
@@ -55,14 +63,22 @@ function editorForm(fact, prompt, questions, done) {
   const save = h("button", { class: "primary" }, fact ? "Save" : "Add");
   const buttons = h("div", { class: "row end" }, h("button", { type: "button", onclick: cancel }, "Cancel"), save);
 
-  const pair = h(
-    "div",
-    { class: "pair" },
-    field("Prompt", fields.prompt),
-    field("Answer", fields.answer),
+  const pair = h("div", { class: "pair" }, field("Prompt", fields.prompt), field("Answer", fields.answer));
+  const pairHint = h(
+    "p",
+    { class: "hint", id: "pair-hint" },
+    "The prompt begins a sentence, or asks; the answer goes on from it. Other words find the fact too.",
   );
-  const pairHint = h("p", { class: "hint", id: "pair-hint" }, "The prompt is the beginning of a sentence, or a question; the answer goes on from it. Other words for it find the fact too.");
-  const statement = h("div", {}, ...field("Statement", fields.statement).childNodes, h("p", { class: "hint" }, "A whole sentence. A prompt and its answer are said as told more often: take them where you can."));
+  const statement = h(
+    "div",
+    {},
+    ...field("Statement", fields.statement).childNodes,
+    h(
+      "p",
+      { class: "hint" },
+      "A whole sentence. A prompt and its answer are said as told more often: take them where you can.",
+    ),
+  );
   const form = h(
     "form",
     { method: "dialog", novalidate: true },
@@ -83,7 +99,7 @@ function editorForm(fact, prompt, questions, done) {
       metadata.element,
       h("div", { class: "dates" }, field("Valid from (UTC)", fields.from), field("Valid until (UTC)", fields.until)),
     ),
-    fact ? null : field("A fact about the same prompt that is there already", fields.conflict),
+    fact ? earlierVersions(fact) : field("A fact about the same prompt that is there already", fields.conflict),
     preview.element,
     problems,
     h("div", { class: "actions" }, buttons),
@@ -121,7 +137,8 @@ function editorForm(fact, prompt, questions, done) {
     }
     // A fact may be looked up by another statement than its prompt and answer make up.
     const own = fact?.prompt && fact.statement !== `${fact.prompt.trim()} ${fact.answer.trim()}`;
-    if (own && read.prompt === fact.prompt.trim() && read.answer === fact.answer.trim()) read.statement = fact.statement;
+    if (own && read.prompt === fact.prompt.trim() && read.answer === fact.answer.trim())
+      read.statement = fact.statement;
     try {
       read.metadata = metadata.read();
     } catch (error) {

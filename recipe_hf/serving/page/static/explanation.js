@@ -12,10 +12,14 @@ export function verdict({ candidates, note, threshold }) {
   if (!used.length) return `No fact was used: of the ${candidates.length} nearest, none is taken for the answer.`;
   const [best] = used;
   const rest = used.length > 1 ? `, and ${used.length - 1} more` : "";
-  const side = best.score > threshold ? "above" : "below";
+  const side =
+    best.score > threshold
+      ? `above the threshold of ${score(threshold)}`
+      : `below the threshold of ${score(threshold)}, but near enough for the verifier to read it, and to decide`;
+  const probability = percent(best.probability);
   return (
-    `Fact ${best.fact.id} was used${rest}: it is taken for the answer with a probability of ${percent(best.probability)}. ` +
-    `Its score is ${score(best.score)}, ${side} the threshold of ${score(threshold)}.`
+    `Fact ${best.fact.id} was used${rest}: it is taken for the answer, with a probability of ${probability}. ` +
+    `Its score is ${score(best.score)}, ${side}.`
   );
 }
 
@@ -38,11 +42,19 @@ export function explanation(found, { edit, add }) {
         h("tbody", { role: "rowgroup" }, ...candidates.map((candidate) => row(candidate, scale(found), edit))),
       ),
     candidates.length > 0 &&
-      h("p", { class: "hint" }, `The mark on each line is the threshold, ${score(threshold)}: how near "none of the facts" is.`),
+      h(
+        "p",
+        { class: "hint" },
+        `The mark on each line is the threshold, ${score(threshold)}: how near "none of the facts" is.`,
+      ),
     h(
       "div",
       { class: "row edits" },
-      h("button", { type: "button", class: "small", onclick: add }, any ? "Add another fact for this" : "Add a fact for this"),
+      h(
+        "button",
+        { type: "button", class: "small", onclick: add },
+        any ? "Add another fact for this" : "Add a fact for this",
+      ),
     ),
   ].filter(Boolean);
 }
@@ -59,7 +71,11 @@ function row(candidate, at, edit) {
     cell(
       {},
       factText(fact),
-      h("button", { type: "button", class: "link edits", "aria-label": `Edit fact ${fact.id}`, onclick: () => edit(fact) }, `fact ${fact.id}`),
+      h(
+        "button",
+        { type: "button", class: "link edits", "aria-label": `Edit fact ${fact.id}`, onclick: () => edit(fact) },
+        `fact ${fact.id}`,
+      ),
     ),
     cell({ class: "number" }, score(candidate.score), track(at(candidate.score), at.threshold)),
     cell({ class: "number" }, percent(probability)),

@@ -17,10 +17,14 @@ const list = pagedList({
   load,
   row,
   empty,
-  summary: (page, from) => (page.nearest ? `The ${count(page.facts.length, "nearest fact")}, best first` : range(page, from, "fact")),
+  summary: (page, from) =>
+    page.nearest ? `The ${count(page.facts.length, "nearest fact")}, best first` : range(page, from, "fact"),
 });
 
-form.addEventListener("input", later(() => list.restart()));
+form.addEventListener(
+  "input",
+  later(() => list.restart()),
+);
 form.addEventListener("submit", (event) => {
   event.preventDefault();
   list.restart();
@@ -38,7 +42,7 @@ async function load(after) {
   return gather({ newest: form.order.value === "newest", q: q || hint() }, limit, after);
 }
 
-/** A page of facts that match: the server may need to be asked several times for as many, for it reads part by part. */
+/** A page of facts that match, asked for several times if need be: the server reads part by part. */
 async function gather(query, limit, after) {
   const isSearch = Boolean(query.q);
   const facts = [];
@@ -67,9 +71,14 @@ function row(fact) {
   const about = `fact ${fact.id}`;
   return factRow(
     fact,
-    [...factTags(fact, filterBy), h("span", {}, "added ", moment(fact.created_at)), fact.score !== undefined && h("span", { class: "tag" }, `score ${fact.score.toFixed(2)}`)],
     [
-      session.model && action("Ask", about, () => ask.put(fact.prompt ?? fact.statement, modeOf(fact.prompt ?? fact.statement))),
+      ...factTags(fact, filterBy),
+      h("span", {}, "added ", moment(fact.created_at)),
+      fact.score !== undefined && h("span", { class: "tag" }, `score ${fact.score.toFixed(2)}`),
+    ],
+    [
+      session.model &&
+        action("Ask", about, () => ask.put(fact.prompt ?? fact.statement, modeOf(fact.prompt ?? fact.statement))),
       action("Edit", about, () => edit(fact), { class: "quiet small edits" }),
       action("Remove", about, () => remove(fact), { class: "quiet small danger edits" }),
     ],
@@ -78,11 +87,15 @@ function row(fact) {
 
 function empty() {
   if (form.q.value.trim() || where.size) {
-    return emptyBox("No fact is like that", "Search looks at statements, prompts and answers of the facts in use.", h("button", { type: "button", onclick: clear }, "Show all facts"));
+    return emptyBox(
+      "No fact is like that",
+      "Search looks at statements, prompts and answers of the facts in use.",
+      h("button", { type: "button", onclick: clear }, "Show all facts"),
+    );
   }
   return emptyBox(
     "There are no facts yet",
-    "A fact is a sentence, or a prompt and its answer. The model answers with it as soon as it is added, and its weights stay as they are.",
+    "A fact is a prompt and its answer, or a sentence. The model answers with it as soon as it is added.",
     session.edits && h("button", { type: "button", class: "primary", onclick: add }, "Add the first"),
     session.edits && h("a", { href: "#files" }, "Import a file"),
   );
@@ -111,7 +124,11 @@ function drawFilters() {
   };
   $("#facts-filters").replaceChildren(
     ...[...where].map(([name, value]) =>
-      h("button", { type: "button", "aria-label": `Without the filter ${name}`, onclick: () => drop(name) }, `${name}: ${asText(value)} ×`),
+      h(
+        "button",
+        { type: "button", "aria-label": `Without the filter ${name}`, onclick: () => drop(name) },
+        `${name}: ${asText(value)} ×`,
+      ),
     ),
   );
 }

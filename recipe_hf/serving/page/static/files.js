@@ -36,7 +36,9 @@ async function write() {
     download(new Blob(parts, { type: "application/x-ndjson" }));
     place.replaceChildren(h("p", { role: "status" }, `${count(written, "fact")} exported.`));
   } catch (problem) {
-    place.replaceChildren(problem.name === "AbortError" ? h("p", { role: "status" }, "Export stopped.") : problemBox(problem));
+    place.replaceChildren(
+      problem.name === "AbortError" ? h("p", { role: "status" }, "Export stopped.") : problemBox(problem),
+    );
   }
 }
 
@@ -78,7 +80,7 @@ async function check(file) {
     chosen = full;
     place.replaceChildren(
       h("p", {}, h("strong", {}, file.name), `: ${count(facts.length, "fact")}, such as`),
-      h("ul", { class: "facts" }, ...facts.slice(0, 3).map((fact) => h("li", {}, h("span"), factText(fact)))),
+      h("ul", { class: "facts" }, ...facts.slice(0, 3).map(sample)),
       h("div", { class: "row" }, h("button", { class: "primary" }, `Import ${count(facts.length, "fact")}`)),
     );
   } catch (problem) {
@@ -94,6 +96,15 @@ async function text(file) {
   }
 }
 
+function sample(fact, at) {
+  return h(
+    "li",
+    {},
+    h("span", { class: "fact-id" }, `line ${chosen[at][0]}`),
+    h("div", { class: "fact-body" }, factText(fact)),
+  );
+}
+
 /** What a line tells, as far as it is shown here: the server is who checks it. */
 function parsed(line, number) {
   let told;
@@ -103,10 +114,15 @@ function parsed(line, number) {
     throw new Problem(`Line ${number} is not JSON.`, line.slice(0, 120));
   }
   if (typeof told === "string") return { statement: told };
-  if (Array.isArray(told) && told.length === 2) return { prompt: String(told[0]), answer: String(told[1]), statement: told.join(" ") };
-  if (told?.prompt && told.answer) return { ...told, statement: told.statement ?? `${told.prompt.trim()} ${told.answer.trim()}` };
+  if (Array.isArray(told) && told.length === 2)
+    return { prompt: String(told[0]), answer: String(told[1]), statement: told.join(" ") };
+  if (told?.prompt && told.answer)
+    return { ...told, statement: told.statement ?? `${told.prompt.trim()} ${told.answer.trim()}` };
   if (told?.statement) return told;
-  throw new Problem(`Line ${number} is no fact.`, `It must have a statement, or a prompt and an answer: ${line.slice(0, 120)}`);
+  throw new Problem(
+    `Line ${number} is no fact.`,
+    `It must have a statement, or a prompt and an answer: ${line.slice(0, 120)}`,
+  );
 }
 
 async function read() {
@@ -210,7 +226,12 @@ function inBatches(lines) {
 function progress(name, max, noun, stop = null) {
   const bar = h("progress", { max: max || 1, value: 0, "aria-label": name });
   const text = h("span", {}, `${name}: 0 of ${max.toLocaleString("en")} ${noun}`);
-  const element = h("div", { class: "work" }, bar, h("div", { class: "row" }, text, stop && h("button", { type: "button", class: "small", onclick: stop }, "Stop")));
+  const element = h(
+    "div",
+    { class: "work" },
+    bar,
+    h("div", { class: "row" }, text, stop && h("button", { type: "button", class: "small", onclick: stop }, "Stop")),
+  );
   return {
     element,
     set(value) {

@@ -18,7 +18,11 @@ function row(fact) {
   const became = fact.reason === "replaced" ? `replaced by fact ${fact.replaced_by}` : fact.reason;
   return factRow(
     fact,
-    [h("span", { class: "tag" }, became), h("span", {}, moment(fact.created_at), " to ", moment(fact.ended_at)), ...factTags(fact)],
+    [
+      h("span", { class: "tag" }, became),
+      h("span", {}, moment(fact.created_at), " to ", moment(fact.ended_at)),
+      ...factTags(fact),
+    ],
     [action("Restore", `fact ${fact.id}`, () => bringBack(fact.id), { class: "quiet small edits" })],
   );
 }

@@ -6,8 +6,8 @@ import { problemBox } from "./parts.js";
 /**
  * Binds the elements `#NAME-list`, `#NAME-count` and `#NAME-pages`.
  *
- * `load(after)` gives `{facts, next, total}`, `row(fact)` a list item, `empty()` what to show where there are none, and
- * `summary(page, from)` the line above. Returned is what fills it: from the first page on, or the present page again.
+ * `load(after)` gives `{facts, next, total}`, `row(fact)` a list item, `empty()` what to show where there is none,
+ * and `summary(page, from)` the line above. Returned is what fills it: from the first page on, or the present page again.
  */
 export function pagedList({ name, load, row, empty, summary }) {
   const [list, line, nav] = ["list", "count", "pages"].map((part) => $(`#${name}-${part}`));
@@ -29,9 +29,7 @@ export function pagedList({ name, load, row, empty, summary }) {
       sizes[at] = page.facts.length;
       cursors[at + 1] = page.next;
       from = sizes.slice(0, at).reduce((sum, size) => sum + size, 0);
-      list.replaceChildren(
-        page.facts.length ? h("ul", { class: "facts" }, ...page.facts.map(row)) : empty(),
-      );
+      list.replaceChildren(page.facts.length ? h("ul", { class: "facts" }, ...page.facts.map(row)) : empty());
       line.textContent = page.facts.length ? summary(page, from) : "";
       turnable(page);
     } catch (problem) {

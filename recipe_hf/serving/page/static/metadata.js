@@ -32,7 +32,7 @@ export function metadataFields(metadata) {
       { role: "group", "aria-label": "Metadata" },
       h("p", { class: "label" }, "Metadata"),
       rows,
-      h("p", { class: "hint" }, "Numbers, true, false and other JSON are kept as such; in \"quotes\" they are text."),
+      h("p", { class: "hint" }, 'Numbers, true, false and other JSON are kept as such; in "quotes" they are text.'),
       more,
     ),
     read() {

@@ -21,14 +21,22 @@ export function factTags(fact, filter = null) {
     ...Object.entries(fact.metadata ?? {}).map(([key, value]) =>
       h(
         name,
-        { class: "tag", ...(filter && { type: "button", title: "Only such facts", onclick: () => filter(key, value) }) },
+        {
+          class: "tag",
+          ...(filter && { type: "button", title: "Only such facts", onclick: () => filter(key, value) }),
+        },
         `${key}: ${asText(value)}`,
       ),
     ),
     fact.valid_from &&
       h("span", { class: `tag ${fact.valid_from > now ? "caution" : ""}` }, "valid from ", moment(fact.valid_from)),
     fact.valid_until &&
-      h("span", { class: `tag ${fact.valid_until <= now ? "caution" : ""}` }, "valid until ", moment(fact.valid_until)),
+      h(
+        "span",
+        { class: `tag ${fact.valid_until <= now ? "caution" : ""}` },
+        "valid until ",
+        moment(fact.valid_until),
+      ),
   ];
 }
 
@@ -51,7 +59,13 @@ export function factRow(fact, more = [], actions = []) {
   return h(
     "li",
     { "data-id": fact.id },
-    h("span", { class: "fact-id" }, h("span", { class: "sr" }, "Fact "), h("span", { "aria-hidden": "true" }, "#"), String(fact.id)),
+    h(
+      "span",
+      { class: "fact-id" },
+      h("span", { class: "sr" }, "Fact "),
+      h("span", { "aria-hidden": "true" }, "#"),
+      String(fact.id),
+    ),
     h("div", { class: "fact-body" }, factText(fact), h("div", { class: "fact-more" }, ...more)),
     h("div", { class: "fact-actions" }, ...actions),
   );
@@ -59,7 +73,11 @@ export function factRow(fact, more = [], actions = []) {
 
 /** A small button of a row; `about` completes its name for those who do not see the row. */
 export function action(name, about, act, attributes = {}) {
-  return h("button", { type: "button", class: "quiet small", "aria-label": `${name} ${about}`, onclick: act, ...attributes }, name);
+  return h(
+    "button",
+    { type: "button", class: "quiet small", "aria-label": `${name} ${about}`, onclick: act, ...attributes },
+    name,
+  );
 }
 
 /** What went wrong, in the server's words. */
