@@ -441,12 +441,12 @@ def test_a_width_given_later_is_that_of_the_file(tmp_path):
 
 def test_changes_of_one_transaction_are_made_together_or_not_at_all(filled):
     base = filled(3)
-    before = state(base)
+    before = content(base)
     with pytest.raises(RuntimeError), base.transaction():
         base.add(["new"], random_keys(1))
         base.remove([0, 1])
         raise RuntimeError
-    assert state(base) == before
+    assert content(base) == before
     with base.transaction():
         base.remove(0)
         (id_,) = base.add(["new"], random_keys(1))
@@ -472,7 +472,7 @@ def test_facts_in_the_way_are_named_before_anything_is_added(filled):
 def test_an_excerpt_holds_some_facts_as_they_are_and_goes_on_with_their_ids(filled):
     base = filled(5)
     base.remove(4)
-    before, part = state(base), base.excerpt([3, 1, 4, 99])
+    before, part = content(base), base.excerpt([3, 1, 4, 99])
     assert list(part) == [base[1], base[3]] and not part.history()
     assert part.keys([1, 3]).equal(base.keys([1, 3]))
     assert part.add([("prompt 3", "another")], random_keys(1)) == base.add(["x"], random_keys(1)) == [5]

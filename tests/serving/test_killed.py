@@ -12,8 +12,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from forked_servers import ForkServer
 
+from tests.forked_servers import ForkServer
 from tests.running_server import free_port
 from tests.tiny_recipe import PROMPTS, tiny_base, tiny_recipe
 
