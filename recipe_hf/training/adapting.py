@@ -11,9 +11,13 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 
+from ..cards.model_card import write_model_card
+from ..datasets import load_mixture
 from ..modeling.base import load_tokenizer
+from ..modeling.model import RecipeForCausalLM
 from .arguments import read_config
 from .config import TrainingConfig
+from .publishing import METRICS_LOG, RUN_RECORD, describe_run
 from .trainer import Trainer
 
 #: The schedule, which is the same for every base.
@@ -37,7 +41,7 @@ def adaptation(
         assignments: Texts `NAME=VALUE`, which come last.
 
     Raises:
-        OSError: If the base's tokenizer cannot be found.
+        OSError: If the base's tokenizer or the facts cannot be found.
         ValueError: If a field is not as described.
     """
     fitting: dict[str, Any] = {
@@ -50,7 +54,19 @@ def adaptation(
     if not load_tokenizer(base_model).chat_template:
         fitting["data.sampling.chat_share"] = 0.0
     given = {name: value for name, value in options.items() if value is not None}
-    return read_config(TrainingConfig, SCHEDULE, fitting | given, assignments)
+    config = read_config(TrainingConfig, SCHEDULE, fitting | given, assignments)
+    return config.changed(_fitting_sizes(config))
+
+
+def _fitting_sizes(config: TrainingConfig) -> dict[str, int]:
+    """Sizes, by dotted name, that are too large for few facts, as they can be."""
+    examples, _ = load_mixture(config.data.train_file)
+    held_out = min(config.data.num_eval_examples, max(1, len(examples) // 5))
+    sizes = {"data.num_eval_examples": held_out}
+    for number, stage in enumerate(config.stages):
+        for name in ("contrastive_batch_size", "editing_batch_size"):
+            sizes[f"stages.{number}.{name}"] = min(getattr(stage, name), max(1, len(examples) - held_out))
+    return sizes
 
 
 def adapt(config: TrainingConfig, resume: bool = False) -> Path:
@@ -71,7 +87,15 @@ def adapt(config: TrainingConfig, resume: bool = False) -> Path:
     if not resume and (directory / "config.json").exists():
         raise FileExistsError(f"output must be a directory without a checkpoint, got {str(directory)!r}.")
     best = Trainer(config).train(resume)
-    shutil.copytree(best, directory, dirs_exist_ok=True)
+    # Saved anew, not copied: the way to a retriever in a directory is another from here.
+    start = config.model
+    model = RecipeForCausalLM.from_pretrained(best, base_model=False)
+    model.save_pretrained(
+        directory, parts="prompts", retriever=start.retriever, retriever_revision=start.retriever_revision
+    )
+    for name in (RUN_RECORD, METRICS_LOG):
+        shutil.copy(best / name, directory)
+    write_model_card(directory, describe_run(directory))
     return directory
 
 

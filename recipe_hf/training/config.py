@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast, get_args
 
 from pydantic import (
@@ -213,7 +214,7 @@ class ModelConfig(YamlConfig):
         checkpoint: A trained checkpoint, in a directory or on the Hub, to go on from instead of new weights. Its
             encoder and its sizes are taken too; such a run has no warm start.
         retriever: A trained checkpoint, whatever its base, whose retriever and verifier find the facts; the prompts
-            alone are trained. Its encoder and its sizes are taken, too.
+            alone are trained, and saved as a checkpoint that names it. Its encoder and its sizes are taken, too.
         retriever_revision: Revision of a retriever on the Hub.
         knowledge_dim: See [`RecipeConfig`].
         num_continuous_prompt_tokens: See [`RecipeConfig`].
@@ -345,6 +346,9 @@ class TrainingConfig(YamlConfig):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        retriever = self.model.retriever
+        fits = not self.run.push_to_hub or retriever is None or not Path(retriever).is_dir()
+        require(fits, "model.retriever", retriever, "on the Hub with push_to_hub, for the prompts will name it")
         require(self.num_steps > 0, "steps of all stages together", self.num_steps, "at least 1")
         answer_tokens = self.model.num_answer_prompt_tokens
         for number, stage in enumerate(self.stages):

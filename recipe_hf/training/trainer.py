@@ -266,7 +266,9 @@ class Trainer:
         best = self.output_dir / "best"
         new, _ = beside(best)
         shutil.rmtree(new, ignore_errors=True)
-        self.model.save_pretrained(new)
+        start = self.config.model
+        named = {"retriever": start.retriever, "retriever_revision": start.retriever_revision}
+        self.model.save_pretrained(new, **({"parts": "prompts", **named} if start.retriever else {}))
         summary = json.dumps(self._summary(metrics), indent=2)
         (new / RUN_RECORD).write_text(f"{summary}\n", encoding="utf-8")
         shutil.copy(self.output_dir / METRICS_LOG, new)

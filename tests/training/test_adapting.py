@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from recipe_hf import RecipeForCausalLM
@@ -19,10 +20,9 @@ from recipe_hf.training.warm_start import embedding_scale
 from tests.tiny_recipe import base_tokenizer, tiny_base, untrained_recipe
 from tests.tiny_training import EXAMPLES, tiny_config, write_parts
 
-SHORT = ["data.num_eval_examples=6", "data.num_eval_questions=3", "run.eval_steps=2", "objective.length_buckets=1"]
+SHORT = ["data.num_eval_questions=3", "run.eval_steps=2", "objective.length_buckets=1"]
 SHORT += [f"stages.{number}.steps=2" for number in range(4)]
-SHORT += ["stages.0.editing_batch_size=3", "stages.1.contrastive_batch_size=6", "stages.2.editing_batch_size=3"]
-SHORT += ["stages.3.editing_batch_size=3", "model.num_answer_prompt_tokens=4", "data.sampling.rewording_share=0"]
+SHORT += ["model.num_answer_prompt_tokens=4", "data.sampling.rewording_share=0"]
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +49,8 @@ def test_a_base_of_another_width_gets_prompts_for_the_retriever_as_it_is(parts: 
     result = adapt(parts, tmp_path / "new")
     assert result.exit_code == 0, result.output
     assert "on held-out facts: reliability" in result.output and str(tmp_path / "new") in result.output
+    weights = load_file(tmp_path / "new" / "model.safetensors")
+    assert {name.split(".")[0] for name in weights} == {"prompt_encoder", "answer_prompt_encoder"}
     given = RecipeForCausalLM.from_pretrained(parts / "retriever", base_model=False)
     made = RecipeForCausalLM.from_pretrained(tmp_path / "new")
     for name, weight in given.retriever.state_dict().items():
@@ -57,6 +59,9 @@ def test_a_base_of_another_width_gets_prompts_for_the_retriever_as_it_is(parts: 
     assert (tmp_path / "new" / "README.md").is_file()
     record = json.loads((tmp_path / "new" / "training.json").read_text())
     assert record["config"]["model"]["retriever"] == str(parts / "retriever")
+    # Of 25 facts, five are held out, and no batch is larger than the rest.
+    assert record["config"]["data"]["num_eval_examples"] == 5
+    assert record["config"]["stages"][1]["contrastive_batch_size"] == 20
     made.add_knowledge([("Bo Ray lives in", "Rome")])
     assert made.knowledge[0 if 0 in made.knowledge else 1].statement == "Bo Ray lives in Rome"
 
@@ -78,6 +83,7 @@ def test_a_finished_checkpoint_is_not_overwritten_and_a_finished_run_resumes_to_
         (["--set", "model.encoder_revision=main"], "encoder_revision must be null with a checkpoint or a retriever"),
         (["--retriever", "nowhere/at/all"], "retriever must be"),
         (["--push-to-hub"], "run.hub_model_id must be a repository id"),
+        (["--push-to-hub", "--hub-model-id", "a/b"], "model.retriever must be on the Hub with push_to_hub"),
     ],
 )
 def test_what_is_refused_leaves_nothing(parts: Path, tmp_path: Path, arguments: list[str], message: str):
