@@ -89,6 +89,13 @@ def save_parts(directory: Path) -> None:
     model.save_pretrained(directory / "prompts", parts="prompts", retriever=directory / "retriever")
 
 
+def upload_folder(directory: Path, repo_id: str) -> None:
+    from huggingface_hub import HfApi
+
+    HfApi(**ANN).create_repo(repo_id)
+    HfApi(**ANN).upload_folder(folder_path=directory, repo_id=repo_id)
+
+
 def take_retriever(retriever: str, **kwargs: Any) -> list[Any]:
     """What a config records of a retriever that a new model takes from the Hub."""
     from recipe_hf import RecipeForCausalLM

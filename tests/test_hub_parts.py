@@ -82,6 +82,13 @@ def test_prompts_that_name_a_directory_go_up_with_a_name_of_the_hub(hub, client,
     assert snapshot(tmp_path).items() >= before.items()
 
 
+def test_both_parts_may_be_folders_of_one_repository(hub, client, tmp_path):
+    client.push_base("org/base", **ANN)
+    client.save_parts(tmp_path / "both")
+    client.upload_folder(tmp_path / "both", "org/both")
+    assert client.generate_as_pushed("org/both", subfolder="prompts", cache_dir=tmp_path / "cache")
+
+
 def test_a_whole_checkpoint_gives_way_to_a_part(hub, client, tmp_path):
     client.push_base("org/base", **ANN)
     for name in ("org/prompts", "org/retriever"):
