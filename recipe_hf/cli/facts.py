@@ -208,17 +208,27 @@ def _check_lengths(model: Any, prompts: list[str], max_new_tokens: int) -> None:
     positions = getattr(model.lm.config.get_text_config(), "max_position_embeddings", None)
     if positions is None:
         return
-    config = model.config
-    of_facts = config.top_k_facts * (config.num_continuous_prompt_tokens + config.num_answer_prompt_tokens)
-    room = positions - of_facts - max_new_tokens
-    if room < 1:
-        raise ValueError(f"--max-new-tokens must be at most {positions - of_facts - 1}, got {max_new_tokens}.")
-    for ids in model.tokenizer(prompts)["input_ids"]:
+    for ids, of_facts in zip(model.tokenizer(prompts)["input_ids"], _tokens_of_facts(model, prompts), strict=True):
+        room = positions - of_facts - max_new_tokens
+        if room < 1:
+            raise ValueError(f"--max-new-tokens must be at most {positions - of_facts - 1}, got {max_new_tokens}.")
         if len(ids) > room:
             raise ValueError(
                 f"PROMPTS must be of at most {room} tokens, the base's {positions} less those of facts and answer, "
                 f"got one of {len(ids)}."
             )
+
+
+def _tokens_of_facts(model: Any, prompts: list[str]) -> list[int]:
+    """How many tokens the facts of each prompt take: at most, or where they are told as text, those of these facts."""
+    from ..modeling.text_prompts import num_text_tokens
+
+    config = model.config
+    if config.prompt_form == "continuous":
+        most = config.top_k_facts * (config.num_continuous_prompt_tokens + config.num_answer_prompt_tokens)
+        return [most] * len(prompts)
+    used = [[hit.statement for hit in (best, *best.others) if hit.fired] for best in model.retrieve(prompts)]
+    return [sum(num_text_tokens(statements, model.tokenizer)) for statements in used]
 
 
 def _keep(knowledge: Any, checkpoint: Path, file: Path | None) -> None:

@@ -9,7 +9,7 @@ import torch
 from accelerate.utils import set_seed
 
 from ..datasets import DataSource, EditExample, load_mixture
-from ..evaluation.general import load_prompts
+from ..evaluation.asking.general import load_prompts
 from ..evaluation.inputs import describe_rows, digest, model_settings
 from ..knowledge import KnowledgeBase
 from ..modeling.model import RecipeForCausalLM

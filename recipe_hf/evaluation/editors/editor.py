@@ -1,8 +1,8 @@
 """What a knowledge editor does to be measured: the contract between editors and the code that asks them.
 
 An editor makes a language model say given facts. All are asked by the same code ([`~recipe_hf.evaluation.asking`]),
-which alone calls the language model, teacher-forced or greedily. An editor either says what is to be read in place of a
-prompt ([`Editor.read`]), or changes what the language model computes ([`Editor.edit`], `changes_model = True`), or
+which alone calls the language model, teacher-forced or greedily. An editor either says what is to be read in place of
+a prompt ([`Editor.read`]), or changes what the language model computes ([`Editor.edit`], `changes_model = True`), or
 does both:
 
     class Mine(Editor):
@@ -35,7 +35,10 @@ Prefix = tuple[Tensor, Tensor]
 
 
 class Prompt(NamedTuple):
-    """A prompt that is put to an edited model: its `text`, the `ids` of that, and the `query` that a retriever reads."""
+    """A prompt that is put to an edited model: its `text`, the `ids` of that, and the `query` that a retriever reads.
+
+    The query is the text, unless the protocol shows the answer too, or a chat asks with its last message alone.
+    """
 
     text: str
     ids: list[int]
@@ -112,7 +115,7 @@ class Editor(ABC):
 
     @abstractmethod
     def edit(self, facts: Sequence[EditExample]) -> None:
-        """Takes facts in, together, on top of those of earlier calls. Where it fails, `undo` is called all the same."""
+        """Takes facts in, together, on top of those of earlier calls. If it fails, `undo` is called all the same."""
 
     @abstractmethod
     def undo(self) -> None:

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from recipe_hf.evaluation.editors import EDITORS, EditorOptions
-from recipe_hf.evaluation.editors.base import Editor
+from recipe_hf.evaluation.editors.editor import Editor
 from recipe_hf.evaluation.editors.finetuning import Budget, FineTuning, LoRA
 from recipe_hf.teacher_forcing import tokenize_rows
-from tests.evaluation.test_editing import EXAMPLES
+from tests.tiny_evaluation import EXAMPLES
 from tests.tiny_recipe import PROMPTS, UNRELATED, tiny_recipe
 
 ANSWERS = [example.answer for example in EXAMPLES]

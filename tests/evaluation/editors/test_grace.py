@@ -9,7 +9,7 @@ import torch
 
 from recipe_hf.evaluation.editors.finetuning import Budget
 from recipe_hf.evaluation.editors.grace import Grace
-from tests.evaluation.test_editing import EXAMPLES as LONG
+from tests.tiny_evaluation import EXAMPLES as LONG
 from tests.tiny_recipe import UNRELATED, tiny_base, tiny_recipe
 
 # One vector cannot make a tiny model say a whole name byte by byte. After a line's end, an answer has no space.

@@ -15,7 +15,7 @@ from recipe_hf.evaluation.editors.retrieval import (
 )
 from recipe_hf.evaluation.editors.thresholds import choose_threshold, questions_to_tune
 from recipe_hf.teacher_forcing import tokenize_rows
-from tests.evaluation.test_editing import EXAMPLES, model, predictions
+from tests.tiny_evaluation import EXAMPLES, model, predictions
 from tests.tiny_recipe import PROMPTS, UNRELATED
 
 ASKED = [PROMPTS[2], UNRELATED[0], PROMPTS[0]]
