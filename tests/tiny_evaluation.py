@@ -9,17 +9,18 @@ from torch import Tensor
 
 from recipe_hf import RecipeForCausalLM
 from recipe_hf.datasets import EditExample
+from recipe_hf.evaluation.asking.saying import predict, write
 from recipe_hf.evaluation.editors.editor import Editor, Prompt
 from recipe_hf.teacher_forcing import answer_logits, tokenize_rows
 from recipe_hf.training.losses import editing_loss
 from tests.tiny_recipe import FACTS, PROMPTS, UNRELATED, tiny_recipe
 
 # One rephrasing finds no fact, one finds that of another; one unrelated prompt is not so unrelated.
-_REPHRASINGS = [PROMPTS[0], UNRELATED[4], PROMPTS[3], PROMPTS[3]]
-_LOCALITY = [(UNRELATED[0], "four"), (PROMPTS[0], "he is"), (UNRELATED[2], "100 degrees"), (PROMPTS[2], "a b")]
+REPHRASINGS = [PROMPTS[0], UNRELATED[4], PROMPTS[3], PROMPTS[3]]
+UNRELATED_PAIRS = [(UNRELATED[0], "four"), (PROMPTS[0], "he is"), (UNRELATED[2], "100 degrees"), (PROMPTS[2], "a b")]
 EXAMPLES = [
     EditExample(prompt, answer, prompt, (rephrasing,), (locality,))
-    for (prompt, answer), rephrasing, locality in zip(FACTS, _REPHRASINGS, _LOCALITY, strict=True)
+    for (prompt, answer), rephrasing, locality in zip(FACTS, REPHRASINGS, UNRELATED_PAIRS, strict=True)
 ]
 
 
@@ -57,3 +58,14 @@ def share(found: list[int], expected: list[int]) -> float:
 def prompts_of(editor: Editor, texts: list[str]) -> list[Prompt]:
     """Texts as prompts that are looked up as they are."""
     return [Prompt(text, ids, text) for text, ids in zip(texts, editor.tokenizer(texts)["input_ids"], strict=True)]
+
+
+def said_by(editor: Editor, texts: list[str], answers: list[str]) -> list[list[int]]:
+    """The most likely tokens of answers to texts, under an editor."""
+    rows = tokenize_rows(editor.tokenizer, texts, answers)
+    return predict(editor, editor.read(prompts_of(editor, texts)), [row.answer_ids for row in rows])
+
+
+def written_by(editor: Editor, texts: list[str], lengths: list[int]) -> list[list[int]]:
+    """What is written after texts, under an editor."""
+    return write(editor, editor.read(prompts_of(editor, texts)), lengths)

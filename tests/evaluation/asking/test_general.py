@@ -1,12 +1,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from recipe_hf.evaluation.held import hold
 
+from recipe_hf.datasets import EditExample
+from recipe_hf.evaluation.asking.answers import Answers
 from recipe_hf.evaluation.asking.general import load_prompts
+from recipe_hf.evaluation.asking.trials import Trial
+from recipe_hf.evaluation.editors.editor import Unedited
+from recipe_hf.evaluation.editors.retrieval import recipe
+from recipe_hf.evaluation.measuring.editing import edited, run_trial
 from tests.tiny_evaluation import EXAMPLES, model
 from tests.tiny_recipe import PROMPTS, UNRELATED
 
@@ -67,24 +74,33 @@ def test_empty_file(tmp_path: Path):
         load_prompts(tmp_path / "prompts.jsonl")
 
 
+def fired(facts: list[EditExample], prompts: list[str], num_edits: int | None = None) -> dict[str, Any]:
+    trial = replace(Trial.draw(facts, num_edits), facts=facts, general={"mine": prompts})
+    (report,) = run_trial(recipe(model()), trial, ["strict"], Answers())
+    return report.general["mine"]
+
+
 def test_fired_are_those_that_the_model_retrieves_a_fact_for():
-    prompts = GeneralPrompts([*UNRELATED, *PROMPTS])
-    with hold(model(), EXAMPLES) as held:
-        found = prompts.fired(held)
+    prompts = [*UNRELATED, *PROMPTS]
+    found = fired(EXAMPLES, prompts)
+    with edited(recipe(model()), EXAMPLES):
         right = {hit.statement: hit for hit in model().retrieve(PROMPTS)}
     assert found["prompts"] == 9 and [row["prompt"] for row in found["fired"]] == PROMPTS
     for row in found["fired"]:
         hit = right[row["statement"]]
         assert (row["score"], row["threshold"]) == pytest.approx((hit.score, hit.threshold), rel=1e-4)
-    with hold(model(), EXAMPLES[:1]) as held:
-        expected = [
-            text for text, hit in zip(prompts.texts, model().retrieve(prompts.texts), strict=True) if hit.fired
-        ]
-        assert [row["prompt"] for row in prompts.fired(held)["fired"]] == expected != PROMPTS
+    with edited(recipe(model()), EXAMPLES[:2]):
+        expected = [text for text, hit in zip(prompts, model().retrieve(prompts), strict=True) if hit.fired]
+    assert [row["prompt"] for row in fired(EXAMPLES[:2], prompts)["fired"]] == expected != PROMPTS
 
 
 def test_facts_held_alone_take_turns():
-    prompts = GeneralPrompts([EXAMPLES[i].prompt for i in (0, 0, 2, 2)])
-    with hold(model(), EXAMPLES[:3], alone=True) as held:
-        fired = prompts.fired(held)["fired"]
-    assert [row["statement"] for row in fired] == [f"{EXAMPLES[i].prompt} {EXAMPLES[i].answer}" for i in (0, 2)]
+    found = fired(EXAMPLES[:3], [EXAMPLES[i].prompt for i in (0, 0, 2, 2)], num_edits=1)
+    statements = [f"{EXAMPLES[i].prompt} {EXAMPLES[i].answer}" for i in (0, 2)]
+    assert [row["statement"] for row in found["fired"]] == statements
+
+
+def test_editors_that_look_nothing_up_use_no_fact_for_them():
+    trial = Trial.draw(EXAMPLES, general={"mine": PROMPTS})
+    (report,) = run_trial(Unedited(model()), trial, ["strict"], Answers())
+    assert not report.general and not any("fired" in name or "calibration" in name for name in report.metrics)

@@ -17,10 +17,12 @@ from recipe_hf.evaluation.asking.protocols import opens_with
 from recipe_hf.evaluation.asking.questions import KINDS
 from recipe_hf.evaluation.asking.saying import EXTRA_TOKENS
 from recipe_hf.evaluation.asking.trials import Trial
+from recipe_hf.evaluation.editors.retrieval import recipe
 from recipe_hf.evaluation.measuring.editing import evaluate_editing, run_trial
 from recipe_hf.evaluation.measuring.metrics import EditingReport
 from recipe_hf.evaluation.measuring.outcomes import Outcome
 from recipe_hf.knowledge import KnowledgeBase
+from tests.tiny_evaluation import EXAMPLES, REPHRASINGS, UNRELATED_PAIRS, model, predictions, share
 from tests.tiny_recipe import PROMPTS, UNRELATED, tiny_recipe, verified_recipe
 
 
@@ -83,7 +85,7 @@ def test_retriever_sees_the_prompt_only(monkeypatch: pytest.MonkeyPatch):
     look_up = model().retrieve
     monkeypatch.setattr(model(), "retrieve", lambda texts: seen.extend(texts) or look_up(texts))
     evaluate_editing(model(), EXAMPLES)
-    assert set(seen) == {*PROMPTS, *_REPHRASINGS, *(prompt for prompt, _ in _LOCALITY)}
+    assert set(seen) == {*PROMPTS, *REPHRASINGS, *(prompt for prompt, _ in UNRELATED_PAIRS)}
 
 
 def test_metrics_are_averages_in_percent():
@@ -177,9 +179,7 @@ def test_generation_takes_any_of_several_right_answers():
 def test_under_the_protocol_of_the_paper_the_retriever_sees_the_answer_but_its_last_token(monkeypatch):
     seen: list[str] = []
     look_up = model().retrieve
-    monkeypatch.setattr(
-        model(), "retrieve", lambda text, namespace: seen.append(text) or look_up(text, namespace=namespace)
-    )
+    monkeypatch.setattr(model(), "retrieve", lambda texts: seen.extend(texts) or look_up(texts))
     evaluate_editing(model(), EXAMPLES[:1], protocol="paper")
     example = EXAMPLES[0]
     assert seen[:3] == [
@@ -213,7 +213,7 @@ def test_all_unrelated_questions_are_asked_by_kind():
 
 def share_equal_after_removal(num_edits: int) -> float | None:
     trial = Trial.draw(EXAMPLES, num_edits, ends_with_removal=True)
-    (found,) = run_trial(model(), trial, ["strict"], Answers(model(), 3))
+    (found,) = run_trial(recipe(model()), trial, ["strict"], Answers(3))
     return found.equal_after_removal
 
 
@@ -346,7 +346,7 @@ def test_model_without_tokenizer(monkeypatch: pytest.MonkeyPatch):
 def test_the_verifier_decides_for_facts_held_together_and_alone(num_edits, offset: float, fired: float):
     edited = verified_recipe(offset)
     trial = Trial.draw(EXAMPLES, num_edits, general={"chat": ["Good morning!"]})
-    (found,) = run_trial(edited, trial, ["strict"], Answers(edited))
+    (found,) = run_trial(recipe(edited), trial, ["strict"], Answers())
     shares = [found.metrics[name] for name in ("reliability_fired", "locality_fired", "general_fired/chat")]
     assert shares == [fired] * 3
 

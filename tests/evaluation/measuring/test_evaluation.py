@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from recipe_hf.evaluation.asking.answers import Answers
+from recipe_hf.evaluation.asking import answers
 from recipe_hf.evaluation.measuring.evaluation import Evaluation, run_evaluation
 from tests.tiny_evaluation import EXAMPLES, model
 
@@ -29,16 +29,16 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> str:
 def calls_of_the_base(monkeypatch: pytest.MonkeyPatch, stop_after: int | None = None) -> list[int]:
     """Rows of each call of the base; optionally, the user loses patience."""
     calls: list[int] = []
-    for name in ("_predict", "_generate"):
-        original = getattr(Answers, name)
+    for name in ("predict", "write"):
+        original = getattr(answers, name)
 
-        def counted(self: Answers, rows: Any, prefix: Any, original: Any = original) -> Any:
+        def counted(editor: Any, readings: Any, asked: Any, original: Any = original) -> Any:
             if len(calls) == stop_after:
                 raise KeyboardInterrupt
-            calls.append(len(rows))
-            return original(self, rows, prefix)
+            calls.append(len(readings))
+            return original(editor, readings, asked)
 
-        monkeypatch.setattr(Answers, name, counted)
+        monkeypatch.setattr(answers, name, counted)
     return calls
 
 

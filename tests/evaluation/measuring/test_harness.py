@@ -193,3 +193,13 @@ def test_what_makes_no_sense_is_refused(data: Path, tmp_path: Path):
         run_harness(tiny_recipe(), ["local_rte"], EXAMPLES, tmp_path / "nowhere")
     with pytest.raises(ValueError, match="tasks and facts must not be empty, got 1 tasks and 0 facts"):
         run_harness(tiny_recipe(), ["local_rte"], [], data)
+
+
+def test_there_is_room_for_facts_told_as_text(data: Path):
+    model = tiny_recipe(prompt_form="text")
+    statements = [f"{prompt} {answer}" for prompt, answer in FACTS]
+    longest = len(f"{max(statements, key=len)}.\n")  # One token to a byte.
+    assert RecipeLM(model, statements=statements).max_length == 512 - longest
+    assert RecipeLM(tiny_recipe(), statements=statements).max_length == 512 - 3
+    found = run_harness(model, ["local_mmlu"], EXAMPLES, data)["tasks"]["local_mmlu"]
+    assert found["rows"] == found["queries"] == 4

@@ -6,17 +6,10 @@ from statistics import mean
 import pytest
 from scipy import stats
 
-from recipe_hf.evaluation.measuring.metrics import EditingReport
+from recipe_hf.evaluation.measuring.metrics import EditingReport, report_from_dict, report_to_dict
 from recipe_hf.evaluation.measuring.outcomes import Outcome
-from recipe_hf.evaluation.reporting.tables import (
-    COLUMNS,
-    half_interval,
-    markdown_report,
-    markdown_table,
-    report_from_dict,
-    report_to_dict,
-    summarize,
-)
+from recipe_hf.evaluation.measuring.statistics import half_interval
+from recipe_hf.evaluation.reporting.tables import COLUMNS, markdown_report, markdown_table, summarize
 
 
 def report(seed: int, reliability: float) -> EditingReport:
