@@ -111,22 +111,39 @@ class Editor(ABC):
         self.settings: dict[str, Any] = {}
 
     def tune(self, facts: Sequence[EditExample], asked: Sequence[EditExample]) -> None:  # noqa: B027
-        """Chooses thresholds and the like, on `asked`, some of the `facts`: rows kept for that. Time is not taken."""
+        """Chooses thresholds and the like, or trains what is trained once, on rows kept for that.
+
+        The language model is afterwards as it was. The time is not taken.
+
+        Args:
+            facts: Rows to hold, as many as will be edited in, or more.
+            asked: Those among them that are asked about.
+        """
 
     @abstractmethod
     def edit(self, facts: Sequence[EditExample]) -> None:
-        """Takes facts in, together, on top of those of earlier calls. If it fails, `undo` is called all the same."""
+        """Takes facts in, together, on top of those of earlier calls. If it fails, `undo` is called all the same.
+
+        Raises:
+            ValueError: If a fact cannot be taken in; the message names it.
+        """
 
     @abstractmethod
     def undo(self) -> None:
         """Lets go of all facts: weights, hooks and knowledge are, bit for bit, as before the first `edit`."""
 
     def read(self, prompts: Sequence[Prompt]) -> list[Reading]:
-        """What the language model reads for each prompt: the prompt itself, unless something is added."""
+        """What the language model reads for each prompt, in order: the prompt itself, unless something is added.
+
+        Facts are held while it is asked. Where they do not change the model, `prefix` is asked after `undo` too.
+        """
         return [Reading(prompt.ids) for prompt in prompts]
 
     def prefix(self, readings: Sequence[Reading]) -> Prefix | None:
-        """What is put before the tokens of each reading as embeddings. Asked for readings that are told something."""
+        """What is put before each reading as embeddings, `[len(readings), l, d_llm]`, and their mask; None if nothing.
+
+        Asked for readings that are told something. Gradients are off.
+        """
         return None
 
     def answering(self, rows: Sequence[Row]) -> AbstractContextManager[Any]:

@@ -64,13 +64,6 @@ def _mean(results: Sequence[Mapping[str, Any]], column: str) -> str:
     return mean_and_interval(values) if values else "–"
 
 
-def result_line(results: Sequence[Mapping[str, Any]]) -> str:
-    """The results of an editor under each protocol in a line."""
-    first = results[0]
-    shown = [f"{r['protocol']}: " + ", ".join(f"{kind} {r[kind]:.1f}" for kind in KINDS if kind in r) for r in results]
-    return f"{first['editor']}, {first['facts']:,} facts, seed {first['seed']}: " + "; ".join(shown)
-
-
 # Of these figures, what a report calls them.
 _METRICS = {
     **{kind: kind for kind in KINDS},
@@ -162,6 +155,15 @@ class Comparison(Plan):
         """Whether an editor is asked with so many facts: one that trains is not where they are too many."""
         return num_edits <= self.max_trained_edits or not EDITORS[editor].trains
 
+    @property
+    def left_out(self) -> list[str]:
+        names = {number: [n for n in self.editors if not self.takes_part(n, number)] for number in self.num_edits}
+        return [
+            f"{', '.join(left_out)}: not with {number:,} facts (max_trained_edits)"
+            for number, left_out in names.items()
+            if left_out
+        ]
+
     def tuning_rows(self, num_edits: int) -> tuple[list[EditExample], list[EditExample]]:
         """Rows to hold and rows to ask about when thresholds are chosen; of rows with one prompt, the last counts."""
         rows = list({example.prompt: example for example in self.validation}.values())
@@ -204,9 +206,4 @@ def run_comparison(
         What `output` holds: `columns` and `rows` of the table, and `results`, one for each editor, number of facts,
         seed and protocol, with the outcome of every question.
     """
-    for number in comparison.num_edits:
-        left_out = [name for name in comparison.editors if not comparison.takes_part(name, number)]
-        if left_out:
-            report(f"{', '.join(left_out)}: not with {number:,} facts (max_trained_edits)")
-    told = lambda results: report(result_line([_to_dict(result) for result in results]))  # noqa: E731
-    return run_plan(comparison, model, output, batch_size, told=told)[0]
+    return run_plan(comparison, model, output, batch_size, report=report)[0]

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from ...datasets import EditExample
 from ..asking.answers import Answers
 from ..asking.protocols import find_protocol
+from ..asking.questions import KINDS
 from ..asking.trials import Trial
 from ..editors import EDITORS, EditorOptions
 from ..records import check_same, read_record, write_record
@@ -110,6 +111,11 @@ class Plan(ABC):
     def cells(self) -> list[Cell]:
         """Its parts, in the order they are done."""
 
+    @property
+    def left_out(self) -> list[str]:
+        """What is not done, in words, a line each."""
+        return []
+
     def trial(self, num_edits: int, seed: int) -> Trial:
         """The facts and questions of one number of edits and seed."""
         return Trial.draw(self.examples, num_edits, seed, self.num_questions)
@@ -137,7 +143,7 @@ def run_plan(
     output: Path | None = None,
     batch_size: int = 32,
     progress: bool = False,
-    told: Callable[[list[Result]], None] = lambda results: None,
+    report: Callable[[str], None] = lambda line: None,
 ) -> tuple[dict[str, Any], list[Result]]:
     """Runs a plan, or the rest of one.
 
@@ -151,7 +157,7 @@ def run_plan(
         output: JSON file; without it, nothing is written and nothing can be resumed.
         batch_size: Rows in one call of the language model.
         progress: Whether to show a progress bar with the time left.
-        told: Called with the results of each cell when it is done.
+        report: Told what is left out, and a line when each cell is done.
 
     Returns:
         The record, which is what `output` holds, and the results.
@@ -169,6 +175,8 @@ def run_plan(
         check_same(output, held, {name: inputs[name] for name in held})
     done = {result.cell for result in results}
     missing = [cell for cell in plan.cells if cell not in done]
+    for line in plan.left_out:
+        report(line)
     record = plan.to_record(settings, results)
     if not missing:
         return record, results
@@ -189,10 +197,21 @@ def run_plan(
             record = plan.to_record(settings, results)
             if output is not None:
                 write_record(output, record)
-            told(found)
+            report(result_line(found))
     if journal is not None:
         journal.unlink(missing_ok=True)
     return record, results
+
+
+def result_line(results: Sequence[Result]) -> str:
+    """The results of a cell, under each protocol, in a line."""
+    number, editor, seed = results[0].cell
+    shown = []
+    for report in (result.report for result in results):
+        metrics = report.metrics
+        kinds = ", ".join(f"{kind} {metrics[kind]:.1f}" for kind in KINDS if kind in metrics)
+        shown.append(f"{report.protocol}: {kinds}")
+    return f"{editor}, {number:,} facts, seed {seed}: {'; '.join(shown)}"
 
 
 def _read(output: Path | None, plan: Plan, record: Mapping[str, Any]) -> list[Result]:
