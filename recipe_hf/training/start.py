@@ -71,7 +71,7 @@ def load_data(config: DataConfig) -> TrainingData:
 
     Raises:
         OSError, ValueError: As [`~recipe_hf.datasets.load_mixture`] and
-            [`~recipe_hf.evaluation.general.load_prompts`] do.
+            [`~recipe_hf.evaluation.asking.general.load_prompts`] do.
     """
     examples, shares = load_mixture(config.train_file)
     texts = load_prompts(config.unrelated_texts_file) if config.unrelated_texts_file else []

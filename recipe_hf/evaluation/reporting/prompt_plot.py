@@ -33,7 +33,7 @@ def collect_embeddings(
     if model.tokenizer is None:
         raise RuntimeError("The model has no tokenizer of its base: set model.tokenizer.")
     statements = [compose_statement(fact.prompt, fact.answer) for fact in facts]
-    prompts = model.prompt_encoder(model.encode_statements(statements).to(model.prompt_encoder.output.weight))
+    prompts, _ = model.continuous_prompts(model.encode_statements(statements), [None] * len(statements))
     embeddings: Any = model.get_input_embeddings()
     tokens = model.tokenizer(statements, add_special_tokens=False)["input_ids"]
     own = sorted({token for row in tokens for token in row})

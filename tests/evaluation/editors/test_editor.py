@@ -13,6 +13,7 @@ from recipe_hf.evaluation.asking.trials import Trial
 from recipe_hf.evaluation.editors import EDITORS, Editor, EditorOptions, Reading
 from recipe_hf.evaluation.editors.finetuning import Budget
 from recipe_hf.evaluation.measuring.editing import edited, run_trial
+from recipe_hf.teacher_forcing import Row
 from tests.tiny_evaluation import EXAMPLES, prompts_of, said_by
 from tests.tiny_recipe import PROMPTS, UNRELATED, tiny_recipe
 
@@ -70,7 +71,7 @@ def test_only_an_editor_that_says_so_changes_the_model(name: str):
             return editor.lm(torch.tensor([editor.tokenizer(PROMPTS[0])["input_ids"]])).logits
 
     before = logits()
-    with edited(editor, EXAMPLES), editor.answering([]):
+    with edited(editor, EXAMPLES), editor.answering([Row(editor.tokenizer(PROMPTS[0])["input_ids"], [])]):
         changed = not torch.equal(logits(), before)
     assert changed <= editor.changes_model
     assert torch.equal(logits(), before)
