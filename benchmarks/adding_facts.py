@@ -23,7 +23,7 @@ from report import Clock, publish, table, times, wall_clock
 
 from recipe_hf import KnowledgeBase, RecipeForCausalLM
 from recipe_hf.datasets import EditExample, load_examples
-from recipe_hf.evaluation.efficiency import machine
+from recipe_hf.evaluation.inputs import machine
 from recipe_hf.knowledge.facts import compose_statement
 
 CHUNK = 10_000

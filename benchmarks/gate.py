@@ -33,8 +33,8 @@ import typer
 
 from recipe_hf import KnowledgeBase, RecipeForCausalLM, Retrieval
 from recipe_hf.datasets import load_examples, read_rows
-from recipe_hf.evaluation.calibration import reliability_diagram
-from recipe_hf.evaluation.report import markdown_rows
+from recipe_hf.evaluation.measuring.calibration import reliability_diagram
+from recipe_hf.evaluation.reporting.tables import markdown_rows
 from recipe_hf.modeling.verifier import as_update
 from recipe_hf.training.verification.sampling import mistyped
 from recipe_hf.training.verification.written import Statement, load_families, load_statements, load_updates, number_of

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from recipe_hf import RecipeForCausalLM
 from recipe_hf.datasets import EditExample, load_examples
-from recipe_hf.evaluation.efficiency import machine
+from recipe_hf.evaluation.inputs import machine
 
 CHUNK = 10_000
 DATA = [Path("data/counterfact-edit.json"), Path("data/counterfact-train.json")]

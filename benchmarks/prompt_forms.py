@@ -22,7 +22,7 @@ from report import publish, table
 
 from recipe_hf import KnowledgeBase, RecipeForCausalLM
 from recipe_hf.datasets import EditExample, load_examples
-from recipe_hf.evaluation.protocols import normalize_answer
+from recipe_hf.evaluation.asking.protocols import normalize_answer
 from recipe_hf.teacher_forcing import tokenize_rows
 
 BATCH = 8

@@ -25,10 +25,10 @@ from typing import Annotated, Any
 import typer
 
 from recipe_hf.datasets import load_examples
-from recipe_hf.evaluation.editing import Trial
+from recipe_hf.evaluation.asking.trials import Trial
 from recipe_hf.evaluation.inputs import machine
 from recipe_hf.evaluation.records import write_record
-from recipe_hf.evaluation.summary import failures, summarize_record
+from recipe_hf.evaluation.reporting.summary import failures, summarize_record
 from recipe_hf.knowledge.facts import compose_statement
 from recipe_hf.modeling.verifier import VERIFIER_FILE
 

@@ -11,10 +11,9 @@ import jinja2
 import yaml
 
 from recipe_hf.cards.model_card import EvaluationResult, update_results
-from recipe_hf.evaluation.efficiency import efficiency_page
-from recipe_hf.evaluation.harness import harness_table
-from recipe_hf.evaluation.report import COLUMNS, details_rows, markdown_rows
-from recipe_hf.evaluation.summary import figure, summary_rows
+from recipe_hf.evaluation.reporting.costs import efficiency_page, harness_table
+from recipe_hf.evaluation.reporting.summary import figure, summary_rows
+from recipe_hf.evaluation.reporting.tables import COLUMNS, details_rows, markdown_rows
 
 HERE = Path(__file__).parent
 METRICS = {name: COLUMNS[name] for name in ("reliability", "generality", "locality")}

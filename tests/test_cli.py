@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 from recipe_hf.cli import app
 from recipe_hf.datasets import load_examples
 from recipe_hf.knowledge import KnowledgeBase
-from tests.tiny_recipe import FACTS, UNRELATED, tiny_base, tiny_recipe, verified_recipe
+from tests.tiny_recipe import FACTS, PROMPTS, UNRELATED, tiny_base, tiny_recipe, verified_recipe
 from tests.tiny_training import write_parts
 
 
@@ -459,3 +459,29 @@ def test_sweep_trains_with_each_number_of_tokens(dataset, tmp_path):
     assert result.exit_code == 0, result.output
     assert [row[1] for row in json.loads(output.read_text())["rows"]] == ["1", "2"]
     assert output.with_suffix(".md").read_text() in result.output and output.with_suffix(".png").exists()
+
+
+def test_evaluate_and_compare_take_a_checkpoint_that_tells_facts_as_text(saved, dataset, tmp_path):
+    tiny_recipe(prompt_form="text").save_pretrained(tmp_path / "text")
+    options = [tmp_path / "text", "--dataset", dataset, "--base-model", saved[1], "--num-edits", 4]
+    options += ["--protocol", "strict", "generation"]
+    record = tmp_path / "evaluation.json"
+    result = invoke("evaluate", *options, "--output", record)
+    assert result.exit_code == 0, result.output
+    assert json.loads(record.read_text())["settings"]["prompt_form"] == "text"
+    editors = ["--editors", "recipe", "recipe-statements", "--output", tmp_path / "compare.json"]
+    result = invoke("compare", *options, *editors)
+    assert result.exit_code == 0, result.output
+    told = [json.loads(record.read_text())["reports"][i]["outcomes"] for i in (0, 1)]
+    compared = [r["outcomes"] for r in json.loads((tmp_path / "compare.json").read_text())["results"]]
+    outputs = [[outcome["output"] for outcome in outcomes] for outcomes in told]
+    assert [[outcome["output"] for outcome in outcomes] for outcomes in compared] == outputs * 2
+
+
+def test_ask_knows_how_long_facts_told_as_text_are(saved, tmp_path):
+    model = tiny_recipe(prompt_form="text")
+    model.add_knowledge(FACTS)
+    model.save_pretrained(tmp_path / "text")
+    for prompt, room in ((PROMPTS[0], 512 - len("The CEO of Acme is Ann Lee.\n")), (UNRELATED[0], 512)):
+        result = invoke("ask", tmp_path / "text", prompt, "--base-model", saved[1], "--max-new-tokens", 600)
+        assert_refused(result, f"--max-new-tokens must be at most {room - 1}, got 600.")

@@ -25,6 +25,8 @@ LAYERS = [
     {"training", "serving"},
     {"cli"},
 ]
+# Likewise, of the evaluation.
+ROOMS_OF_EVALUATION = ["records", "inputs", "editors", "asking", "measuring", "reporting"]
 
 
 def _modules() -> dict[str, Path]:
@@ -74,6 +76,18 @@ def test_nothing_imports_what_is_above_it(imports):
     assert not upwards
 
 
+def test_the_rooms_of_the_evaluation_import_those_below_them(imports):
+    height = {room: number for number, room in enumerate(ROOMS_OF_EVALUATION)}
+    rooms = {
+        (name.split(".")[1], other.split(".")[1])
+        for name, others in imports.items()
+        for other in others
+        if name.startswith("evaluation.") and other.startswith("evaluation.")
+    }
+    assert {room for pair in rooms for room in pair} == height.keys()
+    assert [pair for pair in rooms if height[pair[0]] < height[pair[1]]] == []
+
+
 def test_no_modules_import_each_other_in_a_circle(imports):
     TopologicalSorter(imports).prepare()
     with pytest.raises(CycleError):
@@ -86,6 +100,7 @@ def test_search_knows_engines_by_their_protocol_only(imports):
     assert not {other for other in of_search if other.startswith(("knowledge.sqlite", "knowledge.qdrant"))}
 
 
-def test_no_file_of_facts_is_long():
-    files = (PACKAGE / "knowledge").rglob("*.py")
+@pytest.mark.parametrize("part", ["knowledge", "evaluation"])
+def test_no_file_is_long(part: str):
+    files = (PACKAGE / part).rglob("*.py")
     assert max(len(path.read_text(encoding="utf-8").splitlines()) for path in files) <= 400

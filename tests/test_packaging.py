@@ -37,7 +37,7 @@ def test_wheel_holds_every_module_and_data_file(wheel: zipfile.ZipFile):
             "cards/*.md",
             "training/configs/*.yaml",
             "training/statements/**/*",
-            "evaluation/tasks/*.yaml",
+            "evaluation/**/*.yaml",
         )
         for path in (ROOT / "recipe_hf").rglob(pattern)
         if path.is_file()

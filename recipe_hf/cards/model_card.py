@@ -12,7 +12,7 @@ import jinja2
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..evaluation.protocols import PROTOCOLS, find_protocol
+from ..evaluation.asking.protocols import PROTOCOLS, find_protocol
 from ..knowledge import KnowledgeBase
 from ..modeling.configuration import RecipeConfig
 

@@ -11,7 +11,9 @@ from .app import BaseModel, Checkpoint, Dataset, Dtype, NoVerifier, TakesLists, 
 
 NumEdits = Annotated[list[int], typer.Option(help="How many facts to hold at once, such as 100 1000.")]
 Seeds = Annotated[list[int], typer.Option(help="Seeds that choose the facts, such as 0 1 2.")]
-Protocols = Annotated[list[str], typer.Option(help="strict or generation, or both.")]
+Protocols = Annotated[
+    list[str], typer.Option(help="strict, paper (a retriever sees the answer) or generation, or several.")
+]
 NumQuestions = Annotated[int, typer.Option(min=0, help="How many of the facts held to ask about; 0 for all.")]
 Validation = Annotated[
     list[str],
@@ -86,13 +88,7 @@ def compare(
         num_validation=num_validation,
         options=options,
     )
-    _run(
-        load_model(checkpoint, base_model, dtype=dtype, no_verifier=no_verifier),
-        comparison,
-        output,
-        "compare",
-        batch_size,
-    )
+    _run(load_model(checkpoint, base_model, dtype=dtype, no_verifier=no_verifier), comparison, output, batch_size)
 
 
 @app.command(cls=TakesLists)
@@ -118,11 +114,12 @@ def ablate(
     """Measures RECIPE without continuous prompts, without the sentinel, and without both (Table 4 of the paper)."""
     _check_picture(picture, output)
     from ..evaluation.editors import ABLATIONS
-    from ..evaluation.prompt_plot import collect_embeddings, plot_prompts
+    from ..evaluation.reporting.prompt_plot import collect_embeddings, plot_prompts
 
     comparison = _comparison(
         dataset,
         validation,
+        command="ablate",
         editors=list(ABLATIONS),
         num_edits=num_edits,
         seeds=seeds,
@@ -131,7 +128,7 @@ def ablate(
         num_validation=num_validation,
     )
     model = load_model(checkpoint, base_model, dtype=dtype, no_verifier=no_verifier)
-    _run(model, comparison, output, "ablate", batch_size)
+    _run(model, comparison, output, batch_size)
     if output is not None and picture:
         shown = collect_embeddings(model, comparison.examples[:picture_facts])
         norms = plot_prompts(output.with_suffix(".png"), *shown, title=f"Prompt tokens of facts, {comparison.dataset}")
@@ -190,14 +187,14 @@ def _check_picture(picture: bool, output: Path | None) -> None:
     if picture and output is None:
         raise ValueError("--picture needs --output, beside which it is written.")
     if picture:
-        from ..evaluation.plots import check_matplotlib
+        from ..evaluation.reporting.plots import check_matplotlib
 
         check_matplotlib()
 
 
 def _comparison(dataset: list[str], validation: list[str], **arguments: Any) -> Any:
     from ..datasets import load_examples
-    from ..evaluation.comparison import Comparison
+    from ..evaluation.measuring.comparison import Comparison
 
     return Comparison(
         dataset=", ".join(Path(path).name for path in dataset),
@@ -207,9 +204,9 @@ def _comparison(dataset: list[str], validation: list[str], **arguments: Any) -> 
     )
 
 
-def _run(model: Any, comparison: Any, output: Path | None, command: str, batch_size: int) -> None:
-    from ..evaluation.comparison import run_comparison
-    from ..evaluation.comparison_report import comparison_page
+def _run(model: Any, comparison: Any, output: Path | None, batch_size: int) -> None:
+    from ..evaluation.measuring.comparison import run_comparison
+    from ..evaluation.reporting.comparison import comparison_page
 
-    record = run_comparison(model, comparison, output, command, batch_size, lambda line: say(line, err=True))
+    record = run_comparison(model, comparison, output, batch_size, lambda line: say(line, err=True))
     report(comparison_page(record), output)

@@ -76,11 +76,11 @@ def evaluate(
     for path in general:
         existing_file("--general", path)
     from ..datasets import load_examples
-    from ..evaluation.general import GeneralPrompts, load_prompts
-    from ..evaluation.plots import check_matplotlib, plot_page
-    from ..evaluation.probes import make_probes
-    from ..evaluation.report import markdown_report
-    from ..evaluation.run import Evaluation, run_evaluation
+    from ..evaluation.asking.general import load_prompts
+    from ..evaluation.asking.probes import make_probes
+    from ..evaluation.measuring.evaluation import Evaluation, run_evaluation
+    from ..evaluation.reporting.plots import check_matplotlib, plot_page
+    from ..evaluation.reporting.tables import markdown_report
 
     if plots:
         check_matplotlib()
@@ -93,7 +93,7 @@ def evaluate(
         protocols=protocol,
         num_questions=num_questions,
         as_statements=as_statements,
-        general={path.name: GeneralPrompts(load_prompts(path)) for path in general},
+        general={path.name: load_prompts(path) for path in general},
     )
     model = load_model(checkpoint, base_model, dtype=dtype, no_verifier=no_verifier)
     if probes:

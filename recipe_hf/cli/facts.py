@@ -205,18 +205,30 @@ def _told(told: list[Any], source: Path | None) -> list[Any]:
 
 def _check_lengths(model: Any, prompts: list[str], max_new_tokens: int) -> None:
     """Checks that the base has positions for the prompts, the facts before them and the answers."""
-    length = model.max_text_length
-    if length is None:
+    positions = getattr(model.lm.config.get_text_config(), "max_position_embeddings", None)
+    if positions is None:
         return
-    room = length - max_new_tokens
-    if room < 1:
-        raise ValueError(f"--max-new-tokens must be at most {length - 1}, got {max_new_tokens}.")
-    for ids in model.tokenizer(prompts)["input_ids"]:
+    for ids, of_facts in zip(model.tokenizer(prompts)["input_ids"], _tokens_of_facts(model, prompts), strict=True):
+        room = positions - of_facts - max_new_tokens
+        if room < 1:
+            raise ValueError(f"--max-new-tokens must be at most {positions - of_facts - 1}, got {max_new_tokens}.")
         if len(ids) > room:
             raise ValueError(
-                f"PROMPTS must be of at most {room} tokens, the base's {model.config.max_position_embeddings} less "
-                f"those of facts and answer, got one of {len(ids)}."
+                f"PROMPTS must be of at most {room} tokens, the base's {positions} less those of facts and answer, "
+                f"got one of {len(ids)}."
             )
+
+
+def _tokens_of_facts(model: Any, prompts: list[str]) -> list[int]:
+    """How many tokens the facts of each prompt take: at most, or where they are told as text, those of these facts."""
+    from ..modeling.text_prompts import num_text_tokens
+
+    config = model.config
+    if config.prompt_form == "continuous":
+        most = config.top_k_facts * (config.num_continuous_prompt_tokens + config.num_answer_prompt_tokens)
+        return [most] * len(prompts)
+    used = [[hit.statement for hit in (best, *best.others) if hit.fired] for best in model.retrieve(prompts)]
+    return [sum(num_text_tokens(statements, model.tokenizer)) for statements in used]
 
 
 def _keep(knowledge: Any, checkpoint: Path, file: Path | None) -> None:

@@ -40,7 +40,8 @@ def harness(
     A run that was interrupted goes on after the last task that was finished.
     """
     from ..datasets import load_examples
-    from ..evaluation.harness import harness_table, run_harness
+    from ..evaluation.measuring.harness import run_harness
+    from ..evaluation.reporting.costs import harness_table
 
     examples = load_examples(facts)
     if len(examples) < num_facts:
@@ -69,7 +70,8 @@ def efficiency(
 ) -> None:
     """Times edits and generation against the base, and weighs facts, as these grow in number."""
     from ..datasets import load_examples
-    from ..evaluation.efficiency import efficiency_page, measure_efficiency
+    from ..evaluation.measuring.efficiency import measure_efficiency
+    from ..evaluation.reporting.costs import efficiency_page
 
     examples = load_examples(dataset)
     model = load_model(checkpoint, base_model, dtype=dtype, no_verifier=no_verifier)

@@ -32,8 +32,11 @@ except ImportError as error:
 if TYPE_CHECKING:
     from ..modeling.model import RecipeForCausalLM
 
-#: Of the records of results. It is raised whenever the same inputs give other figures, or other fields.
+#: Of the records of results. It is raised whenever the same inputs give other figures, or fields that older records
+#: cannot do without.
 FORMAT = 2
+#: Of those that changed apart: since 3, comparisons keep the outcomes that evaluations keep, and ask in their batches.
+_FORMATS = {"compare": 3, "ablate": 3}
 _SAMPLED_VALUES = 64
 #: Fields of a configuration that say where it came from.
 _ORIGINS = ("_name_or_path", "_model_name_or_path", "architectures", "gguf_file", "transformers_version")
@@ -46,7 +49,7 @@ def run_settings(command: str, **inputs: Any) -> dict[str, Any]:
         command: The command of `recipe-hf` whose run it is.
         **inputs: All else that its figures depend on, as plain values.
     """
-    return {"command": command, "format": FORMAT, **inputs}
+    return {"command": command, "format": _FORMATS.get(command, FORMAT), **inputs}
 
 
 def model_settings(model: RecipeForCausalLM) -> dict[str, Any]:
@@ -61,6 +64,7 @@ def model_settings(model: RecipeForCausalLM) -> dict[str, Any]:
         names = ("num_verified_facts", "verifier_margin", "verifier_gap", "supersede_threshold")
         settings = [getattr(config, name) for name in names]
         verifier = [weights_digest(model.verifier), *settings]
+    form = {} if config.prompt_form == "continuous" else {"prompt_form": config.prompt_form}
     return {
         "base_model": config.base_model_name_or_path,
         "weights": weights_digest(model),
@@ -69,6 +73,7 @@ def model_settings(model: RecipeForCausalLM) -> dict[str, Any]:
         "similarity_scale": config.scale,
         "similarity_temperature": config.similarity_temperature,
         "top_k_facts": config.top_k_facts,
+        **form,
         "dtype": str(model.dtype).removeprefix("torch."),
         "base_weights": _base_digest(lm),
         "base_config": digest(base),

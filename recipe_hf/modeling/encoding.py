@@ -58,9 +58,16 @@ class EncodingMixin:
         encoder = self._refresh(knowledge)
         with deterministic(self.retriever):
             encoded = encoder.queries.encode(
-                queries, lambda texts: self.retriever.encode_queries(texts, batch_size).float(), self.query_cache_size
+                queries, lambda texts: self.encode_queries(texts, batch_size), self.query_cache_size
             )
             return encoded, encoded @ encoder.sentinel * self.config.scale
+
+    @torch.inference_mode(False)
+    def encode_queries(self, queries: Sequence[str], batch_size: int = 64) -> Tensor:
+        """Representations `[len(queries), knowledge_dim]` of queries (eq. 8), by the present weights, in float32."""
+        check_positive("batch_size", batch_size)
+        with torch.no_grad(), deterministic(self.retriever):
+            return self.retriever.encode_queries(queries, batch_size).float()
 
     @torch.inference_mode(False)
     def encode_statements(self, statements: Sequence[str], batch_size: int = 64) -> Tensor:

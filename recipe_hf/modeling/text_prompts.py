@@ -31,6 +31,13 @@ def as_text(statement: str) -> str:
     return TEXT_FORM.format(statement=statement + mark)
 
 
+def num_text_tokens(statements: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """How many tokens of the base each statement is as hidden text."""
+    texts = [as_text(statement) for statement in statements]
+    encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+    return [len(ids) for ids in encoded]
+
+
 @torch.no_grad()
 def text_prompts(
     statements: Sequence[str], tokenizer: PreTrainedTokenizerBase, embeddings: nn.Module, device: torch.device

@@ -165,7 +165,7 @@ class DataConfig(YamlConfig):
         num_eval_questions: How many of these each evaluation asks about; all of them are in its knowledge base.
         num_eval_training_facts: How many of the facts trained on its knowledge base holds beside the held-out ones:
             the more there are, the harder it is to tell a fact from all others, and from none.
-        unrelated_texts_file: File as [`~recipe_hf.evaluation.general.load_prompts`] takes it, needed with
+        unrelated_texts_file: File as [`~recipe_hf.evaluation.asking.general.load_prompts`] takes it, needed with
             `unrelated_text_share`.
         sampling: Which facts a step sees, and in which words.
     """

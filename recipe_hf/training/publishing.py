@@ -8,7 +8,7 @@ from typing import Any
 
 from ..cards.model_card import EvaluationResult, TrainingRun
 from ..datasets import DataSource, named_on_hub
-from ..evaluation.editing import KINDS
+from ..evaluation.asking.questions import KINDS
 from ..modeling.loading import checkpoint_directory
 
 RUN_RECORD = "training.json"

@@ -9,7 +9,7 @@ import torch
 from accelerate.utils import set_seed
 
 from ..datasets import DataSource, EditExample, load_mixture
-from ..evaluation.general import load_prompts
+from ..evaluation.asking.general import load_prompts
 from ..evaluation.inputs import describe_rows, digest, model_settings
 from ..knowledge import KnowledgeBase
 from ..modeling.model import RecipeForCausalLM
@@ -74,7 +74,7 @@ def load_data(config: DataConfig) -> TrainingData:
 
     Raises:
         OSError, ValueError: As [`~recipe_hf.datasets.load_mixture`] and
-            [`~recipe_hf.evaluation.general.load_prompts`] do.
+            [`~recipe_hf.evaluation.asking.general.load_prompts`] do.
     """
     examples, shares = load_mixture(config.train_file)
     texts = load_prompts(config.unrelated_texts_file) if config.unrelated_texts_file else []

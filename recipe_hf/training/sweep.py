@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from ..datasets import EditExample
-from ..evaluation.editing import KINDS, evaluate_editing
+from ..evaluation.asking.protocols import find_protocol
+from ..evaluation.asking.questions import KINDS
 from ..evaluation.inputs import describe_rows, machine, run_settings, versions
-from ..evaluation.plots import check_matplotlib
-from ..evaluation.protocols import find_protocol
+from ..evaluation.measuring.editing import evaluate_editing
 from ..evaluation.records import read_record, write_record
-from ..evaluation.report import markdown_rows
+from ..evaluation.reporting.plots import check_matplotlib
+from ..evaluation.reporting.tables import markdown_rows
 from ..modeling.model import RecipeForCausalLM
 from .config import TrainingConfig
 from .saving import is_there

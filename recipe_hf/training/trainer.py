@@ -24,7 +24,8 @@ except ImportError as error:
     raise ImportError("Training needs accelerate: install it with pip install 'recipe-hf[train]'.") from error
 
 from ..cards.model_card import write_model_card
-from ..evaluation.editing import KINDS, evaluate_editing
+from ..evaluation.asking.questions import KINDS
+from ..evaluation.measuring.editing import evaluate_editing
 from ..hub import create_repository, push_checkpoint
 from ..modeling.base import base_revision
 from .config import StageConfig, TrainingConfig

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from recipe_hf import RecipeForCausalLM
-from recipe_hf.evaluation.editing import evaluate_editing
+from recipe_hf.evaluation.measuring.editing import evaluate_editing
 from recipe_hf.training import sweep as module
 from recipe_hf.training.sweep import plot_sweep, run_sweep, sweep_page
 from tests.tiny_recipe import tiny_base

@@ -12,7 +12,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from recipe_hf import RecipeForCausalLM
-from recipe_hf.evaluation.editing import evaluate_editing
+from recipe_hf.evaluation.measuring.editing import evaluate_editing
 from recipe_hf.training.config import LOSSES, StageConfig, TrainingConfig
 from recipe_hf.training.trainer import Trainer, learning_rate_factor
 from tests.tiny_training import EXAMPLES, STAGES, tiny_config, write_counterfact, write_parts

@@ -1,6 +1,6 @@
-"""Knowledge editors that are compared under one interface."""
+"""Knowledge editors under one interface, which `editor.py` describes; `registry.py` names them."""
 
-from .base import Editor, Inputs
+from .editor import Editor, Found, Prompt, Reading
 from .registry import ABLATIONS, BASELINES, EDITORS, EditorKind, EditorOptions
 
-__all__ = ["ABLATIONS", "BASELINES", "EDITORS", "Editor", "EditorKind", "EditorOptions", "Inputs"]
+__all__ = ["ABLATIONS", "BASELINES", "EDITORS", "Editor", "EditorKind", "EditorOptions", "Found", "Prompt", "Reading"]

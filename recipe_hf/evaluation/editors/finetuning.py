@@ -15,7 +15,7 @@ from torch import nn
 from ...datasets import EditExample
 from ...teacher_forcing import IGNORE_INDEX, answer_logits, tokenize_rows
 from ..inputs import versions
-from .base import Editor
+from .editor import Editor
 
 if TYPE_CHECKING:
     from ...modeling.model import RecipeForCausalLM
@@ -47,10 +47,12 @@ class FineTuning(Editor):
 
     Args:
         model: The model.
-        budget: How long to train.
+        budget: How long to train, in each call of `edit`.
         learning_rate: Constant learning rate.
         batch_size: Facts in a step.
     """
+
+    changes_model = True
 
     def __init__(
         self, model: RecipeForCausalLM, budget: Budget, learning_rate: float = 2e-5, batch_size: int = 8
@@ -59,10 +61,11 @@ class FineTuning(Editor):
         self.budget = budget
         self.learning_rate = learning_rate
         self.batch_size = batch_size
+        self._before: list[tuple[nn.Parameter, torch.Tensor, bool]] = []
 
     def trained(self) -> list[nn.Parameter]:
         """Makes the weights to train ready."""
-        self._before = [(p, p.detach().clone(), p.requires_grad) for p in self.lm.parameters()]
+        self._before = self._before or [(p, p.detach().clone(), p.requires_grad) for p in self.lm.parameters()]
         for parameter, _, _ in self._before:
             parameter.requires_grad_(True)
         return [parameter for parameter, _, _ in self._before]
@@ -112,20 +115,23 @@ class LoRA(FineTuning):
         check_peft()
         super().__init__(model, budget, learning_rate)
         self.settings["rank"] = self.rank = rank
+        self._peft: Any = None
 
     def trained(self) -> list[nn.Parameter]:
         import peft
 
         config: Any = peft.LoraConfig(r=self.rank, lora_alpha=2 * self.rank, target_modules="all-linear")
-        # PEFT puts the adapter into lm itself, so that whatever calls lm sees it.
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            self._peft = peft.get_peft_model(self.lm, config)
+        if self._peft is None:
+            # PEFT puts the adapter into lm itself, so that whatever calls lm sees it.
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                self._peft = peft.get_peft_model(self.lm, config)
         return [p for p in self._peft.parameters() if p.requires_grad]
 
     def undo(self) -> None:
-        self._peft.unload()
-        del self._peft
+        if self._peft is not None:
+            self._peft.unload()
+            self._peft = None
 
 
 def check_peft() -> None:

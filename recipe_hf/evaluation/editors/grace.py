@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...datasets import EditExample
 from ...teacher_forcing import IGNORE_INDEX, Row, answer_logits, tokenize_rows
-from .base import Editor, Inputs
+from .editor import Editor
 from .finetuning import Budget
 from .thresholds import choose_threshold, questions_to_tune
 
@@ -39,6 +39,8 @@ class Grace(Editor):
         learning_rate: Of Adam, on the values. The paper has 1.0.
     """
 
+    changes_model = True
+
     def __init__(
         self,
         model: RecipeForCausalLM,
@@ -56,8 +58,8 @@ class Grace(Editor):
         self.budget = budget
         self.learning_rate = learning_rate
         self.radius = radius
-        self.keys = self.values = torch.empty(0)
-        self.radii = torch.empty(0)
+        self.keys = self.values = self.radii = torch.empty(0)
+        self.answers: list[str] = []
         self.settings |= {"layer": number, "radius": radius, "learning rate": learning_rate}
 
     # ------------------------------------------------------------------ editing
@@ -72,44 +74,52 @@ class Grace(Editor):
     def edit(self, facts: Sequence[EditExample]) -> None:
         keys, outputs = self._activations([fact.prompt for fact in facts])
         chosen = self._place(keys, [fact.answer for fact in facts])
-        self.keys, self.values = keys[chosen], outputs[chosen].clone()
+        self.values = torch.cat([self.values.to(outputs), outputs[chosen]])
         rows = tokenize_rows(self.tokenizer, [facts[i].prompt for i in chosen], [facts[i].answer for i in chosen])
         epochs, said = self._train(rows)
-        self.settings |= {"keys": len(chosen), "epochs": epochs, "of at most": self.budget.epochs, "learned": said}
+        self.settings |= {
+            "keys": len(self.keys),
+            "epochs": epochs,
+            "of at most": self.budget.epochs,
+            "learned": said,
+        }
 
     def undo(self) -> None:
         self.keys = self.values = self.radii = torch.empty(0)
+        self.answers = []
 
     def _place(self, keys: Tensor, answers: Sequence[str]) -> list[int]:
-        """Which facts get a key, in order; sets their radii."""
+        """Puts facts into the codebook, without their values; says which of them got a key, in order."""
         chosen: list[int] = []
-        radii: list[float] = []
-        for number, key in enumerate(keys):
-            if chosen:
-                distances = torch.cdist(key[None], keys[chosen])[0]
+        held, radii = self.keys.to(keys), self.radii.tolist()
+        for number, (key, answer) in enumerate(zip(keys, answers, strict=True)):
+            radius = self.radius
+            if len(held):
+                distances = torch.cdist(key[None], held)[0]
                 nearest = int(distances.argmin())
                 distance = distances[nearest].item()
                 if distance <= radii[nearest] + self.radius:
-                    if answers[chosen[nearest]] == answers[number]:
+                    if self.answers[nearest] == answer:
                         radii[nearest] = max(radii[nearest], distance)
                         continue
                     radii[nearest] = min(radii[nearest], distance / 2)
-                    chosen.append(number)
-                    radii.append(min(self.radius, distance / 2))
-                    continue
+                    radius = min(self.radius, distance / 2)
             chosen.append(number)
-            radii.append(self.radius)
-        self.radii = torch.tensor(radii, device=keys.device)
+            held = torch.cat([held, key[None]])
+            radii.append(radius)
+            self.answers.append(answer)
+        self.keys, self.radii = held, torch.tensor(radii, device=keys.device)
         return chosen
 
     def _train(self, rows: Sequence[Row]) -> tuple[int, int]:
-        """Trains each key's value until its answer is said; gives the most epochs, and how many are said."""
+        """Trains the values of the last keys until each answer is said; gives the most epochs, how many are said."""
         started, longest, said = time.monotonic(), 0, 0
+        new = self.values[len(self.values) - len(rows) :]
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         share = self.budget.seconds / -(-len(order) // _BATCH_SIZE)
         for number, start in enumerate(range(0, len(order), _BATCH_SIZE), start=1):
             batch = order[start : start + _BATCH_SIZE]
-            values = self.values[batch].clone().requires_grad_(True)
+            values = new[batch].clone().requires_grad_(True)
             optimizer = torch.optim.Adam([values], self.learning_rate)
             done = torch.zeros(len(batch), dtype=torch.bool, device=values.device)
             for epoch in range(self.budget.epochs + 1):
@@ -130,36 +140,28 @@ class Grace(Editor):
                 optimizer.zero_grad()
                 with torch.no_grad():
                     values[done] = before[done]
-            self.values[batch] = values.detach()
+            new[batch] = values.detach()
             said += int(done.sum())
         return longest, said
 
     # ------------------------------------------------------------------ answering
 
-    def predict(self, inputs: Inputs, answers: Sequence[str]) -> list[list[int]]:
-        rows = tokenize_rows(self.tokenizer, inputs.texts, answers)
-        with self._replacing(rows):
-            return super().predict(inputs, answers)
-
-    def write(self, inputs: Inputs, lengths: Sequence[int], **kwargs: Any) -> list[list[int]]:
-        with self._replacing([Row([], [0])] * len(inputs.texts)):
-            return super().write(inputs, lengths, **kwargs)
+    def answering(self, rows: Sequence[Row]) -> AbstractContextManager[None]:
+        return self._replacing(rows)
 
     @contextmanager
     def _replacing(self, rows: Sequence[Row], values: Tensor | None = None) -> Iterator[None]:
         """Within it, the next call of the layer is edited: to `values`, one for each row, or as the codebook says."""
-        # `answer_logits` has the model read rows in order of length, answers at the right but for their last token.
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-        last = torch.tensor([-len(rows[i].answer_ids) for i in order])
+        last = torch.tensor([-max(1, len(row.answer_ids)) for row in rows])
 
         def replace(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
             handle.remove()
             if values is None and not len(self.keys):
                 return None
             hidden = output[0] if isinstance(output, tuple) else output
-            place = torch.arange(len(order), device=hidden.device), last.to(hidden.device)
+            place = torch.arange(len(last), device=hidden.device), last.to(hidden.device)
             if values is not None:
-                new = values[order]
+                new = values
             else:
                 read = (args[0] if args else kwargs["hidden_states"])[place]
                 distances, nearest = torch.cdist(read.float(), self.keys.float()).min(1)

@@ -6,22 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .base import Editor, Unedited
+from .editor import Editor, Unedited
+from .finders import Finder, SentinelFinder, describe_sentence_transformer, sentence_transformer, without_sentinel
 from .finetuning import Budget, FineTuning, LoRA, peft_version
 from .grace import Grace
-from .retrieval import (
-    Finder,
-    RetrievalEditor,
-    SentinelFinder,
-    Teller,
-    by_answer_prompts,
-    by_statement_prompts,
-    by_word_embeddings,
-    describe_sentence_transformer,
-    in_context,
-    sentence_transformer,
-    without_sentinel,
-)
+from .retrieval import ByStatementPrompts, ByWordEmbeddings, InContext, RetrievalEditor, Teller, recipe
 
 if TYPE_CHECKING:
     from ...modeling.model import RecipeForCausalLM
@@ -64,13 +53,9 @@ class EditorKind:
 
 
 def _retrieval(
-    description: str,
-    finder: Callable[[RecipeForCausalLM, EditorOptions], Finder],
-    teller: Teller,
-    is_tuned: bool,
-    **kwargs: Any,
+    description: str, finder: Callable[[RecipeForCausalLM, EditorOptions], Finder], teller: type[Teller], **kwargs: Any
 ) -> EditorKind:
-    return EditorKind(description, lambda m, o: RetrievalEditor(m, finder(m, o), teller), is_tuned=is_tuned, **kwargs)
+    return EditorKind(description, lambda m, o: RetrievalEditor(m, finder(m, o), teller(m)), **kwargs)
 
 
 def _sentinel(model: RecipeForCausalLM, options: EditorOptions) -> Finder:
@@ -83,18 +68,18 @@ def _absolute(model: RecipeForCausalLM, options: EditorOptions) -> Finder:
 
 EDITORS: Mapping[str, EditorKind] = {
     "base": EditorKind("the unedited model", lambda m, o: Unedited(m)),
-    "recipe": _retrieval("RECIPE, facts told as prompt and answer", _sentinel, by_answer_prompts, False),
-    "recipe-statements": _retrieval(
-        "RECIPE, facts told as statements, as in the paper", _sentinel, by_statement_prompts, False
+    "recipe": EditorKind("RECIPE, facts told as prompt and answer", lambda m, o: recipe(m)),
+    "recipe-statements": EditorKind(
+        "RECIPE, facts told as statements, as in the paper", lambda m, o: recipe(m, as_statements=True)
     ),
     "context": _retrieval(
-        "the statement as text before the prompt, RECIPE's retriever and gate", _sentinel, in_context, False
+        "the statement as text before the prompt, RECIPE's retriever and gate", _sentinel, InContext
     ),
     "context-minilm": _retrieval(
         "the statement as text before the prompt, a plain sentence-transformers model and a tuned cosine threshold",
         lambda m, o: sentence_transformer(o.sentence_model),
-        in_context,
-        True,
+        InContext,
+        is_tuned=True,
         inputs=lambda o: describe_sentence_transformer(o.sentence_model),
     ),
     "lora": EditorKind(
@@ -111,12 +96,12 @@ EDITORS: Mapping[str, EditorKind] = {
         is_tuned=True,
     ),
     "no-prompts": _retrieval(
-        "without continuous prompts: the statement's word embeddings instead", _sentinel, by_word_embeddings, False
+        "without continuous prompts: the statement's word embeddings instead", _sentinel, ByWordEmbeddings
     ),
     "no-sentinel": _retrieval(
-        "without the sentinel: one absolute threshold, tuned", _absolute, by_statement_prompts, True
+        "without the sentinel: one absolute threshold, tuned", _absolute, ByStatementPrompts, is_tuned=True
     ),
-    "neither": _retrieval("without both", _absolute, by_word_embeddings, True),
+    "neither": _retrieval("without both", _absolute, ByWordEmbeddings, is_tuned=True),
 }
 
 BASELINES = ("base", "recipe", "recipe-statements", "context", "context-minilm", "lora", "ft", "grace")

@@ -9,7 +9,8 @@ import torch
 
 from recipe_hf.evaluation.editors.finetuning import Budget
 from recipe_hf.evaluation.editors.grace import Grace
-from tests.evaluation.test_editing import EXAMPLES as LONG
+from tests.tiny_evaluation import EXAMPLES as LONG
+from tests.tiny_evaluation import said_by, written_by
 from tests.tiny_recipe import UNRELATED, tiny_base, tiny_recipe
 
 # One vector cannot make a tiny model say a whole name byte by byte. After a line's end, an answer has no space.
@@ -56,16 +57,16 @@ def test_edits_are_said_and_others_left_alone():
     editor = grace()
     unedited = [slow_base(editor, text, answer) for text, answer in zip(ASKED, EXPECTED, strict=True)]
     editor.edit(EXAMPLES)
-    said = editor.predict(editor.inputs(ASKED), EXPECTED)
+    said = said_by(editor, ASKED, EXPECTED)
     assert said == [slow(editor, text, answer) for text, answer in zip(ASKED, EXPECTED, strict=True)]
     answers = [answer_ids(editor, *asked) for asked in zip(PROMPTS, ANSWERS, strict=True)]
     right = [said[i] == answers[i] for i in range(4)]
     assert sum(right) == editor.settings["learned"] >= 3
     assert said[:4] != unedited[:4] and said[4:] == unedited[4:]
     assert editor.settings["keys"] == 4 and 0 < editor.settings["epochs"] <= 60
-    written = editor.write(editor.inputs(ASKED), [2] * len(ASKED))
+    written = written_by(editor, ASKED, [2] * len(ASKED))
     assert [written[i][:1] for i in range(4) if right[i]] == [answers[i] for i in range(4) if right[i]]
-    assert written == [editor.write(editor.inputs([text]), [2])[0] for text in ASKED]
+    assert written == [written_by(editor, [text], [2])[0] for text in ASKED]
 
 
 @torch.no_grad()
@@ -81,7 +82,7 @@ def test_undone_it_is_the_base():
     editor.undo()
     hooks = editor.layer._forward_hooks
     assert not hooks
-    said = editor.predict(editor.inputs(ASKED), EXPECTED)
+    said = said_by(editor, ASKED, EXPECTED)
     assert said == [slow_base(editor, text, answer) for text, answer in zip(ASKED, EXPECTED, strict=True)]
 
 
@@ -97,6 +98,7 @@ def test_the_same_prompt_told_twice_is_one_key_or_two_of_no_width():
     editor = grace(epochs=1)
     editor.edit([EXAMPLES[0], replace(EXAMPLES[0])])
     assert len(editor.keys) == 1
+    editor.undo()
     editor.edit([EXAMPLES[0], replace(EXAMPLES[0], answer="Bo")])
     assert len(editor.keys) == 2 and editor.radii.tolist() == pytest.approx([0, 0], abs=1e-4)
 
@@ -124,3 +126,14 @@ def test_time_is_shared_among_batches(monkeypatch: pytest.MonkeyPatch):
 def test_unknown_layer():
     with pytest.raises(ValueError, match="layer must be between 0 and 1, got 2"):
         Grace(tiny_recipe(), Budget(), layer=2)
+
+
+def test_facts_edited_in_one_after_the_other_are_all_held():
+    together, after = grace(), grace()
+    together.edit(EXAMPLES)
+    for example in EXAMPLES:
+        after.edit([example])
+    assert torch.allclose(after.keys, together.keys, atol=1e-5)
+    assert after.radii.tolist() == pytest.approx(together.radii.tolist(), abs=1e-4)
+    answers = [answer_ids(after, *asked) for asked in zip(PROMPTS, ANSWERS, strict=True)]
+    assert sum(a == b for a, b in zip(said_by(after, PROMPTS, ANSWERS), answers, strict=True)) >= 3

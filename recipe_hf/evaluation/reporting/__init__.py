@@ -1,0 +1,1 @@
+"""Reporting: tables, pages, plots and summaries of what was measured."""
