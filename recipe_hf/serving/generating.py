@@ -41,7 +41,6 @@ class TransformersEngine:
         max_batch_size: Most rows at a time.
         max_waiting: Most rows that wait.
         batch_wait: How many seconds to wait for one more row before a batch is begun that has room.
-        metrics: What counts and times.
     """
 
     def __init__(
@@ -50,7 +49,6 @@ class TransformersEngine:
         max_batch_size: int = 16,
         max_waiting: int = 128,
         batch_wait: float = 0.005,
-        metrics: Metrics | None = None,
     ) -> None:
         if model.tokenizer is None:
             raise ValueError("model must have a tokenizer, got one without.")
@@ -58,7 +56,7 @@ class TransformersEngine:
         self._tokenizer = model.tokenizer
         self._tokenizer("", padding=False, truncation=False)  # From now on threads may share it.
         self._max_batch_size, self._max_waiting, self._batch_wait = max_batch_size, max_waiting, batch_wait
-        self.metrics = Metrics() if metrics is None else metrics
+        self.metrics = Metrics()
         self._config = _greedy(model.generation_config)
         ends = self._config.eos_token_id
         self._ends = [ends] if isinstance(ends, int) else list(ends or [])
@@ -110,10 +108,10 @@ class TransformersEngine:
             started = time.perf_counter()
             try:
                 self._generate(rows)
-            except Exception as error:  # What failed is told to whoever waits for it, and the thread serves the next.
+            except Exception:  # Whatever failed, those who wait are told, and the thread serves the next.
                 logger.exception("A batch failed.")
                 for row in rows:
-                    row.fail(error)
+                    row.fail()
             rows = [row for row in rows if not row.finished]
             self._seconds_per_batch += (time.perf_counter() - started - self._seconds_per_batch) / 4
 

@@ -16,14 +16,14 @@ from transformers import (
 )
 
 from ..modeling.outputs import Retrieval
-from .engine import FinishReason, Piece, Prompt, Sampling, TokenLogprobs
+from .engine import Failed, FinishReason, Piece, Prompt, Sampling, TokenLogprobs
 from .text import Decoder, StopStrings
 
 
 class Row:
     """A prompt while it waits and is continued."""
 
-    def __init__(self, prompt: Prompt, deliver: Callable[[Piece | Exception], None]) -> None:
+    def __init__(self, prompt: Prompt, deliver: Callable[[Piece | Failed], None]) -> None:
         self.prompt = prompt
         self.deliver = deliver
         self.cancelled = False
@@ -92,11 +92,11 @@ class Row:
             self.deliver(self._piece(text, known))
         return self.finished
 
-    def fail(self, error: Exception) -> None:
+    def fail(self) -> None:
         """Ends a row that cannot be continued."""
         if not self.finished:
             self.finished = True
-            self.deliver(error)
+            self.deliver(Failed("The answer could not be generated; the server's log says why."))
 
     def _end(self, text: str, reason: FinishReason, logprobs: tuple[TokenLogprobs, ...]) -> None:
         self.finished = True
