@@ -184,7 +184,8 @@ def test_what_is_wrong_is_told_as_openai_does(client):
     assert refused(temperature=3).param == "temperature"
     assert refused(prompt="").param == "prompt"
     assert refused(prompt=[1, 100000]).param == "prompt"
-    assert refused(logit_bias={"x": 1}).param == "logit_bias"
+    for id in ("x", "-1", "1" * 5000, "100000"):
+        assert refused(logit_bias={id: 1}).param == "logit_bias"
     assert refused(stop=[""]).param == "stop"
     assert "colour" in refused(extra_body={"colour": 1}).message
     assert "suffix" in refused(suffix="end").message
@@ -194,6 +195,15 @@ def test_what_is_wrong_is_told_as_openai_does(client):
     with pytest.raises(openai.BadRequestError, match="image_url"):
         image = {"type": "image_url", "image_url": {"url": "http://x"}}
         client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": [image]}])
+
+
+@pytest.mark.parametrize(
+    "content", [b'{"prompt": "\\ud800"}', b"{", b"[]", b'{"prompt": {"a": 1}}', b'{"prompt": [["a"]]}']
+)
+def test_what_no_client_sends_is_refused_too(served, content):
+    with served.http(headers={"Content-Type": "application/json"}) as client:
+        answer = client.post("/v1/completions", content=content)
+    assert answer.status_code == 400 and answer.json()["error"]["type"] == "invalid_request_error"
 
 
 def test_a_full_server_says_when_to_come_again():
