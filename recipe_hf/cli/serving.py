@@ -60,11 +60,13 @@ def serve(
         settings = ServerSettings.read(**given)
         if not settings.checkpoint:
             raise ValueError("CHECKPOINT must be given, as an argument or a setting.")
+        from ..serving.logs import configure
         from ..serving.running import listening, open_knowledge, run
     except ImportError as error:
         raise ImportError(
             f"`recipe-hf serve` needs more packages: pip install 'recipe-hf[serve]' ({error})."
         ) from error
+    configure(settings)
     listener = listening(settings)
     from ..modeling.loading import checkpoint_directory
 
