@@ -41,7 +41,7 @@ def url(tmp_path_factory):
     """A server that holds `FACTS`, and which nothing else has asked."""
     directory = tmp_path_factory.mktemp("vllm")
     running = os.environ.get("RECIPE_TEST_VLLM_URL")
-    options = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
+    options = ("--enable-prompt-embeds", "--enable-auto-tool-choice", "--tool-call-parser", "hermes")
     facts = {"RECIPE_HF_KNOWLEDGE": str(directory / "facts.db")}
     if running:
         yield _filled(running)
