@@ -329,12 +329,17 @@ def test_without_keys_pages_of_other_sites_are_not_answered(server):
         assert client.get(URL).status_code == 200
         own = {"Origin": server.url, "Sec-Fetch-Site": "same-origin"}
         assert client.post(URL, json={"facts": ["a"]}, headers=own).status_code == 200
+        for host in ("localhost", "localhost:8000", "127.0.0.1:1", "[::1]:8000", "[::1]"):
+            assert client.get(URL, headers={"Host": host}).status_code == 200
         before = len(server.model.knowledge)
         for headers in (
             {"Host": "evil.example"},  # A name that was made to lead here.
             {"Host": "evil.example:8000"},
             {"Origin": "https://evil.example"},
             {"Origin": "null"},
+            {"Origin": "http://["},
+            {"Host": "["},
+            {"Host": ""},
             {"Origin": "http://127.0.0.1.evil.example"},
             {"Sec-Fetch-Site": "cross-site"},
         ):
@@ -365,6 +370,11 @@ def test_a_key_may_ask_only_so_often(tmp_path):
         assert 1 <= int(answers[3].headers["retry-after"]) <= 60
         assert answers[3].headers["content-type"] == "application/problem+json"
         assert client.get(URL, headers=bearer(other)).status_code == 200
+
+
+def test_what_is_no_rate_is_refused():
+    with pytest.raises(ValueError, match="rate must be one such as '600/minute' or '20/second', got 'often'."):
+        Rates("often")
 
 
 def test_strangers_may_try_only_so_often():
