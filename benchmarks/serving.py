@@ -158,8 +158,10 @@ def main(
                 texts = [text for pair in zip(hits[of_round], misses[of_round], strict=True) for text in pair]
                 for name, where, how in sides:
                     turns.setdefault(name, []).append(asyncio.run(ask(where, texts, clients, how)))
+                    typer.echo(f"{name}: {turns[name][-1]}", err=True)
                 with torch.inference_mode():
                     turns.setdefault("loop", []).append(loop(model, texts, clients, max_tokens))
+                typer.echo(f"loop: {turns['loop'][-1]}", err=True)
     where = machine(model.device)
     intro = (
         f"{clients} clients, {prompts} prompts a round, half of them of {len(examples):,} facts, {max_tokens} tokens "
