@@ -37,6 +37,11 @@ class Row:
         return [*self.prompt.ids, *self._tokens]
 
     @property
+    def num_tokens(self) -> int:
+        """How many they are."""
+        return len(self.prompt.ids) + len(self._tokens)
+
+    @property
     def num_left(self) -> int:
         """How many more tokens the answer may have."""
         return self.prompt.sampling.max_tokens - len(self._tokens)
