@@ -154,7 +154,7 @@ def test_logprobs(served, client):
     assert told.token_logprobs[0] == max(told.top_logprobs[0].values())
 
 
-def test_requests_at_the_same_time_are_one_batch(served, client):
+def test_requests_at_the_same_time_share_batches(served, client):
     def looked_up() -> float:
         return served.app.state.metrics.registry.get_sample_value("recipe_retrieval_seconds_count")
 
