@@ -144,7 +144,8 @@ def test_other_routes_are_left_alone(post):
 
 
 def test_a_request_says_among_which_facts(post, app):
-    post(recipe={"namespace": "theirs", "where": {"team": 1}, "off": True})
+    answer = post(recipe={"namespace": "theirs", "where": {"team": 1}, "off": True})
+    assert answer.json()["recipe"] == {"fired": False, "facts": [], "num_prompt_tokens": 0}
     (asking,) = app.state.asked
     assert (asking.namespace, asking.where, asking.off) == ("theirs", {"team": 1}, True)
 
