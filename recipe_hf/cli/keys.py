@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ..serving.keys import Keys
 from .app import app, say
+
+if TYPE_CHECKING:
+    from ..serving.keys import Keys
 
 keys_app = typer.Typer(no_args_is_help=True, help="Keys of a server's clients: add, list and revoke them.")
 app.add_typer(keys_app, name="keys")
@@ -18,6 +20,12 @@ File = Annotated[
     typer.Option("--keys", envvar="RECIPE_HF_KEYS", help="File of the keys, that `recipe-hf serve --keys` is given."),
 ]
 _FILE = Path("keys.json")
+
+
+def _keys(path: Path) -> Keys:
+    from ..serving.keys import Keys
+
+    return Keys(path)
 
 
 @keys_app.command()
@@ -32,7 +40,7 @@ def add(
     keys: File = _FILE,
 ) -> None:
     """Adds a key and prints it, once: only a hash of it is kept. Running servers take it at once."""
-    token, key = Keys(keys).add(role, namespace, name)
+    token, key = _keys(keys).add(role, namespace, name)
     say(token)
     say(f"Key {key.id} is in {keys}. It is not shown again.", err=True)
 
@@ -40,7 +48,7 @@ def add(
 @keys_app.command("list")
 def list_(keys: File = _FILE) -> None:
     """Lists the keys: id, role, namespace, when added, and whose."""
-    for key in Keys(keys).list():
+    for key in _keys(keys).list():
         namespace = "any namespace" if key.namespace is None else f"namespace {key.namespace!r}"
         say(f"{key.id}  {key.role:<5}  {namespace}  {key.created_at[:19]}  {key.name}".rstrip())
 
@@ -51,5 +59,5 @@ def revoke(
     keys: File = _FILE,
 ) -> None:
     """Takes a key back: running servers refuse it from the next request on."""
-    key = Keys(keys).revoke(id_)
+    key = _keys(keys).revoke(id_)
     say(f"revoked {key.id} ({key.role})")

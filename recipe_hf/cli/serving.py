@@ -55,15 +55,18 @@ def serve(
     """Serves a checkpoint: OpenAI's API, facts over HTTP, and a page. All settings: docs/serving.md."""
     given: dict[str, Any] = dict(locals())
     try:
-        from ..serving.running import listening, open_knowledge, run
         from ..serving.settings import ServerSettings
+
+        settings = ServerSettings.read(**given)
+        if not settings.checkpoint:
+            raise ValueError("CHECKPOINT must be given, as an argument or a setting.")
+        from ..serving.logs import configure
+        from ..serving.running import listening, open_knowledge, run
     except ImportError as error:
         raise ImportError(
             f"`recipe-hf serve` needs more packages: pip install 'recipe-hf[serve]' ({error})."
         ) from error
-    settings = ServerSettings.read(**given)
-    if not settings.checkpoint:
-        raise ValueError("CHECKPOINT must be given, as an argument or a setting.")
+    configure(settings)
     listener = listening(settings)
     from ..modeling.loading import checkpoint_directory
 

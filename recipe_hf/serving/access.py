@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import time
 from dataclasses import dataclass
 from http import HTTPStatus
 from ipaddress import ip_address
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -69,11 +69,17 @@ class Rates:
 
     Args:
         rate: Such as `"600/minute"`; None for any number.
+
+    Raises:
+        ValueError: If it is not.
     """
 
     def __init__(self, rate: str | None) -> None:
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
-        self._rate = None if rate is None else parse(rate)
+        try:
+            self._rate = None if rate is None else parse(rate)
+        except ValueError as error:
+            raise ValueError(f"rate must be one such as '600/minute' or '20/second', got {rate!r}.") from error
         self._of_strangers = parse("60/minute")
 
     def count(self, principal: Principal) -> None:
@@ -126,10 +132,12 @@ def _key_of(keys: Keys, sent: HTTPAuthorizationCredentials | None) -> Key | None
 
 def _check_local(request: Request) -> None:
     """Where nobody needs a key, keeps out the pages of other sites that a browser on this machine shows."""
-    origin = request.headers.get("origin")
-    is_own = origin is None or urlsplit(origin).netloc == request.url.netloc
+    # Read by hand: what is no address at all must be refused, too.
+    host, origin = request.headers.get("host", ""), request.headers.get("origin")
+    name = re.sub(r":\d*$", "", host).removeprefix("[").removesuffix("]")
+    is_own = origin is None or origin.partition("://")[2] == host
     is_own &= request.headers.get("sec-fetch-site") not in ("cross-site", "same-site")
-    if not is_loopback(request.url.hostname or "") or not is_own:
+    if not is_loopback(name) or not is_own:
         raise Problem(
             HTTPStatus.FORBIDDEN,
             "Without keys only this machine is answered, by its own name: `recipe-hf keys add` makes keys.",

@@ -225,7 +225,7 @@ def _tell(
     were = {old.id for old in others}
     new = [fact for id_ in dict.fromkeys(ids) if id_ not in were and (fact := knowledge.find(id_)) is not None]
     came = {fact.id for fact in new}
-    maybe_past = (knowledge.find(id_) for id_ in dict.fromkeys([*were, *came]))
+    maybe_past = [*(knowledge.find(id_) for id_ in sorted(were)), *new]
     left = [past for past in maybe_past if isinstance(past, PastFact) and past.replaced_by in came]
     made.superseded += [{"id": past.id, "statement": past.statement, "replaced_by": past.replaced_by} for past in left]
     made.last = new[-1] if new else made.last

@@ -26,6 +26,10 @@ class Closed(Exception):
     """The server is being stopped, and takes no more prompts."""
 
 
+class Failed(Exception):
+    """An answer could not be generated; the log says why."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How one prompt is continued, in OpenAI's terms.
@@ -99,8 +103,8 @@ class Piece:
     finish_reason: FinishReason | None = None
 
 
-#: Called in a thread of the engine's, with the number of a prompt and its next piece, or with what went wrong.
-Deliver = Callable[[int, "Piece | Exception"], None]
+#: Called in a thread of the engine's, with the number of a prompt and its next piece, or `Failed`.
+Deliver = Callable[[int, "Piece | Failed"], None]
 
 
 class Engine(Protocol):
@@ -133,11 +137,12 @@ async def stream(engine: Engine, prompts: Sequence[Prompt]) -> AsyncIterator[tup
 
     Raises:
         Closed: As `submit`, when iteration begins.
-        Full: So too.
+        Failed: If one cannot be generated.
+        Full: As `submit`, when iteration begins.
     """
-    loop, pieces = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Piece | Exception]]()
+    loop, pieces = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Piece | Failed]]()
 
-    def deliver(number: int, piece: Piece | Exception) -> None:
+    def deliver(number: int, piece: Piece | Failed) -> None:
         with suppress(RuntimeError):  # The loop is closed: nobody listens.
             loop.call_soon_threadsafe(pieces.put_nowait, (number, piece))
 
@@ -146,7 +151,7 @@ async def stream(engine: Engine, prompts: Sequence[Prompt]) -> AsyncIterator[tup
     try:
         while running:
             number, piece = await pieces.get()
-            if isinstance(piece, Exception):
+            if isinstance(piece, Failed):
                 raise piece
             running -= piece.finish_reason is not None
             yield number, piece

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# A batch that has room is joined once it has run for so many times as long as it took to its first tokens: it is then
-# read anew, which so takes a tenth of the time at most.
+# A batch that has room is joined once it has run for so many times as long as it takes to read its rows anew, less if
+# many wait for few: that so takes about a tenth of the time at most.
 _AGAIN = 10
 
 
@@ -41,7 +41,6 @@ class TransformersEngine:
         max_batch_size: Most rows at a time.
         max_waiting: Most rows that wait.
         batch_wait: How many seconds to wait for one more row before a batch is begun that has room.
-        metrics: What counts and times.
     """
 
     def __init__(
@@ -50,7 +49,6 @@ class TransformersEngine:
         max_batch_size: int = 16,
         max_waiting: int = 128,
         batch_wait: float = 0.005,
-        metrics: Metrics | None = None,
     ) -> None:
         if model.tokenizer is None:
             raise ValueError("model must have a tokenizer, got one without.")
@@ -58,7 +56,7 @@ class TransformersEngine:
         self._tokenizer = model.tokenizer
         self._tokenizer("", padding=False, truncation=False)  # From now on threads may share it.
         self._max_batch_size, self._max_waiting, self._batch_wait = max_batch_size, max_waiting, batch_wait
-        self.metrics = Metrics() if metrics is None else metrics
+        self.metrics = Metrics()
         self._config = _greedy(model.generation_config)
         ends = self._config.eos_token_id
         self._ends = [ends] if isinstance(ends, int) else list(ends or [])
@@ -110,10 +108,10 @@ class TransformersEngine:
             started = time.perf_counter()
             try:
                 self._generate(rows)
-            except Exception as error:  # What failed is told to whoever waits for it, and the thread serves the next.
+            except Exception:  # Whatever failed, those who wait are told, and the thread serves the next.
                 logger.exception("A batch failed.")
                 for row in rows:
-                    row.fail(error)
+                    row.fail()
             rows = [row for row in rows if not row.finished]
             self._seconds_per_batch += (time.perf_counter() - started - self._seconds_per_batch) / 4
 
@@ -132,17 +130,21 @@ class TransformersEngine:
             return [*running, *(self._waiting.popleft() for _ in range(size))]
 
     def _generate(self, rows: Sequence[Row]) -> None:
-        started, first = time.perf_counter(), 0.0
+        self._begin([row for row in rows if not row.has_begun])
+        num_read, started, first = sum(row.num_tokens for row in rows), time.perf_counter(), 0.0
 
         def joined() -> bool:
             """Whether to end the batch here, and go on with those that wait beside those that run."""
             nonlocal first
             passed = time.perf_counter() - started
             first = first or passed
-            has_room = sum(not row.finished for row in rows) < self._max_batch_size
-            return bool(self._waiting) and has_room and passed > _AGAIN * first
+            running = [row for row in rows if not row.finished]
+            joining = min(len(self._waiting), self._max_batch_size - len(running))
+            if not joining or not running:
+                return False
+            to_read_again = first * sum(row.num_tokens for row in running) / num_read
+            return passed > _AGAIN * to_read_again * len(running) / (len(running) + joining)
 
-        self._begin([row for row in rows if not row.has_begun])
         batch = self._padded([row.ids for row in rows])
         retrievals, facts = self._model.facts_before(
             [row.retrieval for row in rows], torch.stack([row.keys for row in rows]), **batch

@@ -223,7 +223,7 @@ def explain(place: ToRead, given: Search) -> ExplanationOut:
     return ExplanationOut.of(explanation)
 
 
-@router.post("/preview", response_model=Preview, responses=_BODY)
+@router.post("/preview", response_model=Preview, responses=_BODY | _ONE)
 def preview_facts(place: ToRead, given: FactsToPreview) -> Preview:
     """What adding facts would change: which facts would leave, and what would be used and answered. Keeps nothing."""
     return preview(place.model, place.namespace, given)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,6 +27,7 @@ def preview(model: RecipeForCausalLM, namespace: str, given: FactsToPreview) -> 
     """Tries what [`FactsToPreview`] says.
 
     Raises:
+        KeyError: If `in_place_of` is not the id of a fact.
         ValueError: As in `add_knowledge`, where the facts could not be added.
     """
     parsed = {f"facts[{position}]": fact for position, fact in enumerate(parse_facts(given.facts))}
@@ -34,7 +36,12 @@ def preview(model: RecipeForCausalLM, namespace: str, given: FactsToPreview) -> 
     knowledge, tells = model.knowledge.namespace(namespace), model.tells_what_supersedes
     encoded = model.encode_facts(parsed, "supersede" if tells else given.on_conflict, knowledge=knowledge)
     conflicts = knowledge.conflicts(encoded.facts)
-    leaving = {old.id for found in (*conflicts, *encoded.supersedes) for old in found if isinstance(old, Fact)}
+    takes_place = given.on_conflict == "supersede"
+    supersedes: list[list[NewFact]] = [[old for old in found if takes_place] for found in encoded.supersedes]
+    if given.in_place_of is not None:
+        supersedes[0].append(knowledge[given.in_place_of])
+    may_leave: Iterable[NewFact] = (*chain.from_iterable(conflicts), *chain.from_iterable(supersedes))
+    leaving = {old.id for old in may_leave if isinstance(old, Fact)}
     near = {
         fact.id
         for question in given.questions
@@ -44,7 +51,7 @@ def preview(model: RecipeForCausalLM, namespace: str, given: FactsToPreview) -> 
     tried = replace(
         encoded,
         on_conflict=given.on_conflict if given.on_conflict in ("keep", "error") else "replace",
-        supersedes=encoded.supersedes if given.on_conflict == "supersede" else (),
+        supersedes=supersedes,
     )
     held = set(copy.ids())
     new = set(tried.add_to(copy)) - held

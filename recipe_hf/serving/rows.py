@@ -16,14 +16,14 @@ from transformers import (
 )
 
 from ..modeling.outputs import Retrieval
-from .engine import FinishReason, Piece, Prompt, Sampling, TokenLogprobs
+from .engine import Failed, FinishReason, Piece, Prompt, Sampling, TokenLogprobs
 from .text import Decoder, StopStrings
 
 
 class Row:
     """A prompt while it waits and is continued."""
 
-    def __init__(self, prompt: Prompt, deliver: Callable[[Piece | Exception], None]) -> None:
+    def __init__(self, prompt: Prompt, deliver: Callable[[Piece | Failed], None]) -> None:
         self.prompt = prompt
         self.deliver = deliver
         self.cancelled = False
@@ -35,6 +35,11 @@ class Row:
     def ids(self) -> list[int]:
         """The tokens of the prompt and of the answer so far."""
         return [*self.prompt.ids, *self._tokens]
+
+    @property
+    def num_tokens(self) -> int:
+        """How many they are."""
+        return len(self.prompt.ids) + len(self._tokens)
 
     @property
     def num_left(self) -> int:
@@ -92,11 +97,11 @@ class Row:
             self.deliver(self._piece(text, known))
         return self.finished
 
-    def fail(self, error: Exception) -> None:
+    def fail(self) -> None:
         """Ends a row that cannot be continued."""
         if not self.finished:
             self.finished = True
-            self.deliver(error)
+            self.deliver(Failed("The answer could not be generated; the server's log says why."))
 
     def _end(self, text: str, reason: FinishReason, logprobs: tuple[TokenLogprobs, ...]) -> None:
         self.finished = True

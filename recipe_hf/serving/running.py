@@ -13,7 +13,6 @@ from .access import check_address
 from .app import create_app
 from .generating import TransformersEngine
 from .keys import Keys
-from .logs import configure
 from .settings import ServerSettings
 
 if TYPE_CHECKING:
@@ -75,7 +74,6 @@ def run(settings: ServerSettings, model: RecipeForCausalLM, listener: socket.soc
     Raises:
         SystemExit: When it has been told to stop.
     """
-    configure(settings)
     engine = TransformersEngine(model, settings.max_batch_size, settings.max_waiting, settings.batch_wait)
     config = uvicorn.Config(
         create_app(settings, model, engine),

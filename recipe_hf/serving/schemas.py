@@ -68,6 +68,9 @@ class FactsToPreview(_Given):
     facts: GivenFacts
     questions: Annotated[list[Text], Field(max_length=MAX_QUESTIONS)] = []
     on_conflict: OnConflict = "replace"
+    in_place_of: Annotated[int, Field(ge=0, lt=2**63)] | None = Field(
+        None, description="A fact in whose place the first one is put, as PUT does."
+    )
     max_tokens: Annotated[int, Field(ge=1, le=256)] = 48
 
 

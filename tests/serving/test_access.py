@@ -11,6 +11,7 @@ import pytest
 
 from recipe_hf.serving import ServerSettings, create_app
 from recipe_hf.serving.access import Rates, check_address
+from recipe_hf.serving.generating import TransformersEngine
 from recipe_hf.serving.keys import Keys
 from recipe_hf.serving.problems import Problem
 from tests import command
@@ -41,7 +42,7 @@ class Team:
         self.model.add_knowledge(["An old one of theirs.", *FACTS], namespace="theirs")
         self.model.remove_knowledge(1, namespace="theirs")
         settings = ServerSettings(knowledge=str(directory / "facts.db"), keys=self.path, rate=None)
-        self.app = create_app(settings, self.model)
+        self.app = create_app(settings, self.model, TransformersEngine(self.model))
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +193,7 @@ def test_facts_of_others_are_as_if_they_were_not(team, ask):
         for method, path in (("GET", ""), ("DELETE", ""), ("PUT", ""), ("POST", "/restore")):
             answer = ask(method, f"/{id_}{path}", **({"json": "Another."} if method == "PUT" else {}))
             headers = {name: it for name, it in answer.headers.items() if name not in ("date", "x-request-id")}
-            told = (answer.status_code, answer.text.replace(str(id_), "N"), json.dumps(headers))
+            told = (answer.status_code, answer.text.replace(f"got {id_}.", "got N."), json.dumps(headers))
             answers.setdefault(method, set()).add(told)
     assert all(len(each) == 1 for each in answers.values())
     assert {status for each in answers.values() for status, *_ in each} == {404}
@@ -243,10 +244,33 @@ def test_the_other_namespace_stays_as_it_was(team, ask):
         for content in (b"", json.dumps({"facts": [SECRET]}).encode()):
             for name in ("theirs", "../theirs", "ours\x00theirs"):
                 ask(method, path, params={"namespace": name}, content=content)
-                headers = {"Content-Type": "application/json", "X-Namespace": name}
-                if path != "":
-                    ask(method, path, content=json.dumps({"namespace": name}).encode(), headers=headers)
+                ask(method, path, json={"namespace": name, "query": SECRET}, headers={"X-Namespace": "theirs"})
     assert list(team.model.knowledge.namespace("theirs")) == before
+
+
+def test_an_answer_rests_on_no_fact_of_others(team):
+    """Through OpenAI's routes, whatever `recipe` says; the answers are those of a model that holds no facts."""
+    prompt = {"prompt": PROMPTS[0], "max_tokens": 4, "temperature": 0}
+    chat = {"messages": [{"role": "user", "content": PROMPTS[0]}], "max_tokens": 4, "temperature": 0}
+    theirs = bearer(team.tokens["theirs", "ask"])
+    for path, body in (("/v1/completions", prompt), ("/v1/chat/completions", chat)):
+        body["model"] = "recipe"
+
+        def send(key, body=body, path=path, **recipe):
+            return team.client.post(path, json=body | {"recipe": recipe}, headers=key)
+
+        assert send({}).status_code == 401
+        found = send(theirs).json()
+        assert (found.get("recipe") or found["choices"][0]["recipe"])["fired"]
+        for role in ("ask", "admin"):
+            ours = bearer(team.tokens["ours", role])
+            for namespace in ("theirs", ""):
+                refused = send(ours, namespace=namespace)
+                assert refused.status_code == 403 and "namespace must be 'ours'" in refused.text
+            for recipe in ({}, {"namespace": "ours"}, {"where": {"namespace": "theirs"}}):
+                answer = send(ours, **recipe)
+                assert answer.status_code == 200 and "Ann Lee" not in answer.text
+                assert not (answer.json().get("recipe") or answer.json()["choices"][0]["recipe"])["fired"]
 
 
 def test_a_key_of_all_namespaces_chooses_one(team, ask):
@@ -305,12 +329,17 @@ def test_without_keys_pages_of_other_sites_are_not_answered(server):
         assert client.get(URL).status_code == 200
         own = {"Origin": server.url, "Sec-Fetch-Site": "same-origin"}
         assert client.post(URL, json={"facts": ["a"]}, headers=own).status_code == 200
+        for host in ("localhost", "localhost:8000", "127.0.0.1:1", "[::1]:8000", "[::1]"):
+            assert client.get(URL, headers={"Host": host}).status_code == 200
         before = len(server.model.knowledge)
         for headers in (
             {"Host": "evil.example"},  # A name that was made to lead here.
             {"Host": "evil.example:8000"},
             {"Origin": "https://evil.example"},
             {"Origin": "null"},
+            {"Origin": "http://["},
+            {"Host": "["},
+            {"Host": ""},
             {"Origin": "http://127.0.0.1.evil.example"},
             {"Sec-Fetch-Site": "cross-site"},
         ):
@@ -341,6 +370,11 @@ def test_a_key_may_ask_only_so_often(tmp_path):
         assert 1 <= int(answers[3].headers["retry-after"]) <= 60
         assert answers[3].headers["content-type"] == "application/problem+json"
         assert client.get(URL, headers=bearer(other)).status_code == 200
+
+
+def test_what_is_no_rate_is_refused():
+    with pytest.raises(ValueError, match="rate must be one such as '600/minute' or '20/second', got 'often'."):
+        Rates("often")
 
 
 def test_strangers_may_try_only_so_often():

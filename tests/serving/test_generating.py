@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from recipe_hf.serving.engine import Closed, Full, Piece, Prompt, Sampling
+from recipe_hf.serving.engine import Closed, Failed, Full, Piece, Prompt, Sampling
 from recipe_hf.serving.generating import TransformersEngine
 from tests.tiny_recipe import GREEDY, MIXED, PROMPTS, UNRELATED, assert_same, batch_of, edited_recipe
 
@@ -15,7 +15,7 @@ class Asking:
     """Prompts of an engine, waited for in this thread."""
 
     def __init__(self, engine: TransformersEngine, prompts: Sequence[Prompt]) -> None:
-        self.pieces: queue.Queue[tuple[int, Piece | Exception]] = queue.Queue()
+        self.pieces: queue.Queue[tuple[int, Piece | Failed]] = queue.Queue()
         self.prompts = prompts
         self.cancel = engine.submit(prompts, lambda *piece: self.pieces.put(piece))
 
@@ -24,7 +24,7 @@ class Asking:
         answers: list[list[Piece]] = [[] for _ in self.prompts]
         while not all(pieces and pieces[-1].finish_reason for pieces in answers):
             number, piece = self.pieces.get(timeout=60)
-            if isinstance(piece, Exception):
+            if isinstance(piece, Failed):
                 raise piece
             answers[number].append(piece)
         return answers
@@ -176,6 +176,6 @@ def test_closing_ends_what_was_taken(model):
 
 def test_a_batch_that_fails_is_told_and_the_next_is_served(model, engine):
     broken = Prompt([len(model.tokenizer) + 5], "x", Sampling(3))
-    with pytest.raises(IndexError):
+    with pytest.raises(Failed):
         Asking(engine, [broken]).answers()
     assert Asking(engine, [prompt(model, PROMPTS[0])]).texts() == [alone(model, PROMPTS[0])]

@@ -279,6 +279,16 @@ def test_a_preview_tells_what_would_be_and_keeps_nothing(client, model):
     )
 
 
+def test_a_preview_may_be_of_a_fact_put_in_the_place_of_another(client, model):
+    (old,) = add(client, ["The CEO of Acme is", "Ann Lee"])["ids"]
+    given = {"facts": [FACTS[1]], "questions": [PROMPTS[0], PROMPTS[1]], "in_place_of": old, "max_tokens": 1}
+    first, second = client.post(f"{URL}/preview", json=given).json()["questions"]
+    assert first["before"]["fired"] and not first["after"]["fired"]
+    assert second["after"]["fired"] and second["after"]["fact"]["id"] is None
+    assert list(model.knowledge.ids()) == [old]
+    problem(client.post(f"{URL}/preview", json=given | {"in_place_of": old + 1}), 404)
+
+
 def test_a_preview_is_refused_as_adding_would_be(client):
     add(client, ["Zork was", "a game"])
     refused = {"facts": [["Zork was", "a toy"]], "on_conflict": "error"}

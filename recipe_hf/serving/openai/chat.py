@@ -8,7 +8,6 @@ from uuid import uuid4
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from jinja2 import TemplateError
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from starlette.concurrency import run_in_threadpool
 
@@ -51,7 +50,7 @@ def _prompts(generation: Generation, body: ChatRequest) -> list[Prompt]:
         ids = tokenizer.apply_chat_template(
             messages, tools=tools, add_generation_prompt=True, tokenize=True, return_dict=True
         )["input_ids"]
-    except (TemplateError, TypeError, ValueError, KeyError) as error:  # What the template's author refuses.
+    except Exception as error:  # A template is a program of the model's author and may raise anything.
         raise OpenAIError(f"The chat template refuses the messages: {error}", param="messages") from error
     asked = [message.text for message in body.messages if message.role == "user"]
     if body.top_logprobs and not body.logprobs:

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from ...modeling.outputs import Retrieval
 from ..access import Principal, namespace_of
-from ..engine import Closed, Engine, Full, Piece, Prompt, TokenLogprobs, stream
+from ..engine import Closed, Engine, Failed, Full, Piece, Prompt, TokenLogprobs, stream
 from .errors import OpenAIError
 from .models import check_model
 from .protocol import GenerationRequest
@@ -110,6 +110,8 @@ class Generation:
         except Full as error:
             retry = {"Retry-After": str(error.retry_after)}
             raise OpenAIError(str(error), 429, code="server_busy", headers=retry) from error
+        except Failed as error:
+            raise OpenAIError(str(error), 500, code="generation_failed") from error
         except Closed as error:
             raise OpenAIError(str(error), 503, code="server_stopping", headers={"Retry-After": "5"}) from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Annotated, Any, ClassVar, Literal
 
 from openai.types.chat.completion_create_params import CompletionCreateParamsStreaming as ChatParams
@@ -127,7 +128,7 @@ class GenerationRequest(BaseModel):
         """
         chosen = {name: getattr(self, name) for name in ("temperature", "top_p", "top_k")}
         chosen = defaults | {name: value for name, value in chosen.items() if value is not None}
-        bias = {int(id): value for id, value in (self.logit_bias or {}).items() if id.isdecimal()}
+        bias = {int(id): value for id, value in (self.logit_bias or {}).items() if re.fullmatch("[0-9]{1,9}", id)}
         if len(bias) != len(self.logit_bias or {}) or not all(id < vocab_size for id in bias):
             raise OpenAIError(f"logit_bias must name token ids below {vocab_size}.", param="logit_bias")
         if not all(-100 <= value <= 100 for value in bias.values()):

@@ -12,9 +12,9 @@ from starlette.types import Message, Send
 from ..openai.generation import about
 from .asking import Asking
 
-# The first event of a stream that tells of no error.
-_EVENT = re.compile(rb'^data: \{(?!"error")', re.MULTILINE)
-_OBJECT = re.compile(rb"^\s*\{")
+# Where an object begins that has something in it, and an event that tells of no error.
+_OBJECT = re.compile(rb'^\s*\{(?=\s*")')
+_EVENT = re.compile(rb'^data: \{(?=")(?!"error")', re.MULTILINE)
 
 
 class Telling:
@@ -63,11 +63,10 @@ class Telling:
     def _told(self, body: bytes, more: bool) -> bytes:
         """A part of the answer, with `recipe` if that is its place."""
         opening = self._opening and self._opening.search(body)
-        if not opening or not self._asking.is_found():
+        if not opening or not (found := [about(retrieval) for retrieval in self._asking.found()]):
             return body
         whole = self._opening is _OBJECT and not more
         self._opening = None
-        found = [about(each.retrieval) for each in self._asking.looked]
         if whole and len(found) > 1:
             return _in_choices(body, found)
         recipe = b'"recipe": ' + json.dumps(found[0]).encode() + b", "

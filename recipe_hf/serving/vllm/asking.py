@@ -47,9 +47,12 @@ class Asking:
         self.looked.append(Looked(Asked(ids, self.namespace, self.where)))
         return self.looked[-1]
 
-    def is_found(self) -> bool:
-        """Whether something was asked for, and is found."""
-        return bool(self.looked) and all(each.retrieval is not None for each in self.looked)
+    def found(self) -> list[Retrieval | None]:
+        """What was found for each prompt, once that is known: None for one that is answered without facts."""
+        if self.off:
+            return [None]
+        found = [each.retrieval for each in self.looked]
+        return [] if None in found else found
 
 
 #: The request that is being answered; None outside of one.

@@ -43,7 +43,7 @@ class AskingMiddleware:
 
     Args:
         app: vLLM's application.
-        facts: The application of the facts, whose own routes it leaves alone.
+        facts: The application of the facts, mounted behind vLLM's routes, which lets in by itself.
     """
 
     def __init__(self, app: ASGIApp, facts: FastAPI) -> None:
@@ -80,7 +80,9 @@ class AskingMiddleware:
             current.reset(token)
 
     def _is_about_facts(self, scope: Scope) -> bool:
-        return any(route.matches(scope)[0] is not Match.NONE for route in self._facts.routes)
+        """Whether the application of the facts answers: it is asked last, for what vLLM has no route for."""
+        routes = [route for route in scope["app"].routes if getattr(route, "app", None) is not self._facts]
+        return all(route.matches(scope)[0] is Match.NONE for route in routes)
 
     async def _who(self, scope: Scope) -> Principal | None:
         """Who asks; None where nobody needs to be known.
@@ -91,7 +93,7 @@ class AskingMiddleware:
         path = _path(scope)
         if path in _OPEN or scope["method"] == "OPTIONS":
             return None
-        request = Request(scope | {"app": self._facts})
+        request = Request({**scope, "app": self._facts})
         try:
             who = await run_in_threadpool(principal, request, await _bearer(request))
             needed = "ask" if f"{path}/".startswith(_OF_THOSE_WHO_ASK) else "admin"

@@ -13,6 +13,7 @@ from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
     from fastapi import FastAPI
     from starlette.datastructures import State
     from vllm.engine.protocol import EngineClient
@@ -50,7 +51,8 @@ class RecipePlugin:
         from .model import PromptingModel
 
         settings = _settings(app.state.args)
-        self._model = model = PromptingModel.from_pretrained(settings.checkpoint, base_model=False)
+        model = PromptingModel.from_pretrained(settings.checkpoint, base_model=False)
+        self._model = model = model.to(_device(settings))
         model.knowledge = open_knowledge(settings, model.config.knowledge_dim) or model.knowledge
         facts = create_app(settings, model)
         app.mount("", facts)
@@ -91,6 +93,18 @@ def _settings(args: Namespace) -> ServerSettings:
     if not settings.checkpoint:
         raise ValueError("RECIPE_HF_CHECKPOINT must name a RECIPE checkpoint, got none.")
     return settings
+
+
+def _device(settings: ServerSettings) -> torch.device:
+    """Where prompts are looked up."""
+    import torch
+
+    try:
+        return torch.device(settings.device_map or "cpu")
+    except RuntimeError as error:
+        raise ValueError(
+            f"RECIPE_HF_DEVICE_MAP must be a device under vLLM, such as 'cuda', got {settings.device_map!r}."
+        ) from error
 
 
 def _attach_base(model: PromptingModel, config: Any) -> None:

@@ -67,6 +67,7 @@ def _app(**settings):
         return {"asking": current.get() is not None, "body": await request.json()}
 
     @app.get("/health")
+    @app.get("/metrics")
     async def health():
         return "vllm"
 
@@ -143,7 +144,8 @@ def test_other_routes_are_left_alone(post):
 
 
 def test_a_request_says_among_which_facts(post, app):
-    post(recipe={"namespace": "theirs", "where": {"team": 1}, "off": True})
+    answer = post(recipe={"namespace": "theirs", "where": {"team": 1}, "off": True})
+    assert answer.json()["recipe"] == {"fired": False, "facts": [], "num_prompt_tokens": 0}
     (asking,) = app.state.asked
     assert (asking.namespace, asking.where, asking.off) == ("theirs", {"team": 1}, True)
 
@@ -193,7 +195,7 @@ def guarded(tmp_path_factory):
     return _app(keys=path), made
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/knowledge", "/tokenize", "/sleep", "/v1/nothing"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/knowledge", "/tokenize", "/sleep"])
 def test_nothing_is_answered_without_a_key(guarded, path):
     app, _ = guarded
     for key in (None, "wrong"):
@@ -206,7 +208,9 @@ def test_what_a_key_opens(guarded):
     assert _send(app, "/health", method="GET").json() == "vllm"
     assert _send(app, key=keys["ask"]).json()["recipe"] == TOLD
     assert _send(app, "/tokenize", key=keys["ask"]).status_code == 200
-    assert [_send(app, "/sleep", key=keys[role]).status_code for role in ("ask", "edit", "admin")] == [403, 403, 200]
+    for method, path in (("POST", "/sleep"), ("GET", "/metrics")):
+        answers = [_send(app, path, key=keys[role], method=method) for role in ("ask", "edit", "admin")]
+        assert [answer.status_code for answer in answers] == [403, 403, 200]
 
 
 def test_a_key_of_a_namespace_asks_in_it_alone(guarded):

@@ -30,7 +30,7 @@ def test_replicas_share_facts_through_one_store(tmp_path):
     writer = RecipeForCausalLM.from_pretrained(CHECKPOINT, base_model=False)
     with writer.open_knowledge(file):
         (id_,) = writer.add_knowledge([(PROMPT, ANSWER)])
-        options = ("--data-parallel-size", "2", "--api-server-count", "2")
+        options = ("--enable-prompt-embeds", "--data-parallel-size", "2", "--api-server-count", "2")
         facts = {"RECIPE_HF_KNOWLEDGE": str(file), "RECIPE_HF_READ_ONLY": "1"}
         with vllm_server(tmp_path / "log", *options, **facts) as url:
             answers = _answers(url)

@@ -29,7 +29,7 @@ def vllm_server(log: Path, *options: str, **environment: str) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [str(Path(sys.executable).with_name("vllm")), "serve", str(SMOLLM2), "--enable-prompt-embeds"]
+    command = [str(Path(sys.executable).with_name("vllm")), "serve", str(SMOLLM2)]
     command += ["--served-model-name", NAME, "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
     command += ["--max-model-len", "1024", "--max-num-seqs", "16", "--enforce-eager", *options]
     defaults = {

@@ -134,25 +134,38 @@ function drawFilters() {
 }
 
 async function add() {
-  if ((await openEditor({})) !== null) await list.restart();
+  const id = await openEditor({});
+  if (id === null) return;
+  await list.restart();
+  rowOf(id)?.classList.add("changed");
 }
 
 async function edit(fact) {
-  if ((await openEditor({ fact })) !== null) await list.refresh();
+  const id = await openEditor({ fact });
+  if (id === null) return;
+  await list.refresh();
+  rowOf(id)?.classList.add("changed");
+  focusOn(id);
+}
+
+const rowOf = (id) => $(`#facts-list [data-id="${id}"]`);
+
+// Rows are made anew: what had the focus is no longer there.
+function focusOn(id) {
+  ($(`#facts-list [data-id="${id}"] .fact-actions button:last-child`) ?? $("#facts-title")).focus();
 }
 
 async function remove(fact) {
-  const at = $(`#facts-list [data-id="${fact.id}"]`);
+  const at = rowOf(fact.id);
   try {
     await knowledge("DELETE", `/${fact.id}`);
   } catch (problem) {
     at.after(h("li", {}, h("span"), problemBox(problem)));
     return;
   }
-  const next = at.nextElementSibling ?? at.previousElementSibling;
-  const nextId = next?.dataset.id;
+  const next = (at.nextElementSibling ?? at.previousElementSibling)?.dataset.id;
   await list.refresh();
-  ($(`#facts-list [data-id="${nextId}"] button:last-child`) ?? $("#facts-title")).focus();
+  focusOn(next);
   notify(`Fact ${fact.id} is removed.`, { undo: () => restore(fact.id) });
 }
 
@@ -173,6 +186,7 @@ export const facts = {
     where.clear();
     form.reset();
     drawFilters();
+    list.forget();
   },
   find: () => form.q.focus(),
   add() {

@@ -1,7 +1,7 @@
 // The facts that are no longer used, the latest first, and the way back.
 
 import { knowledge } from "./api.js";
-import { h, moment } from "./dom.js";
+import { $, h, moment } from "./dom.js";
 import { restore } from "./facts.js";
 import { pagedList, range } from "./list.js";
 import { action, emptyBox, factRow, factTags } from "./parts.js";
@@ -30,6 +30,7 @@ function row(fact) {
 async function bringBack(id) {
   await restore(id);
   await list.refresh();
+  $("#history-title").focus();
 }
 
 export const history = { show: () => list.restart() };

@@ -7,7 +7,7 @@ import { problemBox } from "./parts.js";
  * Binds the elements `#NAME-list`, `#NAME-count` and `#NAME-pages`.
  *
  * `load(after)` gives `{facts, next, total}`, `row(fact)` a list item, `empty()` what to show where there is none,
- * and `summary(page, from)` the line above. Returned is what fills it: from the first page on, or the present page again.
+ * and `summary(page, from)` the line above. Returned is what fills it anew.
  */
 export function pagedList({ name, load, row, empty, summary }) {
   const [list, line, nav] = ["list", "count", "pages"].map((part) => $(`#${name}-${part}`));
@@ -58,10 +58,16 @@ export function pagedList({ name, load, row, empty, summary }) {
     $(`#${name}-title`).scrollIntoView();
   });
 
+  function forget() {
+    cursors = [null];
+    sizes = [];
+    at = 0;
+  }
+
   return {
+    forget,
     restart() {
-      cursors = [null];
-      sizes = [];
+      forget();
       return show(0);
     },
     refresh: () => show(at),

@@ -22,6 +22,7 @@ function viewName() {
 
 function showView({ focus = true } = {}) {
   const name = viewName();
+  $("#starting").hidden = true;
   for (const other of Object.keys(VIEWS)) $(`#view-${other}`).hidden = other !== name;
   for (const link of document.querySelectorAll(".bar nav a")) {
     if (link.hash === `#${name}`) link.setAttribute("aria-current", "page");
@@ -99,7 +100,9 @@ function pressed(event) {
 
 bindSession(start);
 drawTheme();
-window.addEventListener("hashchange", () => Object.hasOwn(VIEWS, location.hash.slice(1)) && showView());
+// Before it is known who asks, nothing is shown.
+const isKnown = () => session.role !== undefined;
+window.addEventListener("hashchange", () => isKnown() && Object.hasOwn(VIEWS, location.hash.slice(1)) && showView());
 window.addEventListener("keydown", pressed);
 $(".skip").addEventListener("click", (event) => {
   event.preventDefault();

@@ -44,6 +44,7 @@ export function previewPanel({ read, fact, questions, onConflict }) {
         facts: [told],
         questions: tried.length ? tried.slice(0, 16) : [told.prompt ?? told.statement],
         on_conflict: fact ? "replace" : onConflict(),
+        in_place_of: fact?.id,
         max_tokens: 24,
       };
       result.replaceChildren(h("p", { class: "loading" }, "Trying it…"));

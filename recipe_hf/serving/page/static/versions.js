@@ -34,7 +34,12 @@ function row(fact) {
       "div",
       { class: "fact-body" },
       factText(fact),
-      h("div", { class: "fact-more" }, moment(fact.created_at), " to ", moment(fact.ended_at), `, ${fact.reason}`),
+      h(
+        "div",
+        { class: "fact-more" },
+        h("span", {}, moment(fact.created_at), " to ", moment(fact.ended_at)),
+        h("span", { class: "tag" }, fact.reason),
+      ),
     ),
   );
 }
