@@ -10,10 +10,10 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 
 import httpx
 from openai import AuthenticationError, OpenAI, PermissionDeniedError
-from real_models import SMOLLM2, needs_real_models
 
 from recipe_hf import RecipeForCausalLM
 from recipe_hf.serving.keys import Keys
+from tests.real_models import SMOLLM2, needs_real_models
 from tests.serving.vllm.vllm_server import CHECKPOINT, NAME, ROOT, vllm_server
 
 pytestmark = [needs_real_models, pytest.mark.slow]
