@@ -268,8 +268,12 @@ class Trainer:
         new, _ = beside(best)
         shutil.rmtree(new, ignore_errors=True)
         start = self.config.model
-        named = {"retriever": start.retriever, "retriever_revision": start.retriever_revision}
-        self.model.save_pretrained(new, **({"parts": "prompts", **named} if start.retriever else {}))
+        self.model.save_pretrained(
+            new,
+            parts="prompts" if start.retriever else "all",
+            retriever=start.retriever,
+            retriever_revision=start.retriever_revision,
+        )
         summary = json.dumps(self._summary(metrics), indent=2)
         (new / RUN_RECORD).write_text(f"{summary}\n", encoding="utf-8")
         shutil.copy(self.output_dir / METRICS_LOG, new)

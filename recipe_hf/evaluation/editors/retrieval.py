@@ -10,8 +10,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from ...datasets import EditExample
-from ...modeling.places import text_places
-from ...modeling.text_prompts import as_text
+from ...modeling.text_prompts import as_text, text_places
 from .editor import Editor, Prefix, Prompt, Reading
 from .finders import Finder, SentinelFinder
 
@@ -51,7 +50,7 @@ class ByPrompts(Teller):
         told = (statement, answer if self.with_answers else None)
         if self.model.config.prompt_form == "continuous":
             return prompt.ids, told
-        place = int(text_places(self.tokenizer, [prompt.ids]))
+        place = int(text_places(self.tokenizer, torch.tensor([prompt.ids]), None, [0]))
         text = self.tokenizer(as_text(statement), add_special_tokens=False)["input_ids"]
         return prompt.ids[:place] + text + prompt.ids[place:], told
 
