@@ -26,11 +26,9 @@ def test_what_is_measured_is_what_the_model_says(protocol: str):
         for outcome in outcomes:
             batch = model.tokenizer(outcome.query, return_tensors="pt")
             if protocol == "generation":
-                length = (
-                    len(outcome.answer) + 1 + EXTRA_TOKENS
-                )  # One token to a byte, and the space before the answer.
+                length = len(outcome.answer) + 1 + EXTRA_TOKENS  # One token to a byte, and a space.
                 new = model.generate(**batch, max_new_tokens=length, do_sample=False)[0, batch["input_ids"].shape[1] :]
-                assert outcome.output == model.tokenizer.decode(new).strip()
+                assert outcome.output == model.tokenizer.decode(new, skip_special_tokens=True).strip()
             elif outcome.concerns:
                 whole = model.tokenizer(f"{outcome.query} {outcome.answer}", return_tensors="pt").input_ids
                 start = batch["input_ids"].shape[1]
