@@ -106,18 +106,17 @@ def principal(
     rates: Rates = request.app.state.rates
     if keys is None:
         _check_local(request)
-        found = LOCAL
-    else:
-        key = _key_of(keys, sent)
-        if key is None:
-            rates.count_stranger(request.client.host if request.client else "")
-            raise Problem(
-                HTTPStatus.UNAUTHORIZED,
-                "A valid key is needed: `Authorization: Bearer KEY`.",
-                {"WWW-Authenticate": "Bearer"},
-            )
-        found = Principal(key.id, key.role, key.namespace)
-    request.state.principal = found
+        request.state.principal = LOCAL
+        return LOCAL
+    key = _key_of(keys, sent)
+    if key is None:
+        rates.count_stranger(request.client.host if request.client else "")
+        raise Problem(
+            HTTPStatus.UNAUTHORIZED,
+            "A valid key is needed: `Authorization: Bearer KEY`.",
+            {"WWW-Authenticate": "Bearer"},
+        )
+    found = request.state.principal = Principal(key.id, key.role, key.namespace)
     rates.count(found)
     return found
 

@@ -43,7 +43,7 @@ class ServerSettings(BaseSettings):
     max_tokens: Positive = Field(4096, description="Most tokens of an answer.")
     max_body_bytes: Positive = Field(8 * 2**20, description="Largest body of a request.")
     max_import_bytes: Positive = Field(256 * 2**20, description="Largest file of facts to import.")
-    rate: str | None = Field("1200/minute", description="Most requests of a key, as in `20/second`.")
+    rate: str | None = Field("6000/minute", description="Most requests of a key, as in `20/second`.")
     audit: Path | None = Field(None, description="File of the audit; by default it lies beside the facts.")
     shutdown_timeout: Positive = Field(60, description="Seconds that running answers get to end.")
 
