@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from recipe_hf.evaluation.editing import evaluate_editing
-from recipe_hf.evaluation.saying import EXTRA_TOKENS
 
 from recipe_hf.datasets import EditExample
+from recipe_hf.evaluation.asking.saying import EXTRA_TOKENS
+from recipe_hf.evaluation.measuring.editing import evaluate_editing
 from tests.tiny_recipe import FACTS, UNRELATED, bos_tokenizer, tiny_recipe
 
 EXAMPLES = [
