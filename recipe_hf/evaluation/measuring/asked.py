@@ -144,9 +144,9 @@ class GeneralPrompts:
 
     def look_up(self, positions: Sequence[int]) -> None:
         """Looks those up that meet the facts at these positions, which the editor holds."""
-        alone, turns = set(positions), len(self.trial.facts)
-        together = len(positions) == turns
-        numbers = [n for n in range(len(self.prompts)) if together or n % turns in alone]
+        turns = len(self.trial.facts)
+        everything = range(len(self.prompts))
+        numbers = everything if len(positions) == turns else everything[positions[0] :: turns]
         readings = _read(self.editor, [self.prompts[number] for number in numbers], positions)
         for number, found in [(n, r.found) for n, r in zip(numbers, readings, strict=True) if r.found is not None]:
             self.found[number] = None

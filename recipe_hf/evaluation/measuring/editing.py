@@ -103,28 +103,30 @@ def run_trial(
     if editor.changes_model:
         for questions in asked.values():
             answers.ask(Unedited(editor.model), questions.of_base())
-    general = {name: GeneralPrompts(editor, trial, prompts) for name, prompts in trial.general.items()}
+    general = {name: GeneralPrompts(editor, trial, texts) for name, texts in trial.general.items()}
+    edits = [question for question in trial.questions if question.kind == "reliability"]
     equal = None
     for positions in trial.held_together:
         with edited(editor, [trial.facts[position] for position in positions], times):
-            for prompts in general.values():
-                prompts.look_up(positions)
+            for texts in general.values():
+                texts.look_up(positions)
             for questions in asked.values():
                 questions.read(positions)
             if editor.changes_model:
                 now = Answers(answers.batch_size)  # What it says while it holds these facts.
                 for questions in asked.values():
                     questions.ask(now, positions, bar)
-            own = [q.text for q in trial.questions if q.kind == "reliability" and q.about in positions]
             if times is not None:
-                times.time_answers(editor, own)
+                held = set(positions)
+                times.time_answers(editor, [q.text for q in edits if q.about in held])
             if trial.ends_with_removal and len(positions) > 1:
-                equal = share_equal_after_removal(editor.model, own[:_PROMPTS_AFTER_REMOVAL], answers.batch_size)
+                prompts = [q.text for q in edits[:_PROMPTS_AFTER_REMOVAL]]
+                equal = share_equal_after_removal(editor.model, prompts, answers.batch_size)
     if not editor.changes_model:
         for questions in asked.values():
             questions.ask(answers, range(len(trial.facts)), bar)
     temperature = editor.model.config.similarity_temperature
-    fired = {name: found for name, prompts in general.items() if (found := prompts.fired) is not None}
+    fired = {name: found for name, texts in general.items() if (found := texts.fired) is not None}
     return [
         EditingReport(trial.num_edits, trial.seed, questions.outcomes(answers), name, equal, fired, temperature)
         for name, questions in asked.items()
