@@ -386,6 +386,7 @@ def test_a_key_opens_the_page_and_says_what_may_be_done(browser, tmp_path):
     context.close()
 
 
+@pytest.mark.slow
 def test_each_visitor_of_a_space_has_facts_of_his_own(browser, tmp_path):
     model = tiny_recipe()
     model.lm.save_pretrained(tmp_path / "base")

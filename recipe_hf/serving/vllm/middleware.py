@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.routing import Match
@@ -22,11 +23,21 @@ from ..problems import Problem
 from .answers import Telling
 from .asking import Asking, current
 
-#: vLLM's routes whose requests may say `recipe`, and whose answers do.
-ANSWERING = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
-# What needs no key, and what any key opens. The rest of vLLM's routes is for operating it.
+# What needs no key, and what any key opens, with all below it. The rest of vLLM's routes is for operating it.
 _OPEN = {"/health", "/ping", "/version", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
-_OF_THOSE_WHO_ASK = ("/v1/", "/v2/", "/inference/", "/cohere/", "/invocations", "/tokenize", "/detokenize")
+_ASKED = (
+    "/v1/models",
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/responses",
+    "/v1/messages",
+    "/v1/audio",
+    "/inference/v1/generate",
+    "/generative_scoring",
+    "/invocations",
+    "/tokenize",
+    "/detokenize",
+)
 
 _bearer = HTTPBearer(auto_error=False)
 
@@ -60,10 +71,8 @@ class AskingMiddleware:
             return
         try:
             who = await self._who(scope)
-            if scope["method"] != "POST" or not _path(scope).endswith(ANSWERING):
-                await self._app(scope, receive, send)
-                return
-            messages = await self._read(receive)
+            is_file = Headers(scope=scope).get("content-type", "").startswith("multipart/")
+            messages = [] if scope["method"] != "POST" or is_file else await self._read(receive)
             asking = _asking(b"".join(message.get("body", b"") for message in messages), who)
         except OpenAIError as error:
             response = JSONResponse(error.body(), error.status, error.headers)
@@ -96,7 +105,8 @@ class AskingMiddleware:
         request = Request({**scope, "app": self._facts})
         try:
             who = await run_in_threadpool(principal, request, await _bearer(request))
-            needed = "ask" if f"{path}/".startswith(_OF_THOSE_WHO_ASK) else "admin"
+            is_asked = any(path == route or path.startswith(f"{route}/") for route in _ASKED)
+            needed = "ask" if is_asked else "admin"
             if ROLES.index(who.role) < ROLES.index(needed):
                 raise Problem(
                     HTTPStatus.FORBIDDEN, f"This takes a key with the role {needed}, got one with {who.role}."

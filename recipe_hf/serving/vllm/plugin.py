@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from ..settings import ServerSettings
     from .model import PromptingModel
 
-logger = logging.getLogger(__name__)
+# vLLM shows what is logged below its own name.
+logger = logging.getLogger("vllm.plugins.recipe")
 
 
 class RecipePlugin:

@@ -45,8 +45,12 @@ def _app(**settings):
     app.state.asked = []
 
     @app.post("/v1/chat/completions")
+    @app.post("/v1/chat/completions/batch")
+    @app.post("/inference/v1/generate")
+    @app.post("/v1/load_lora_adapter")
+    @app.post("/invocations")
     async def chat(request: Request):
-        body = await request.json()
+        body = {} if "multipart" in request.headers.get("content-type", "") else await request.json()
         if body.get("stream"):
             return StreamingResponse(_events(request, body), media_type="text/event-stream")
         request.app.state.asked.append(await _look_up(body))
@@ -88,11 +92,11 @@ def app(shared):
     return shared
 
 
-def _send(app, path="/v1/chat/completions", content=None, key=None, method="POST", **body):
+def _send(app, path="/v1/chat/completions", content=None, key=None, method="POST", headers=(), **body):
     async def send():
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", headers=headers) as client:
+        sent = dict(headers) | ({} if key is None else {"Authorization": f"Bearer {key}"})
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", headers=sent) as client:
             return await client.request(method, path, content=json.dumps(body) if content is None else content)
 
     return asyncio.run(send())
@@ -138,9 +142,8 @@ def test_errors_stay_as_they_are(post):
     assert (answer.status_code, answer.json()) == (400, {"error": {}})
 
 
-def test_other_routes_are_left_alone(post):
-    body = {"recipe": {"anything": 1}}
-    assert post("/tokenize", **body).json() == {"asking": False, "body": body}
+def test_answers_for_which_nothing_was_looked_up_stay_as_they_are(post):
+    assert post("/tokenize", text="recipe").json() == {"asking": True, "body": {"text": "recipe"}}
 
 
 def test_a_request_says_among_which_facts(post, app):
@@ -208,7 +211,7 @@ def test_what_a_key_opens(guarded):
     assert _send(app, "/health", method="GET").json() == "vllm"
     assert _send(app, key=keys["ask"]).json()["recipe"] == TOLD
     assert _send(app, "/tokenize", key=keys["ask"]).status_code == 200
-    for method, path in (("POST", "/sleep"), ("GET", "/metrics")):
+    for method, path in (("POST", "/sleep"), ("GET", "/metrics"), ("POST", "/v1/load_lora_adapter")):
         answers = [_send(app, path, key=keys[role], method=method) for role in ("ask", "edit", "admin")]
         assert [answer.status_code for answer in answers] == [403, 403, 200]
 
@@ -218,10 +221,14 @@ def test_a_key_of_a_namespace_asks_in_it_alone(guarded):
     app.state.asked.clear()
     for recipe in ({}, {"namespace": "theirs"}):
         assert _send(app, key=keys["theirs"], recipe=recipe).status_code == 200
-    assert [asking.namespace for asking in app.state.asked] == ["theirs", "theirs"]
+    for path in ("/v1/chat/completions/batch", "/inference/v1/generate", "/invocations"):
+        assert _send(app, path, key=keys["theirs"]).status_code == 200
+    multipart = {"content-type": "multipart/form-data; boundary=x"}
+    assert _send(app, key=keys["theirs"], content=b"--x--", headers=multipart).status_code == 200
+    assert [asking.namespace for asking in app.state.asked] == ["theirs"] * 6
     answer = _send(app, key=keys["theirs"], recipe={"namespace": ""})
     assert answer.status_code == 403 and "theirs" in answer.json()["error"]["message"]
-    assert len(app.state.asked) == 2
+    assert len(app.state.asked) == 6
 
 
 def test_other_machines_are_not_answered_without_keys(app):

@@ -45,8 +45,8 @@ async function run() {
   const edited = answerPanel("With the facts", "edited", asked);
   const base = form.compare.checked ? answerPanel("Base model alone", "base", asked) : null;
   const why = h("section", { class: "card why", "aria-labelledby": "why-title" });
-  const why_title = h("h2", { id: "why-title" }, "Why");
-  why.append(why_title, h("p", { class: "loading" }, "Looking the question up…"));
+  const whyTitle = h("h2", { id: "why-title" }, "Why");
+  why.append(whyTitle, h("p", { class: "loading" }, "Looking the question up…"));
   $("#ask-empty").replaceChildren();
   $("#ask-result").replaceChildren(
     h("div", { class: "answers" }, edited.element, base?.element),
@@ -58,12 +58,12 @@ async function run() {
 
   const explained = knowledge("POST", "/explain", { body: { query: question, k: 5 }, signal }).then(
     (found) => {
-      why.replaceChildren(why_title, ...explanation(found, { edit: edit, add: correct }));
+      why.replaceChildren(whyTitle, ...explanation(found, { edit, add: correct }));
       return verdict(found);
     },
     (problem) => {
-      if (problem.name !== "AbortError") why.replaceChildren(why_title, problemBox(problem));
-      else why.replaceChildren(why_title, h("p", { class: "hint" }, "Stopped."));
+      if (problem.name !== "AbortError") why.replaceChildren(whyTitle, problemBox(problem));
+      else why.replaceChildren(whyTitle, h("p", { class: "hint" }, "Stopped."));
       return "";
     },
   );

@@ -153,12 +153,17 @@ function editorForm(fact, prompt, questions, done) {
     problems.replaceChildren();
     try {
       const id = fact ? await replace(read()) : await add(read());
-      notify(fact ? `Fact ${fact.id} is saved${id === fact.id ? "" : `, as fact ${id}`}.` : `Fact ${id} is added.`);
+      notify(said(id));
       done(id);
     } catch (problem) {
       problems.replaceChildren(problemBox(problem));
       problems.scrollIntoView({ block: "nearest" });
     }
+  }
+
+  function said(id) {
+    if (fact) return `Fact ${fact.id} is saved, as fact ${id}.`;
+    return fields.conflict.value === "keep" ? `Fact ${id} is the one about this.` : `Fact ${id} is added.`;
   }
 
   async function replace(told) {

@@ -2,6 +2,7 @@
 
 import { h, percent, svg } from "./dom.js";
 import { factText } from "./parts.js";
+import { session } from "./session.js";
 
 const score = (number) => number.toFixed(2);
 
@@ -68,19 +69,17 @@ function row(candidate, at, edit) {
   return h(
     "tr",
     { role: "row", class: fired ? "used" : "" },
-    cell(
-      {},
-      factText(fact),
-      h(
-        "button",
-        { type: "button", class: "link edits", "aria-label": `Edit fact ${fact.id}`, onclick: () => edit(fact) },
-        `fact ${fact.id}`,
-      ),
-    ),
+    cell({}, factText(fact), session.edits ? editButton(fact, edit) : h("small", {}, `fact ${fact.id}`)),
     cell({ class: "number" }, score(candidate.score), track(at(candidate.score), at.threshold)),
     cell({ class: "number" }, percent(probability)),
     cell({ class: "because" }, fired ? "Used" : `Not used: ${why}`),
   );
+}
+
+function editButton(fact, edit) {
+  const act = () => edit(fact);
+  const attributes = { type: "button", class: "link", "aria-label": `Edit fact ${fact.id}`, onclick: act };
+  return h("button", attributes, `fact ${fact.id}`);
 }
 
 /** Where on a line of 100 a score lies; the line holds all scores and the threshold. */
