@@ -1,0 +1,86 @@
+"""What editors that write facts into MLPs share: layers, contexts, second moments, and the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ....datasets import EditExample
+from ..editor import Editor
+from .layers import SavedWeights, find_layers
+from .moments import KeyText, MomentStore
+from .tracing import trace_layer
+from .values import ValueSearch, subject_end
+from .writing import write_contexts
+
+if TYPE_CHECKING:
+    from ....modeling.model import RecipeForCausalLM
+
+#: Facts that are traced where no layer is given: chosen here; ROME has 1,000 that the model knows.
+TRACED_FACTS = 16
+
+
+class MemoryEditor(Editor):
+    """An editor that writes to the last maps of MLPs, as memories of keys and values.
+
+    Args:
+        model: The model, unedited.
+        search: How values are found.
+        contexts: Pairs of a length in tokens and how many texts of it are put before a prompt, beside none.
+        layer: The layer to write to, or around; by default the one that causal tracing shows, on the facts of `tune`,
+            or else on the first that are edited in.
+        text: Whose keys are to be disturbed as little as possible.
+
+    Raises:
+        ValueError: If the layers of the model cannot be found, or there is no such `layer`.
+    """
+
+    changes_model = True
+
+    def __init__(
+        self,
+        model: RecipeForCausalLM,
+        search: ValueSearch,
+        contexts: Sequence[tuple[int, int]],
+        layer: int | None = None,
+        text: KeyText | None = None,
+    ) -> None:
+        super().__init__(model)
+        self.layers = find_layers(self.lm)
+        if layer is not None and not 0 <= layer < len(self.layers):
+            raise ValueError(f"layer must be between 0 and {len(self.layers) - 1}, got {layer}.")
+        self.layer = layer
+        self.search = search
+        self.moments = MomentStore(self.lm, self.tokenizer, self.layers, text or KeyText())
+        self.saved = SavedWeights()
+        self._lengths = contexts
+        self._contexts: list[str] | None = None
+        self.settings |= {"layer": layer, "keys of": self.moments.text.source(), "lookups at the last token": 0}
+
+    def tune(self, facts: Sequence[EditExample], asked: Sequence[EditExample]) -> None:
+        self.choose_layer(asked)
+
+    def choose_layer(self, facts: Sequence[EditExample]) -> int:
+        """The layer to write to, traced on `facts` if there is none yet."""
+        if self.layer is None:
+            self.layer, effects = trace_layer(self.lm, self.tokenizer, self.layers, facts[:TRACED_FACTS])
+            self.settings |= {"layer": self.layer, "indirect effects": effects}
+        return self.layer
+
+    @property
+    def contexts(self) -> list[str]:
+        """Texts before prompts, the first of them empty. The base writes them before the first edit."""
+        if self._contexts is None:
+            self._contexts = write_contexts(self.lm, self.tokenizer, self._lengths)
+        return self._contexts
+
+    def begin(self, facts: Sequence[EditExample]) -> int:
+        """Does what has to be done before weights are changed, and gives the layer."""
+        layer = self.choose_layer(facts)
+        self.settings["contexts"] = len(self.contexts)
+        self.settings["lookups at the last token"] += sum(subject_end(fact) is None for fact in facts)
+        return layer
+
+    def undo(self) -> None:
+        self.saved.restore()
+        self.settings["lookups at the last token"] = 0
