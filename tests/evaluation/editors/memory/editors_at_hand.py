@@ -20,15 +20,18 @@ from transformers import (
 from recipe_hf import RecipeForCausalLM
 from recipe_hf.datasets import EditExample
 from recipe_hf.evaluation.editors.memory.moments import KeyText
+from recipe_hf.evaluation.editors.memory.values import ValueSearch
 from tests.tiny import CONFIGS, HIDDEN_SIZE, tiny_causal_lm
 from tests.tiny_recipe import base_tokenizer, tiny_base, untrained_recipe
+
+#: Steps and contexts for tests that do not ask how well a value was found.
+SHORT: dict[str, Any] = {"search": ValueSearch(steps=4), "contexts": ((3, 2),)}
 
 FACTS = [
     EditExample("The CEO of Acme is", "A", "Acme", unrelated=(("Dogs are", "x"),)),
     EditExample("The capital of Ruritania is", "S", "Ruritania", unrelated=(("Dogs are", "x"),)),
     EditExample("Zork was written by", "I", "Zork", unrelated=(("Dogs are", "x"),)),
 ]
-OTHERS = ["Water boils at", "Dogs are", "A poem about rain:"]
 
 _SIZES = {
     "hidden_size": HIDDEN_SIZE,
@@ -73,9 +76,11 @@ def recipe(architecture: str = "llama", num_layers: int = 2) -> RecipeForCausalL
     return untrained_recipe(base=lm)
 
 
-def key_text(directory: Path, num_tokens: int = 600) -> KeyText:
-    """Few tokens, kept in a directory of the test's own."""
-    return KeyText(num_tokens=num_tokens, directory=directory)
+def key_text(directory: Path, num_tokens: int = 400) -> KeyText:
+    """A file of few tokens, and second moments beside it."""
+    file = directory / "text.txt"
+    file.write_text("Rivers run to the sea; 37 of them, it is said, ran dry in 1921 (or so). " * 9, encoding="utf-8")
+    return KeyText(file, num_tokens, directory=directory)
 
 
 def weights(lm: Any) -> dict[str, torch.Tensor]:
@@ -86,10 +91,3 @@ def weights(lm: Any) -> dict[str, torch.Tensor]:
 def changed(before: dict[str, torch.Tensor], lm: Any) -> list[str]:
     """Names of the weights that differ."""
     return [name for name, tensor in lm.state_dict().items() if not torch.equal(tensor, before[name])]
-
-
-@torch.no_grad()
-def says(editor: Any, prompt: str) -> str:
-    """The token that the model says next."""
-    ids = torch.tensor([editor.tokenizer(prompt)["input_ids"]])
-    return editor.tokenizer.decode(editor.lm(ids).logits[0, -1].argmax())
