@@ -35,10 +35,10 @@ class Memit(MemoryEditor):
 
     where K has for each fact the mean key over contexts, read anew after the layers below have changed.
 
-    Published: the search for z, contexts, and lambda = 15,000 for GPT-J. As k^T C^-1 k is on average the width of a key,
-    16,384 there, lambda is in these widths here. Chosen here: five layers, the traced one in their middle (the authors
-    name 3 to 8 for GPT-J, whose layer in ROME is 5). Where an MLP's output is normalised or scaled before it is added
-    to the stream (Gemma 2 and 3, OLMo 2, Granite), R is divided by what that multiplies it by.
+    Published: the search for z, contexts, and lambda = 15,000 for GPT-J. As k^T C^-1 k is on average the width of a
+    key, 16,384 there, lambda is in these widths here. Chosen here: five layers, the traced one in their middle (the
+    authors name 3 to 8 for GPT-J, whose layer in ROME is 5). Where an MLP's output is normalised or scaled before it
+    is added to the stream (Gemma 2 and 3, OLMo 2, Granite), R is divided by what that multiplies it by.
 
     Args:
         model: The model.

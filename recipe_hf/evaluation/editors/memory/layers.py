@@ -24,6 +24,7 @@ class Layer:
         name: Its name in the model.
         module: The layer, whose output is the residual stream.
         attention: Its attention.
+        up: The first linear map of its MLP (of a gated one, the gate): its input is that of the MLP, `[d_llm]`.
         down: The linear map that ends its MLP: its input is a key `[d_key]`, its output a value `[d_llm]`.
     """
 
@@ -31,6 +32,7 @@ class Layer:
     name: str
     module: nn.Module
     attention: nn.Module
+    up: nn.Module
     down: nn.Module
 
     @property
@@ -94,11 +96,14 @@ def _layer(number: int, name: str, module: nn.Module, width: int) -> Layer:
         raise ValueError(
             f"lm must have dense MLPs, got a mixture of experts: {name}.{experts[0]}. No single map holds its facts."
         )
-    maps = [(part, m) for part, m in outside if isinstance(m, (nn.Linear, Conv1D)) and _shape(m)[0] == width]
-    if len(maps) != 1 or len(attention) != 1:
+    linear = [(part, m) for part, m in outside if isinstance(m, (nn.Linear, Conv1D))]
+    maps = [(part, m) for part, m in linear if _shape(m)[0] == width]
+    first = [m for part, m in linear if _shape(m)[1] == width and part != maps[0][0]] if maps else []
+    if len(maps) != 1 or len(attention) != 1 or not first:
         raise ValueError(
             f"Layer {name} must have one attention and one linear map outside it to the width {width} of the residual "
-            f"stream, the MLP's last; it has attention {[n for n, _ in attention]} and maps {[n for n, _ in maps]}."
+            f"stream, the MLP's last, behind another; it has attention {[n for n, _ in attention]} and maps "
+            f"{[n for n, _ in maps]}."
         )
     down = maps[0][1]
     if not _parameter(down).is_floating_point():
@@ -106,7 +111,7 @@ def _layer(number: int, name: str, module: nn.Module, width: int) -> Layer:
             f"Weights that are edited must be floating-point numbers, got {_parameter(down).dtype} in "
             f"{name}.{maps[0][0]}: load the model without quantisation."
         )
-    return Layer(number, name, module, attention[0][1], down)
+    return Layer(number, name, module, attention[0][1], first[0], down)
 
 
 def _parameter(linear: Any) -> Tensor:
