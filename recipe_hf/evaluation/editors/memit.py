@@ -71,9 +71,10 @@ class Memit(MemoryEditor):
         self.preserve = preserve
 
     def written(self, facts: Sequence[EditExample]) -> list[Layer]:
-        """The layers that are written to, from the lowest."""
-        first = max(0, self.begin(facts) - self.num_layers // 2)
-        return self.layers[first : first + self.num_layers]
+        """The layers that are written to, from the lowest. Behind the last of the model, no token reads another."""
+        end = max(1, len(self.layers) - 1)
+        first = max(0, min(self.begin(facts) - self.num_layers // 2, end - self.num_layers))
+        return self.layers[first : min(first + self.num_layers, end)]
 
     def edit(self, facts: Sequence[EditExample]) -> None:
         layers = self.written(facts)

@@ -31,7 +31,7 @@ def test_the_change_solves_the_least_squares_of_old_and_new_keys(tmp_path: Path)
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "granite"])
 def test_each_layer_takes_its_share_and_the_last_all_that_is_left(architecture: str, tmp_path: Path):
-    model = recipe(architecture, 3)
+    model = recipe(architecture, 4)
     # Without old keys, and without contexts, the key of one fact takes what it is given.
     editor = Memit(model, 1, key_text(tmp_path), 3, preserve=1e-6, search=SHORT["search"], contexts=())
     fact, last = FACTS[0], editor.layers[2]
@@ -54,7 +54,7 @@ def test_each_layer_takes_its_share_and_the_last_all_that_is_left(architecture: 
 @pytest.mark.parametrize("architecture", ["gemma3", "olmo2"])
 def test_a_norm_behind_the_mlp_is_reckoned_with(architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def left(reckoned: bool) -> float:
-        model = recipe(architecture, 2)
+        model = recipe(architecture, 3)
         with torch.no_grad():
             for layer in model.lm.model.layers:
                 weight = layer.post_feedforward_layernorm.weight
@@ -90,6 +90,12 @@ def test_facts_of_a_batch_are_written_together(tmp_path: Path):
     assert torch.allclose(after - before, missing, atol=2e-2 * missing.abs().max().item())
     editor.undo()
     assert not changed(copy, model.lm)
+
+
+@pytest.mark.parametrize(("layer", "written"), [(0, [0, 1, 2]), (3, [2, 3, 4]), (5, [2, 3, 4])])
+def test_the_last_layer_is_not_written(layer: int, written: list[int], tmp_path: Path):
+    editor = Memit(recipe(num_layers=6), layer, key_text(tmp_path), 3, **SHORT)
+    assert [at.number for at in editor.written(FACTS)] == written
 
 
 @pytest.mark.parametrize(("name", "value"), [("num_layers", 0), ("preserve", -1.0)])

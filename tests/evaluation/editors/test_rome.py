@@ -67,7 +67,7 @@ def test_the_layer_is_traced_on_the_rows_for_tuning(tmp_path: Path):
     editor = Rome(recipe(num_layers=3), text=key_text(tmp_path), **SHORT)
     editor.tune(FACTS, FACTS[1:])
     effects = editor.settings["indirect effects"]
-    assert len(effects) == 3 and editor.settings["layer"] == editor.layer == max(range(3), key=effects.__getitem__)
+    assert len(effects) == 3 and editor.settings["layer"] == editor.layer == max(range(2), key=effects.__getitem__)
     before = weights(editor.lm)
     editor.edit([replace(FACTS[0], subject="")])
     (name,) = changed(before, editor.lm)

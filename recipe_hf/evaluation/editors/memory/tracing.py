@@ -52,7 +52,8 @@ def trace_layer(
             f"Causal tracing needs facts whose prompts name their subjects, got {len(facts)} without: give layer."
         )
     effects = torch.stack([indirect_effects(lm, tokenizer, layers, fact, samples) for fact in traced]).mean(0)
-    return int(effects.argmax()), [round(effect, 6) for effect in effects.tolist()]
+    # At the last layer there is none, as no token reads another behind it.
+    return int(effects[: max(1, len(layers) - 1)].argmax()), [round(effect, 6) for effect in effects.tolist()]
 
 
 @torch.no_grad()
