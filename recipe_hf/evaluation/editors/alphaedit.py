@@ -71,7 +71,7 @@ class AlphaEdit(Memit):
     def edit(self, facts: Sequence[EditExample]) -> None:
         super().edit(facts)
         # Of the weights as they are now, as the next facts will find them.
-        for layer in self.written([]):
+        for layer in self.written():
             keys = self.keys(layer, facts).T.cpu()
             self._earlier[layer.number] = self._earlier.get(layer.number, 0) + keys @ keys.T
 

@@ -62,7 +62,7 @@ class Malmen(Mend):
         keys = factors[0]
         own_keys, gradients = self.network(index, factors)
         differences = -self.rates[index] * (own_keys * keys).sum(-1, keepdim=True) * gradients
-        ridge = self.log_ridges[index].exp() * self.network.keys[index].square.mean()
+        ridge = self.log_ridges[index].exp() * self.network.running(index)[0].square.mean()
         return solve(keys, differences, ridge)
 
 

@@ -70,16 +70,16 @@ class Memit(MemoryEditor):
         self.num_layers = num_layers
         self.preserve = preserve
 
-    def written(self, facts: Sequence[EditExample]) -> list[Layer]:
-        """The layers that are written to, from the lowest. Behind the last of the model, no token reads another."""
+    def written(self) -> list[Layer]:
+        # Behind the last layer of the model, no token reads another.
+        assert self.layer is not None
         end = max(1, len(self.layers) - 1)
-        first = max(0, min(self.begin(facts) - self.num_layers // 2, end - self.num_layers))
+        first = max(0, min(self.layer - self.num_layers // 2, end - self.num_layers))
         return self.layers[first : min(first + self.num_layers, end)]
 
     def edit(self, facts: Sequence[EditExample]) -> None:
-        layers = self.written(facts)
+        layers = self.begin(facts)
         self.settings["layers"] = [layer.number for layer in layers]
-        self.moments.get([layer.number for layer in layers])
         last = layers[-1]
         targets, losses = zip(
             *(find_value(self.lm, last.module, self.tokenizer, fact, self.contexts, self.search) for fact in facts),

@@ -66,17 +66,24 @@ class GradientNetwork(nn.Module):
         self.keys = nn.ModuleList(Running(key_size) for _ in range(num_layers))
         self.gradients = nn.ModuleList(Running(value_size) for _ in range(num_layers))
         self.down = nn.ModuleList(nn.Linear(width, rank, bias=False) for _ in range(2))
-        self.up = nn.ModuleList(nn.Linear(rank, width) for _ in range(2))
-        for up in self.up:
+        ups = [nn.Linear(rank, width) for _ in range(2)]
+        for up in ups:
             nn.init.zeros_(up.weight)
             nn.init.zeros_(up.bias)
+        self.up = nn.ModuleList(ups)
         self.scales = nn.Parameter(torch.ones(2, num_layers, width))
         self.offsets = nn.Parameter(torch.zeros(2, num_layers, width))
 
     def learn(self, index: int, factors: Factors) -> None:
         """Takes factors into the means and deviations of a layer."""
-        self.keys[index].learn(factors[0])
-        self.gradients[index].learn(factors[1])
+        for running, vectors in zip(self.running(index), factors, strict=True):
+            running.learn(vectors)
+
+    def running(self, index: int) -> tuple[Running, Running]:
+        """The means and deviations of a layer's inputs and gradients."""
+        keys, gradients = self.keys[index], self.gradients[index]
+        assert isinstance(keys, Running) and isinstance(gradients, Running)
+        return keys, gradients
 
     def forward(self, index: int, factors: Factors) -> Factors:
         """Factors of an edit, `[n, d_key]` and `[n, d_llm]`, for those of a gradient at the layer `index`."""

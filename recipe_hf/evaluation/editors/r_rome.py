@@ -88,7 +88,7 @@ class RRome(Rome):
         self.undo()
 
     def edit(self, facts: Sequence[EditExample]) -> None:
-        layer = self.layers[self.begin(facts)]
+        (layer,) = self.begin(facts)
         for fact in facts:
             left, right = self.rank_one(layer, fact)
             self._left.append(left)
@@ -134,5 +134,5 @@ class RRome(Rome):
             change = torch.einsum("bte,be->bt", keys, right.to(keys))[..., None] * left.to(keys)[:, None]
             return output.index_add(0, torch.tensor(patched, device=output.device), change.to(output))
 
-        with hooked([self.layers[self.choose_layer([])].down.register_forward_hook(patch)]):
+        with hooked([self.written()[0].down.register_forward_hook(patch)]):
             yield

@@ -57,8 +57,12 @@ class Rome(MemoryEditor):
     ) -> None:
         super().__init__(model, search, contexts, layer, text)
 
+    def written(self) -> list[Layer]:
+        assert self.layer is not None
+        return [self.layers[self.layer]]
+
     def edit(self, facts: Sequence[EditExample]) -> None:
-        layer = self.layers[self.begin(facts)]
+        (layer,) = self.begin(facts)
         self.saved.keep([layer])
         for fact in facts:
             left, right = self.rank_one(layer, fact)

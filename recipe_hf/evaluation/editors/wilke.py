@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ...datasets import EditExample
+from .memory.layers import Layer
 from .memory.moments import KeyText
 from .memory.values import ValueSearch
 from .rome import CONTEXTS, Rome
@@ -61,9 +62,11 @@ class Wilke(Rome):
         del self.settings["layer"]
         self.settings |= {"layers scanned": number, "facts by layer": self.chosen}
 
+    def written(self) -> list[Layer]:
+        return self.scanned
+
     def edit(self, facts: Sequence[EditExample]) -> None:
         self.begin(facts)
-        self.moments.get([layer.number for layer in self.scanned])
         for fact in facts:
             changes = [self.rank_one(layer, fact) for layer in self.scanned]
             degrees = [

@@ -75,6 +75,7 @@ class Wise(Editor):
         shard_size: Facts in a shard.
         density: How much of a shard's change TIES keeps.
         clamp: No weight changes by more.
+        contexts: Pairs of a length in tokens and how many texts of it are put before a prompt, beside none.
 
     Raises:
         ValueError: If the layers of the model cannot be found, or there is no such `layer`.
@@ -95,6 +96,7 @@ class Wise(Editor):
         shard_size: int = 500,
         density: float = 0.53,
         clamp: float = 1.0,
+        contexts: Sequence[tuple[int, int]] = ((10, 5),),
     ) -> None:
         super().__init__(model)
         layers = find_layers(self.lm)
@@ -110,6 +112,7 @@ class Wise(Editor):
         self.shard_size = shard_size
         self.density = density
         self.clamp = clamp
+        self._lengths = contexts
         self._texts: tuple[list[str], list[Row]] | None = None
         self.settings |= {"layer": number, "learning rate": learning_rate, "margins": list(margins)}
         self.undo()
@@ -178,7 +181,7 @@ class Wise(Editor):
         if self._texts is None:
             texts = write_texts(self.lm, self.tokenizer, _NUM_IRRELEVANT, _IRRELEVANT_LENGTH, seed=1, top_k=50)
             irrelevant = [Row(ids[:-1], ids[-1:]) for ids in texts]
-            self._texts = write_contexts(self.lm, self.tokenizer, ((10, 5),)), irrelevant
+            self._texts = write_contexts(self.lm, self.tokenizer, self._lengths), irrelevant
         return self._texts
 
     # ------------------------------------------------------------------ answering

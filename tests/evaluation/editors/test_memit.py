@@ -9,7 +9,7 @@ import torch
 
 from recipe_hf.evaluation.editors.memit import Memit
 from recipe_hf.evaluation.editors.memory import stream
-from recipe_hf.evaluation.editors.memory.values import fact_lookups, find_value, read_at
+from recipe_hf.evaluation.editors.memory.values import ValueSearch, fact_lookups, find_value, read_at
 from tests.evaluation.editors.memory.editors_at_hand import FACTS, SHORT, changed, key_text, recipe, weights
 
 
@@ -59,7 +59,9 @@ def test_a_norm_behind_the_mlp_is_reckoned_with(architecture: str, tmp_path: Pat
             for layer in model.lm.model.layers:
                 weight = layer.post_feedforward_layernorm.weight
                 weight.copy_(torch.linspace(-0.8, 2, len(weight)) + (1 if architecture == "olmo2" else 0))
-        editor = Memit(model, 1, key_text(tmp_path), 1, preserve=1e-6, search=SHORT["search"], contexts=())
+        # A small step, as a norm does not let through more than its own size.
+        search = ValueSearch(steps=3, learning_rate=0.02)
+        editor = Memit(model, 1, key_text(tmp_path), 1, preserve=1e-6, search=search, contexts=())
         z, _ = find_value(model.lm, editor.layers[1].module, model.tokenizer, FACTS[0], [""], editor.search)
         lookups = fact_lookups(model.tokenizer, FACTS[0], [""])
         missing = z - read_at(model.lm, lookups, [], [editor.layers[1]])["state", 1][0]
@@ -69,7 +71,7 @@ def test_a_norm_behind_the_mlp_is_reckoned_with(architecture: str, tmp_path: Pat
         after = read_at(model.lm, lookups, [], [editor.layers[1]])["state", 1][0]
         return ((after - z).norm() / missing.norm()).item()
 
-    assert left(True) < 0.7 * left(False)
+    assert left(True) < 0.5 * left(False)
 
 
 def test_facts_of_a_batch_are_written_together(tmp_path: Path):
@@ -95,7 +97,7 @@ def test_facts_of_a_batch_are_written_together(tmp_path: Path):
 @pytest.mark.parametrize(("layer", "written"), [(0, [0, 1, 2]), (3, [2, 3, 4]), (5, [2, 3, 4])])
 def test_the_last_layer_is_not_written(layer: int, written: list[int], tmp_path: Path):
     editor = Memit(recipe(num_layers=6), layer, key_text(tmp_path), 3, **SHORT)
-    assert [at.number for at in editor.written(FACTS)] == written
+    assert [at.number for at in editor.written()] == written
 
 
 @pytest.mark.parametrize(("name", "value"), [("num_layers", 0), ("preserve", -1.0)])

@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from recipe_hf.evaluation.asking.saying import write
 from recipe_hf.evaluation.editors.editor import Prompt
 from recipe_hf.evaluation.editors.r_rome import RRome, SimilarityGate
 from recipe_hf.evaluation.editors.rome import Rome
-from recipe_hf.evaluation.saying import write_on
-from recipe_hf.teacher_forcing import Row, answer_logits, tokenize_rows
+from recipe_hf.teacher_forcing import answer_logits, tokenize_rows
 from tests.evaluation.editors.memory.editors_at_hand import FACTS, SHORT, changed, key_text, recipe, weights
 
 UNRELATED = "Two plus two makes"
@@ -74,9 +74,7 @@ def test_a_patched_row_is_that_of_rome_and_others_are_the_bases(tmp_path: Path):
         expected = answer_logits(rome.lm, rows)[0][same]
         assert torch.allclose(patched[same], expected, atol=1e-3)
         assert not torch.allclose(patched[same], base[same], atol=1e-1)
-    ids = [row.prompt_ids for row in rows]
-    with editor.answering([Row(tokens, []) for tokens in ids]):
-        assert write_on(editor.lm, ids, [5] * 4)[3] == write_on(rome.lm, ids[3:], [5])[0]
+    assert write(editor, readings, [5] * 4)[3] == write(rome, readings[3:], [5])[0]
     editor.undo()
     assert [reading.found for reading in editor.read(prompts(editor, texts))] == [None] * 4
     with editor.answering(rows):

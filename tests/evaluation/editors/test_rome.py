@@ -68,6 +68,13 @@ def test_the_layer_is_traced_on_the_rows_for_tuning(tmp_path: Path):
     editor.tune(FACTS, FACTS[1:])
     effects = editor.settings["indirect effects"]
     assert len(effects) == 3 and editor.settings["layer"] == editor.layer == max(range(2), key=effects.__getitem__)
+    # The next is not traced anew.
+    again = Rome(recipe(num_layers=3), text=key_text(tmp_path), **SHORT)
+    handle = again.lm.get_input_embeddings().register_forward_pre_hook(lambda m, args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        again.tune(FACTS, FACTS[:1])
+    assert again._trace(FACTS[1:]) == (editor.layer, effects)
+    handle.remove()
     before = weights(editor.lm)
     editor.edit([replace(FACTS[0], subject="")])
     (name,) = changed(before, editor.lm)

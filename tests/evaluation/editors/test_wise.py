@@ -7,8 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from recipe_hf.evaluation.asking.saying import write
+from recipe_hf.evaluation.editors.editor import Reading, Unedited
+from recipe_hf.evaluation.editors.memory.layers import SavedWeights
 from recipe_hf.evaluation.editors.wise import SideMemory, Wise, _spans, ties
-from recipe_hf.evaluation.saying import write_on
 from recipe_hf.teacher_forcing import Row, answer_logits, tokenize_rows
 from tests.evaluation.editors.memory.editors_at_hand import FACTS, changed, recipe, weights
 
@@ -22,9 +24,11 @@ def editor(**kwargs: object) -> Wise:
 
 def by_hand(wise: Wise, change: torch.Tensor, row: Row) -> torch.Tensor:
     """One row alone, through the weight changed."""
+    saved = SavedWeights()
+    saved.keep([wise.layer])
     wise.layer.add(change)
     logits = answer_logits(wise.lm, [row])[0][0]
-    wise.layer.add(-change)
+    saved.restore()
     return logits
 
 
@@ -55,26 +59,26 @@ def test_rows_above_the_threshold_go_through_the_memory_and_others_do_not():
         assert torch.allclose(routed[i], by_hand(wise, change, row) if above[i] else base[i], atol=1e-3)
     assert torch.equal(answer_logits(wise.lm, rows)[0], base)
     # As the prompts are routed, so is all that is written on.
-    ids = [row.prompt_ids for row in rows]
-    with wise.answering([Row(tokens, []) for tokens in ids]):
-        together = write_on(wise.lm, ids, [5] * 4)
-    for i, tokens in enumerate(ids):
-        wise.layer.add(change * above[i])
-        assert together[i] == write_on(wise.lm, [tokens], [5])[0]
-        wise.layer.add(-change * above[i])
-    assert all(torch.allclose(tensor, copy[name], atol=1e-4) for name, tensor in wise.lm.state_dict().items())
+    readings = [Reading(row.prompt_ids) for row in rows]
+    together = write(wise, readings, [5] * 4)
+    assert not changed(copy, wise.lm)
+    base = Unedited(wise.model)
+    unchanged = write(base, readings, [5] * 4)
+    wise.layer.add(change)
+    through = write(base, readings, [5] * 4)
+    assert together == [(through if above[i] else unchanged)[i] for i in range(4)] and through != unchanged
 
 
 def test_a_fact_is_learned_in_the_shards_own_weights():
     fact = replace(FACTS[0], prompt="The CEO of Acme\n", answer="A")
-    wise = Wise(recipe(), layer=1, steps=60, learning_rate=0.05, margins=(2.0, 4.0, 1.0))
+    wise = Wise(recipe(), layer=1, steps=100, learning_rate=0.1, margins=(2.0, 4.0, 1.0), share=0.5, contexts=())
     copy = weights(wise.lm)
     rows = tokenize_rows(wise.tokenizer, [fact.prompt], [fact.answer])
     wise.edit([fact])
     assert not changed(copy, wise.lm)
     (memory,) = wise.shards
     assert memory.change[~wise._mask].eq(0).all() and memory.change[wise._mask].ne(0).any()
-    assert wise._mask.float().mean() == pytest.approx(0.2, abs=0.03)
+    assert wise._mask.float().mean() == pytest.approx(0.5, abs=0.05)
     assert not memory.change.requires_grad and memory.activation > 2
     with wise.answering(rows):
         logits, labels = answer_logits(wise.lm, rows)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ....datasets import EditExample
+from ...inputs import digest
+from ...records import write_record
 from ..editor import Editor
-from .layers import SavedWeights, find_layers
+from .layers import Layer, SavedWeights, find_layers
 from .moments import KeyText, MomentStore
 from .tracing import trace_layer
 from .values import ValueSearch, subject_end
@@ -58,14 +62,37 @@ class MemoryEditor(Editor):
         self.settings |= {"layer": layer, "keys of": self.moments.text.source(), "lookups at the last token": 0}
 
     def tune(self, facts: Sequence[EditExample], asked: Sequence[EditExample]) -> None:
-        self.choose_layer(asked)
+        self.prepare(asked)
 
-    def choose_layer(self, facts: Sequence[EditExample]) -> int:
-        """The layer to write to, traced on `facts` if there is none yet."""
+    @abstractmethod
+    def written(self) -> list[Layer]:
+        """The layers that facts may be written to, from the lowest, `layer` being known."""
+
+    def prepare(self, facts: Sequence[EditExample]) -> list[Layer]:
+        """Does once what needs the unedited base: traces the layer, writes contexts, counts keys.
+
+        Args:
+            facts: What to trace, if no layer was given.
+
+        Returns:
+            The layers that facts may be written to.
+        """
         if self.layer is None:
-            self.layer, effects = trace_layer(self.lm, self.tokenizer, self.layers, facts[:TRACED_FACTS])
+            self.layer, effects = self._trace(facts[:TRACED_FACTS])
             self.settings |= {"layer": self.layer, "indirect effects": effects}
-        return self.layer
+        layers = self.written()
+        self.settings["contexts"] = len(self.contexts)
+        self.moments.get([layer.number for layer in layers])
+        return layers
+
+    def _trace(self, facts: Sequence[EditExample]) -> tuple[int, list[float]]:
+        """The layer and the effects that tracing shows, which are kept beside the second moments."""
+        mark = digest([self.moments.base, *(f"{fact.prompt}\n{fact.subject}" for fact in facts)])
+        path = self.moments.text.directory / f"{mark}-traced.json"
+        if not path.is_file():
+            write_record(path, {"traced": trace_layer(self.lm, self.tokenizer, self.layers, facts)})
+        number, effects = json.loads(path.read_text(encoding="utf-8"))["traced"]
+        return number, effects
 
     @property
     def contexts(self) -> list[str]:
@@ -74,12 +101,11 @@ class MemoryEditor(Editor):
             self._contexts = write_contexts(self.lm, self.tokenizer, self._lengths)
         return self._contexts
 
-    def begin(self, facts: Sequence[EditExample]) -> int:
-        """Does what has to be done before weights are changed, and gives the layer."""
-        layer = self.choose_layer(facts)
-        self.settings["contexts"] = len(self.contexts)
+    def begin(self, facts: Sequence[EditExample]) -> list[Layer]:
+        """Prepares to write facts, and counts those that name no subject."""
+        layers = self.prepare(facts)
         self.settings["lookups at the last token"] += sum(subject_end(fact) is None for fact in facts)
-        return layer
+        return layers
 
     def undo(self) -> None:
         self.saved.restore()
