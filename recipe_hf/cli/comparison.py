@@ -42,13 +42,14 @@ def compare(
     editors: Annotated[
         list[str],
         typer.Option(
-            help="base, recipe, recipe-statements, context, context-minilm, lora, ft, grace; all by default.",
+            help="base, recipe, recipe-statements, context, context-minilm, lora, ft, grace: all of these by default; "
+            "and rome, wilke, r-rome, memit, alphaedit, wise, t-patcher, mend, malmen.",
             show_default=False,
         ),
     ] = [],  # noqa: B006
     num_edits: NumEdits = [100, 1000],  # noqa: B006
     max_trained_edits: Annotated[
-        int, typer.Option(min=1, help="Editors that train (lora, ft, grace) take part with at most so many facts.")
+        int, typer.Option(min=1, help="Editors that train (lora and those after it) take part with at most so many.")
     ] = 100,
     seeds: Seeds = [0],  # noqa: B006
     protocol: Protocols = ["strict"],  # noqa: B006
@@ -62,6 +63,13 @@ def compare(
     seconds: Annotated[float, typer.Option(help="No pass over the facts is begun after this long.")] = 120.0,
     learning_rate: Annotated[float, typer.Option(help="Of fine-tuning all weights.")] = 2e-5,
     lora_learning_rate: Annotated[float, typer.Option(help="Of LoRA.")] = 1e-3,
+    key_text: Annotated[
+        str | None,
+        typer.Option(
+            help="Text file that rome and its kin disturb as little as they can; by default, what the base writes.",
+            show_default=False,
+        ),
+    ] = None,
     batch_size: BatchSize = 32,
     base_model: BaseModel = None,
     dtype: Dtype = None,
@@ -75,7 +83,7 @@ def compare(
     names = editors or list(BASELINES)
     if "lora" in names:
         check_peft()
-    options = EditorOptions(Budget(epochs, seconds), sentence_model, learning_rate, lora_learning_rate)
+    options = EditorOptions(Budget(epochs, seconds), sentence_model, learning_rate, lora_learning_rate, key_text)
     comparison = _comparison(
         dataset,
         validation,

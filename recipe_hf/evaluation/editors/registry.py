@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...errors import existing_file
+from .alphaedit import AlphaEdit
 from .editor import Editor, Unedited
 from .finders import Finder, SentinelFinder, describe_sentence_transformer, sentence_transformer, without_sentinel
 from .finetuning import Budget, FineTuning, LoRA, peft_version
 from .grace import Grace
+from .malmen import Malmen
+from .memit import Memit
+from .memory.moments import KeyText
+from .mend import Mend
+from .r_rome import RRome
 from .retrieval import ByStatementPrompts, ByWordEmbeddings, InContext, RetrievalEditor, Teller, recipe
+from .rome import Rome
+from .t_patcher import TPatcher
+from .wilke import Wilke
+from .wise import Wise
 
 if TYPE_CHECKING:
     from ...modeling.model import RecipeForCausalLM
@@ -22,15 +34,26 @@ class EditorOptions:
 
     Args:
         budget: How long those that train may do so, for each edit of all facts.
-        sentence_model: The sentence-transformers model of `context-minilm`, on the Hub or in a directory.
+        sentence_model: The sentence-transformers model of `context-minilm` and `r-rome`, on the Hub or in a directory.
         learning_rate: Of full fine-tuning.
         lora_learning_rate: Of LoRA.
+        key_text: A text file whose keys those that write into MLPs disturb as little as they can; by default the base
+            writes the text.
     """
 
     budget: Budget = Budget()  # noqa: RUF009
     sentence_model: str = "sentence-transformers/all-MiniLM-L6-v2"
     learning_rate: float = 2e-5
     lora_learning_rate: float = 1e-3
+    key_text: str | None = None
+
+    def keys(self) -> KeyText:
+        """The text whose keys are counted.
+
+        Raises:
+            FileNotFoundError: If `key_text` does not exist.
+        """
+        return KeyText(None if self.key_text is None else existing_file("key_text", Path(self.key_text)))
 
 
 @dataclass(frozen=True)
@@ -56,6 +79,18 @@ def _retrieval(
     description: str, finder: Callable[[RecipeForCausalLM, EditorOptions], Finder], teller: type[Teller], **kwargs: Any
 ) -> EditorKind:
     return EditorKind(description, lambda m, o: RetrievalEditor(m, finder(m, o), teller(m)), **kwargs)
+
+
+def _writing(description: str, make: Callable[..., Editor], is_tuned: bool = True, **kwargs: Any) -> EditorKind:
+    """An editor that writes into MLPs, at a layer that is traced on rows for tuning unless `is_tuned` is False."""
+    inputs = kwargs.pop("inputs", lambda o: {})
+    return EditorKind(
+        description,
+        lambda m, o: make(m, o, text=o.keys()),
+        trains=True,
+        is_tuned=is_tuned,
+        inputs=lambda o: {"keys of": o.keys().source()} | inputs(o),
+    )
 
 
 def _sentinel(model: RecipeForCausalLM, options: EditorOptions) -> Finder:
@@ -94,6 +129,30 @@ EDITORS: Mapping[str, EditorKind] = {
         lambda m, o: Grace(m, o.budget),
         trains=True,
         is_tuned=True,
+    ),
+    "rome": _writing("ROME, a rank-one change of one MLP", lambda m, o, **k: Rome(m, **k)),
+    "wilke": _writing("WilKE, ROME at the layer that fits best", lambda m, o, **k: Wilke(m, **k), is_tuned=False),
+    "r-rome": _writing(
+        "R-ROME, ROME's changes as patches that a memory of facts hands out (RASE)",
+        lambda m, o, **k: RRome(m, sentence_transformer(o.sentence_model).encode_queries, **k),
+        inputs=lambda o: describe_sentence_transformer(o.sentence_model),
+    ),
+    "memit": _writing("MEMIT, all facts spread over five MLPs", lambda m, o, **k: Memit(m, **k)),
+    "alphaedit": _writing("AlphaEdit, MEMIT in the null space of other keys", lambda m, o, **k: AlphaEdit(m, **k)),
+    "wise": EditorKind("WISE, a side memory and a router at one MLP", lambda m, o: Wise(m), trains=True),
+    "t-patcher": _writing(
+        "T-Patcher, a neuron of the last MLP for each mistaken token",
+        lambda m, o, text: TPatcher(m, replace(text, num_tokens=1000)),
+        is_tuned=False,
+    ),
+    "mend": EditorKind(
+        "MEND, a network that makes edits of gradients, trained on the rows for tuning",
+        lambda m, o: Mend(m),
+        trains=True,
+        is_tuned=True,
+    ),
+    "malmen": EditorKind(
+        "MALMEN, MEND's edits of all facts joined by least squares", lambda m, o: Malmen(m), trains=True, is_tuned=True
     ),
     "no-prompts": _retrieval(
         "without continuous prompts: the statement's word embeddings instead", _sentinel, ByWordEmbeddings

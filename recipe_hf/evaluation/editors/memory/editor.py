@@ -90,6 +90,7 @@ class MemoryEditor(Editor):
         mark = digest([self.moments.base, *(f"{fact.prompt}\n{fact.subject}" for fact in facts)])
         path = self.moments.text.directory / f"{mark}-traced.json"
         if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
             write_record(path, {"traced": trace_layer(self.lm, self.tokenizer, self.layers, facts)})
         number, effects = json.loads(path.read_text(encoding="utf-8"))["traced"]
         return number, effects

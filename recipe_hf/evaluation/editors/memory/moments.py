@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.constants import HF_HOME
+from huggingface_hub import constants
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -40,7 +40,7 @@ class KeyText:
         num_tokens: How many tokens are counted at most. Fewer than some times the width of a key leave directions
             that no key has.
         seed: Seed of what the base writes.
-        directory: Where second moments are kept.
+        directory: Where second moments are kept; by default beside the Hub's cache.
 
     Raises:
         FileNotFoundError: If `file` does not exist.
@@ -50,7 +50,7 @@ class KeyText:
     file: Path | None = None
     num_tokens: int = 16384
     seed: int = 0
-    directory: Path = Path(HF_HOME) / "recipe-hf" / "key-moments"
+    directory: Path = field(default_factory=lambda: Path(constants.HF_HOME) / "recipe-hf" / "key-moments")
 
     def __post_init__(self) -> None:
         if self.num_tokens <= 0:
