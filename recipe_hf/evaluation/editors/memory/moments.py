@@ -22,6 +22,8 @@ from .layers import Layer, hooked
 from .writing import write_texts
 
 _SAMPLED_WEIGHTS = 64
+#: A share of the mean of the diagonal of C.
+_RIDGE = 1e-4
 _WINDOW = 128
 _BATCH_SIZE = 16
 #: Of a file, so many are read for each token that is wanted.
@@ -94,7 +96,7 @@ class Moments:
     """The second moment of the keys of one layer.
 
     Args:
-        second: E[k k^T], `[d_key, d_key]`, float32.
+        second: E[k k^T], `[d_key, d_key]`, float32, on the CPU.
         count: Over how many keys it is the mean.
         source: Of what text.
     """
@@ -103,20 +105,17 @@ class Moments:
     count: int
     source: str
 
-    def solve(self, keys: Tensor, weight: float = 1.0, ridge: float = 1e-4) -> Tensor:
-        """`(weight * C)^-1 keys`, for keys `[d_key, n]`.
+    def solve(self, keys: Tensor) -> Tensor:
+        """C^-1 keys, for keys `[d_key, n]`."""
+        return torch.linalg.solve(self.regularized(), keys.to(self.second))
 
-        Args:
-            keys: The right side.
-            weight: Factor of C.
-            ridge: What is added to the diagonal of C, as a share of its mean: chosen here, as text of few tokens
-                leaves C without an inverse. The properties that ROME and MEMIT derive hold for any C that has one.
+    def regularized(self) -> Tensor:
+        """C with a ridge, so that it has an inverse where the text has few tokens: chosen here.
+
+        What ROME and MEMIT derive holds for any C that has one.
         """
-        return torch.linalg.solve(weight * self.regularized(ridge), keys.to(self.second))
-
-    def regularized(self, ridge: float = 1e-4) -> Tensor:
-        """C with a ridge, which has an inverse."""
-        return self.second + ridge * self.second.diagonal().mean() * torch.eye(len(self.second)).to(self.second)
+        size = _RIDGE * self.second.diagonal().mean()
+        return self.second + size * torch.eye(len(self.second))
 
 
 class MomentStore:
@@ -188,7 +187,7 @@ class MomentStore:
             with hooked([hook(number) for number in numbers]):
                 self.lm(input_ids=ids.to(input_device(self.lm)), use_cache=False, logits_to_keep=1)
             count += ids.numel()
-        return {number: Moments(total / count, count, self.text.source()) for number, total in sums.items()}
+        return {number: Moments((total / count).cpu(), count, self.text.source()) for number, total in sums.items()}
 
 
 def base_mark(lm: PreTrainedModel, layers: Sequence[Layer]) -> str:
