@@ -37,8 +37,9 @@ class Memit(MemoryEditor):
 
     Published: the search for z, contexts, and lambda = 15,000 for GPT-J. As k^T C^-1 k is on average the width of a
     key, 16,384 there, lambda is in these widths here. Chosen here: five layers, the traced one in their middle (the
-    authors name 3 to 8 for GPT-J, whose layer in ROME is 5). Where an MLP's output is normalised or scaled before it
-    is added to the stream (Gemma 2 and 3, OLMo 2, Granite), R is divided by what that multiplies it by.
+    authors name 3 to 8 for GPT-J, whose layer in ROME is 5). Where an MLP's output is scaled or normalised before it
+    is added to the stream (Granite; Gemma 2 and 3, OLMo 2), R is what by that makes the stream get its share, or comes
+    nearest to it (see `to_values`).
 
     Args:
         model: The model.

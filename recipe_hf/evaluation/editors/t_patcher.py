@@ -88,7 +88,6 @@ class TPatcher(Editor):
         self.values = torch.zeros(0, width, device=device)
         self._own = torch.zeros(0, width, device=device)
         self._read = torch.empty(0)
-        self.settings["patches"] = 0
 
     # ------------------------------------------------------------------ the patched MLP
 

@@ -77,7 +77,3 @@ class Wilke(Rome):
             self.saved.keep([self.scanned[best]])
             self.scanned[best].add(torch.outer(*changes[best]))
             self.chosen[best] += 1
-
-    def undo(self) -> None:
-        super().undo()
-        self.chosen[:] = [0] * len(self.chosen)

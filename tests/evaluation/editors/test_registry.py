@@ -33,7 +33,7 @@ def test_names():
     assert needing_rows == {"rome", "r-rome", "memit", "alphaedit", "mend", "malmen"}
     rows = [replace(fact, rephrasings=(fact.prompt,)) for fact in FACTS]
     with pytest.raises(ValueError, match="validation rows are needed for rome, mend, got none"):
-        Comparison("tiny", rows, ["rome", "wilke", "mend"], [1], protocols=["strict"])
+        Comparison("tiny", rows, editors=["rome", "wilke", "mend"], num_edits=[1])
 
 
 def test_a_comparison_of_them(tmp_path: Path):
@@ -43,8 +43,8 @@ def test_a_comparison_of_them(tmp_path: Path):
     comparison = Comparison(
         "tiny",
         rows,
-        ["rome", "t-patcher"],
-        [2],
+        editors=["rome", "t-patcher"],
+        num_edits=[2],
         protocols=["strict", "generation"],
         validation=rows,
         options=options(tmp_path),

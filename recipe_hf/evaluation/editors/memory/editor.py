@@ -110,4 +110,3 @@ class MemoryEditor(Editor):
 
     def undo(self) -> None:
         self.saved.restore()
-        self.settings["lookups at the last token"] = 0
