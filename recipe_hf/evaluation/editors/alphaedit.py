@@ -83,9 +83,9 @@ class AlphaEdit(Memit):
         """P of a layer, `[d_key, d_key]`."""
         if layer.number not in self._projections:
             (moments,) = self.moments.get([layer.number])
-            values, vectors = torch.linalg.eigh(moments.second)
+            values, vectors = torch.linalg.eigh(moments.second.double())
             null = vectors[:, values < self.null_space * values.mean()]
-            self._projections[layer.number] = null @ null.T
+            self._projections[layer.number] = (null @ null.T).float()
             self.settings["null space"][str(layer.number)] = f"{null.shape[1]} of {len(values)}"
         return self._projections[layer.number]
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .memory.gradients import Factors
 from .mend import Mend
@@ -35,6 +36,7 @@ class Malmen(Mend):
         rank: Of the network.
         learning_rate: Of Adam.
         batch_size: Facts of one edit in training.
+        directory: Where trained networks are kept; by default beside the Hub's cache.
 
     Raises:
         ValueError: If the layers of the model cannot be found, or a number is not above 0.
@@ -51,18 +53,15 @@ class Malmen(Mend):
         rank: int = 256,
         learning_rate: float = 1e-4,
         batch_size: int = 8,
+        directory: Path | None = None,
     ) -> None:
-        super().__init__(model, steps, seconds, num_layers, rank, learning_rate, batch_size)
-        self.log_ridges = nn.Parameter(torch.zeros_like(self.rates))
-
-    def parameters(self) -> list[nn.Parameter]:
-        return [*super().parameters(), self.log_ridges]
+        super().__init__(model, steps, seconds, num_layers, rank, learning_rate, batch_size, directory)
 
     def update(self, index: int, factors: Factors) -> Tensor:
         keys = factors[0]
         own_keys, gradients = self.network(index, factors)
-        differences = -self.rates[index] * (own_keys * keys).sum(-1, keepdim=True) * gradients
-        ridge = self.log_ridges[index].exp() * self.network.running(index)[0].square.mean()
+        differences = -self.network.rates[index] * (own_keys * keys).sum(-1, keepdim=True) * gradients
+        ridge = self.network.log_ridges[index].exp() * self.network.running(index)[0].square.mean()
         return solve(keys, differences, ridge)
 
 

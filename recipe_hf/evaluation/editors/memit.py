@@ -104,6 +104,7 @@ class Memit(MemoryEditor):
     def change(self, layer: Layer, keys: Tensor, residual: Tensor) -> Tensor:
         """D for keys `[d_key, n]` and what is to be added to their values, `[d_llm, n]`."""
         (moments,) = self.moments.get([layer.number])
-        keys, residual = keys.cpu(), residual.cpu()
-        system = self.preserve * len(keys) * moments.regularized() + keys @ keys.T
-        return residual @ torch.linalg.solve(system, keys).T
+        # (C_0 + K K^T)^-1 K = C_0^-1 K (I + K^T C_0^-1 K)^-1: a system of facts, not of channels.
+        old = moments.solve(keys.double()) / (self.preserve * len(keys))
+        system = torch.eye(keys.shape[1]).to(old) + keys.double().T @ old
+        return (residual.double() @ torch.linalg.solve(system, old.T)).float()

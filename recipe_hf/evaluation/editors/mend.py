@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub import constants
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...datasets import EditExample
 from ...teacher_forcing import Row, answer_logits, tokenize_rows
+from ..inputs import describe_rows, digest
 from .editor import Editor
 from .memory.gradients import Factors, answer_loss, gradient_factors, updated
 from .memory.layers import SavedWeights, find_layers
+from .memory.moments import base_mark
 
 if TYPE_CHECKING:
     from ...modeling.model import RecipeForCausalLM
@@ -73,6 +80,9 @@ class GradientNetwork(nn.Module):
         self.up = nn.ModuleList(ups)
         self.scales = nn.Parameter(torch.ones(2, num_layers, width))
         self.offsets = nn.Parameter(torch.zeros(2, num_layers, width))
+        #: The step of each layer, and of MALMEN the logarithm of its ridge.
+        self.rates = nn.Parameter(torch.full((num_layers,), 1e-4))
+        self.log_ridges = nn.Parameter(torch.zeros(num_layers))
 
     def learn(self, index: int, factors: Factors) -> None:
         """Takes factors into the means and deviations of a layer."""
@@ -120,6 +130,7 @@ class Mend(Editor):
         rank: Of the network.
         learning_rate: Of Adam.
         batch_size: Facts of one edit in training.
+        directory: Where trained networks are kept; by default beside the Hub's cache.
 
     Raises:
         ValueError: If the layers of the model cannot be found, or a number is not above 0.
@@ -138,10 +149,11 @@ class Mend(Editor):
         rank: int = 256,
         learning_rate: float = 1e-4,
         batch_size: int = 1,
+        directory: Path | None = None,
     ) -> None:
         super().__init__(model)
         numbers = {"steps": steps, "num_layers": num_layers, "rank": rank, "batch_size": batch_size}
-        for name, value in numbers.items():
+        for name, value in (numbers | {"seconds": seconds}).items():
             if value <= 0:
                 raise ValueError(f"{name} must be above 0, got {value}.")
         self.layers = find_layers(self.lm)[-num_layers:]
@@ -153,7 +165,8 @@ class Mend(Editor):
         with torch.random.fork_rng():
             torch.manual_seed(0)
             self.network = GradientNetwork(weight.shape[1], weight.shape[0], len(self.layers), rank).to(weight.device)
-        self.rates = nn.Parameter(torch.full((len(self.layers),), 1e-4, device=weight.device))
+        self.base = base_mark(self.lm, self.layers)
+        self.directory = Path(constants.HF_HOME) / "recipe-hf" / "editing-networks" if directory is None else directory
         self.trained = 0
         self.saved = SavedWeights()
         self.settings |= numbers | {"layers": [layer.number for layer in self.layers], "learning rate": learning_rate}
@@ -161,26 +174,40 @@ class Mend(Editor):
     # ------------------------------------------------------------------ training
 
     def tune(self, facts: Sequence[EditExample], asked: Sequence[EditExample]) -> None:
-        """Trains the network, on all `facts`."""
+        """Trains the network on all `facts`, or loads what was trained so on this base before."""
+        path = self.directory / f"{self._mark(facts)}.safetensors"
+        if not path.is_file():
+            steps, loss = self._train(facts)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_suffix(f".{os.getpid()}.part")
+            save_file(self.network.state_dict(), part, metadata={"steps": str(steps), "loss": str(round(loss, 4))})
+            part.replace(path)
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+            self.network.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        self.trained = int(metadata["steps"])
+        self.settings |= {"training steps": self.trained, "last training loss": float(metadata["loss"])}
+
+    def _mark(self, facts: Sequence[EditExample]) -> str:
+        """Tells training on these facts, on this base, from all other."""
+        budget = [self.steps, self.seconds, self.learning_rate, self.batch_size, len(self.layers)]
+        shapes = [f"{name} {list(tensor.shape)}" for name, tensor in self.network.state_dict().items()]
+        return digest([type(self).__name__, str(budget), *shapes, self.base, describe_rows(facts)])
+
+    def _train(self, facts: Sequence[EditExample]) -> tuple[int, float]:
+        """Trains the network; gives the number of steps, and the mean loss of the last fifty."""
         rng, started = random.Random(0), time.monotonic()
-        parameters = self.parameters()
+        parameters = [*self.network.parameters()]
         optimizer = torch.optim.Adam(parameters, self.learning_rate)
         losses: list[float] = []
-        while self.trained < self.steps and time.monotonic() - started < self.seconds:
-            chosen = rng.sample(facts, min(self.batch_size, len(facts)))
-            loss = self.training_loss(chosen)
+        while len(losses) < self.steps and time.monotonic() - started < self.seconds:
+            loss = self.training_loss(rng.sample(facts, min(self.batch_size, len(facts))))
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             losses.append(loss.item())
-            self.trained += 1
-        tail = losses[-50:]
-        self.settings |= {"training steps": self.trained, "last training loss": round(sum(tail) / len(tail), 4)}
-
-    def parameters(self) -> list[nn.Parameter]:
-        """What is trained."""
-        return [*self.network.parameters(), self.rates]
+        return len(losses), sum(losses[-50:]) / len(losses[-50:])
 
     def training_loss(self, facts: Sequence[EditExample]) -> Tensor:
         """The loss of an edit of facts: what it misses of their rephrasings, and disturbs of unrelated questions."""
@@ -206,7 +233,7 @@ class Mend(Editor):
     def update(self, index: int, factors: Factors) -> Tensor:
         """The change of one layer's map."""
         keys, gradients = self.network(index, factors)
-        return -self.rates[index] * gradients.T @ keys
+        return -self.network.rates[index] * gradients.T @ keys
 
     def _rows(self, prompts: Sequence[str], facts: Sequence[EditExample]) -> list[Row]:
         return tokenize_rows(self.tokenizer, prompts, [fact.answer for fact in facts])

@@ -75,5 +75,5 @@ class Rome(MemoryEditor):
         key, before = read["key", layer.number].mean(0), read["value", layer.number].mean(0)
         value, loss = find_value(self.lm, layer.down, self.tokenizer, fact, self.contexts, self.search)
         self.settings["last loss"] = round(loss, 4)
-        right = moments.solve(key.cpu()[:, None])[:, 0].to(key)
+        right = moments.solve(key[:, None])[:, 0]
         return (value - before) / (right @ key), right

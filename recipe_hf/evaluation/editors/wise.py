@@ -157,7 +157,7 @@ class Wise(Editor):
         change = memory.change.requires_grad_(True)
         loss, inside = torch.tensor(0.0), torch.tensor(0.0)
         for step in range(self.steps):
-            with torch.enable_grad(), self._through(memory, range(len(rows))) as seen:
+            with torch.enable_grad(), self._through(memory) as seen:
                 logits, labels = answer_logits(self.lm, rows)
                 labels[place] = IGNORE_INDEX
                 said = F.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=IGNORE_INDEX)
@@ -212,7 +212,7 @@ class Wise(Editor):
             yield
 
     @contextmanager
-    def _through(self, memory: SideMemory, rows: Sequence[int]) -> Iterator[list[Tensor]]:
+    def _through(self, memory: SideMemory) -> Iterator[list[Tensor]]:
         """Within it, all rows go through a side memory; yields a list that gets their keys."""
         seen: list[Tensor] = []
 

@@ -21,7 +21,7 @@ def test_the_change_solves_the_least_squares_of_old_and_new_keys(tmp_path: Path)
         keys, residual = torch.randn(64, 3), torch.randn(32, 3)
     change = editor.change(layer, keys, residual)
     (moments,) = editor.moments.get([0])
-    old = torch.linalg.cholesky(0.3 * 64 * moments.regularized().double())
+    old = torch.linalg.cholesky(0.3 * 64 * moments.regularized())
     both = torch.cat([old, keys.double()], 1)
     targets = torch.cat([torch.zeros(32, 64), residual], 1).double()
     expected = torch.linalg.lstsq(both.T, targets.T).solution.T

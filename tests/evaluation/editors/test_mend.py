@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -67,11 +68,11 @@ def test_the_normal_equation_against_lstsq(number: int):
 
 
 @pytest.mark.parametrize("kind", [Mend, Malmen])
-def test_training_teaches_to_edit(kind: type[Mend]):
+def test_training_teaches_to_edit(kind: type[Mend], tmp_path: Path):
     model = recipe()
-    editor = kind(model, steps=40, learning_rate=3e-3, batch_size=2, **SMALL)
+    editor = kind(model, steps=40, learning_rate=3e-3, batch_size=2, directory=tmp_path, **SMALL)
     with torch.no_grad():
-        editor.rates.fill_(1e-2)
+        editor.network.rates.fill_(1e-2)
     copy = weights(model.lm)
     for index, layer in enumerate(editor.layers):
         editor.network.learn(
@@ -95,8 +96,22 @@ def test_training_teaches_to_edit(kind: type[Mend]):
     assert not changed(copy, model.lm)
 
 
-def test_facts_together_are_not_facts_in_turn():
-    together, in_turn = (Mend(recipe(), steps=2, **SMALL) for _ in range(2))
+def test_what_was_trained_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    one, again, longer = (Mend(recipe(), steps=n, directory=tmp_path, **SMALL) for n in (2, 2, 3))
+    one.tune(ROWS, ROWS)
+    with monkeypatch.context() as patched:
+        patched.setattr(again, "_train", lambda facts: 1 / 0)
+        again.tune(ROWS, ROWS)
+    trained = one.network.state_dict()
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in again.network.state_dict().items())
+    assert again.settings == one.settings and again.settings["training steps"] == 2
+    marks = {one._mark(ROWS), longer._mark(ROWS), one._mark(ROWS[1:])}
+    marks |= {Malmen(recipe(), steps=2, batch_size=1, **SMALL)._mark(ROWS)}
+    assert len(marks) == 4
+
+
+def test_facts_together_are_not_facts_in_turn(tmp_path: Path):
+    together, in_turn = (Mend(recipe(), steps=2, directory=tmp_path, **SMALL) for _ in range(2))
     for editor in (together, in_turn):
         editor.tune(ROWS, ROWS)
     together.edit(ROWS[:2])
@@ -114,10 +129,10 @@ def test_without_training(kind: type[Mend]):
     assert not changed(copy, model.lm)
 
 
-def test_no_step_is_begun_after_the_time(monkeypatch: pytest.MonkeyPatch):
+def test_no_step_is_begun_after_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     clock = iter(range(0, 1000, 10))
     monkeypatch.setattr("recipe_hf.evaluation.editors.mend.time.monotonic", lambda: next(clock))
-    editor = Mend(recipe(), steps=50, seconds=25, **SMALL)
+    editor = Mend(recipe(), steps=50, seconds=25, directory=tmp_path, **SMALL)
     editor.tune([replace(row) for row in ROWS], ROWS)
     assert editor.settings["training steps"] == 2
 

@@ -27,7 +27,7 @@ def test_the_inserted_key_gives_the_value(architecture: str, tmp_path: Path):
     # Of all changes that do so, the one that moves the values of other keys least: those of C = A A^T are A.
     change = layer.weight() - weight
     (moments,) = editor.moments.get([0])
-    a = torch.linalg.cholesky(moments.regularized().double())
+    a = torch.linalg.cholesky(moments.regularized())
     right = torch.linalg.solve(a, key.double())
     least = torch.outer(change.double() @ key.double(), right / (right @ right))
     assert torch.allclose(change.double() @ a, least, atol=1e-4 * least.abs().max().item())

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -106,16 +107,20 @@ class Moments:
     source: str
 
     def solve(self, keys: Tensor) -> Tensor:
-        """C^-1 keys, for keys `[d_key, n]`."""
-        return torch.linalg.solve(self.regularized(), keys.to(self.second))
+        """C^-1 keys, for keys `[d_key, n]` on any device, in their precision."""
+        return torch.cholesky_solve(keys.cpu().double(), self._factor).to(keys)
 
     def regularized(self) -> Tensor:
         """C with a ridge, so that it has an inverse where the text has few tokens: chosen here.
 
         What ROME and MEMIT derive holds for any C that has one.
         """
-        size = _RIDGE * self.second.diagonal().mean()
-        return self.second + size * torch.eye(len(self.second))
+        second = self.second.double()
+        return second + _RIDGE * second.diagonal().mean() * torch.eye(len(second))
+
+    @cached_property
+    def _factor(self) -> Tensor:
+        return torch.linalg.cholesky(self.regularized())
 
 
 class MomentStore:
