@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...datasets import EditExample
 from ...teacher_forcing import Row
 from .editor import Found, Prompt, Reading
-from .memory.layers import hooked
+from .memory.layers import by_row, hooked
 from .memory.moments import KeyText
 from .memory.values import ValueSearch
 from .rome import CONTEXTS, Rome
@@ -130,9 +130,11 @@ class RRome(Rome):
         )
 
         def patch(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-            keys = args[0][patched].float()
-            change = torch.einsum("bte,be->bt", keys, right.to(keys))[..., None] * left.to(keys)[:, None]
-            return output.index_add(0, torch.tensor(patched, device=output.device), change.to(output))
+            keys = by_row(args[0], len(rows))[patched].float()
+            change = torch.einsum("bte,be->bt", keys, right)[..., None] * left[:, None]
+            values = by_row(output, len(rows))
+            values = values.index_add(0, torch.tensor(patched, device=output.device), change.to(output))
+            return values.view_as(output)
 
         with hooked([self.written()[0].down.register_forward_hook(patch)]):
             yield

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ...datasets import EditExample
 from ...teacher_forcing import IGNORE_INDEX, Row, answer_logits
 from .editor import Editor
-from .memory.layers import find_layers, hooked
+from .memory.layers import by_row, find_layers, hooked
 from .memory.values import fact_lookups
 from .memory.writing import write_contexts, write_texts
 
@@ -157,7 +157,7 @@ class Wise(Editor):
         change = memory.change.requires_grad_(True)
         loss, inside = torch.tensor(0.0), torch.tensor(0.0)
         for step in range(self.steps):
-            with torch.enable_grad(), self._through(memory) as seen:
+            with torch.enable_grad(), self._through(memory, len(rows)) as seen:
                 logits, labels = answer_logits(self.lm, rows)
                 labels[place] = IGNORE_INDEX
                 said = F.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=IGNORE_INDEX)
@@ -201,23 +201,24 @@ class Wise(Editor):
             return [(owner.eq(i) & best.gt(0)).nonzero()[:, 0].tolist() for i in range(len(memories))]
 
         def add(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-            chosen[:] = chosen or route(args[0])
+            keys, values = by_row(args[0], len(rows)), by_row(output, len(rows))
+            chosen[:] = chosen or route(keys)
             for memory, own in zip(memories, chosen, strict=True):
                 if own:
-                    change = (args[0][own].to(memory.change) @ memory.change.T).to(output)
-                    output = output.index_add(0, torch.tensor(own, device=output.device), change)
-            return output
+                    change = (keys[own].to(memory.change) @ memory.change.T).to(output)
+                    values = values.index_add(0, torch.tensor(own, device=output.device), change)
+            return values.view_as(output)
 
         with hooked([self.layer.down.register_forward_hook(add)] if memories else []):
             yield
 
     @contextmanager
-    def _through(self, memory: SideMemory) -> Iterator[list[Tensor]]:
-        """Within it, all rows go through a side memory; yields a list that gets their keys."""
+    def _through(self, memory: SideMemory, number: int) -> Iterator[list[Tensor]]:
+        """Within it, a number of rows go through a side memory; yields a list that gets their keys."""
         seen: list[Tensor] = []
 
         def add(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-            seen.append(args[0].detach())
+            seen.append(by_row(args[0].detach(), number))
             return output + (args[0].to(memory.change) @ memory.change.T).to(output)
 
         with hooked([self.layer.down.register_forward_hook(add)]):

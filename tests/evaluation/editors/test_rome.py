@@ -13,7 +13,7 @@ from recipe_hf.evaluation.editors.rome import Rome
 from tests.evaluation.editors.memory.editors_at_hand import FACTS, SHORT, changed, key_text, recipe, weights
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3", "opt"])
 def test_the_inserted_key_gives_the_value(architecture: str, tmp_path: Path):
     model = recipe(architecture)
     editor = Rome(model, 0, key_text(tmp_path), **SHORT)
@@ -32,7 +32,7 @@ def test_the_inserted_key_gives_the_value(architecture: str, tmp_path: Path):
     least = torch.outer(change.double() @ key.double(), right / (right @ right))
     assert torch.allclose(change.double() @ a, least, atol=1e-4 * least.abs().max().item())
     assert changed(before, model.lm) == [
-        f"{layer.name}.{ {'gpt2': 'mlp.c_proj'}.get(architecture, 'mlp.down_proj') }.weight"
+        f"{layer.name}.{ {'gpt2': 'mlp.c_proj', 'opt': 'fc2'}.get(architecture, 'mlp.down_proj') }.weight"
     ]
     editor.undo()
     assert not changed(before, model.lm)

@@ -9,7 +9,7 @@ import torch
 
 from recipe_hf.evaluation.asking.saying import write
 from recipe_hf.evaluation.editors.editor import Reading, Unedited
-from recipe_hf.evaluation.editors.memory.layers import SavedWeights
+from recipe_hf.evaluation.editors.memory.layers import SavedWeights, by_row
 from recipe_hf.evaluation.editors.wise import SideMemory, Wise, _spans, ties
 from recipe_hf.teacher_forcing import Row, answer_logits, tokenize_rows
 from tests.evaluation.editors.memory.editors_at_hand import FACTS, changed, recipe, weights
@@ -18,8 +18,8 @@ from tests.evaluation.editors.memory.editors_at_hand import FACTS, changed, reci
 TEXTS = ["Dogs are", "Two plus two makes", FACTS[0].prompt, FACTS[1].prompt]
 
 
-def editor(**kwargs: object) -> Wise:
-    return Wise(recipe(), **({"layer": 0, "steps": 4, "learning_rate": 0.1} | kwargs))
+def editor(architecture: str = "llama", **kwargs: object) -> Wise:
+    return Wise(recipe(architecture), **({"layer": 0, "steps": 4, "learning_rate": 0.1} | kwargs))
 
 
 def by_hand(wise: Wise, change: torch.Tensor, row: Row) -> torch.Tensor:
@@ -32,13 +32,14 @@ def by_hand(wise: Wise, change: torch.Tensor, row: Row) -> torch.Tensor:
     return logits
 
 
+@pytest.mark.parametrize("architecture", ["llama", "opt"])
 @torch.no_grad()
-def test_rows_above_the_threshold_go_through_the_memory_and_others_do_not():
-    wise = editor()
+def test_rows_above_the_threshold_go_through_the_memory_and_others_do_not(architecture: str):
+    wise = editor(architecture)
     copy = weights(wise.lm)
     rows = tokenize_rows(wise.tokenizer, TEXTS, ["four"] * 4)
     keys: list[torch.Tensor] = []
-    handle = wise.layer.down.register_forward_hook(lambda m, args, output: keys.append(args[0]))
+    handle = wise.layer.down.register_forward_hook(lambda m, args, output: keys.append(by_row(args[0], 4)))
     base = answer_logits(wise.lm, rows)[0]
     handle.remove()
     with torch.random.fork_rng():

@@ -138,6 +138,11 @@ def with_hidden(output: Any, states: Tensor) -> Any:
     return (states, *output[1:]) if isinstance(output, tuple) else states
 
 
+def by_row(states: Tensor, rows: int) -> Tensor:
+    """What an MLP reads or gives for so many rows, as `[batch, seq, width]`: OPT joins rows to one."""
+    return states if states.dim() == 3 else states.unflatten(0, (rows, -1))
+
+
 @contextmanager
 def hooked(handles: Sequence[RemovableHandle]) -> Iterator[None]:
     """Removes hooks when it ends."""

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ....datasets import EditExample
 from ....modeling.base import input_device
-from .layers import Layer, hooked
+from .layers import Layer, by_row, hooked
 from .values import find_lookups, subject_end
 
 #: Noise on the subject's embeddings, in standard deviations of these (ROME, appendix B).
@@ -71,7 +71,7 @@ def indirect_effects(
 
     def keep(number: int) -> Any:
         def hook(module: nn.Module, args: Any, output: Tensor) -> None:
-            clean[number] = output[0, lookup.place].clone()
+            clean[number] = by_row(output, 1)[0, lookup.place].clone()
 
         return hook
 
@@ -95,9 +95,9 @@ def indirect_effects(
         near = [1 + other for other in range(len(layers)) if abs(other - number) <= half]
 
         def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-            groups = output.unflatten(0, (-1, samples)).clone()
+            groups = by_row(output, samples * (1 + len(layers))).unflatten(0, (-1, samples)).clone()
             groups[near, :, lookup.place] = clean[number].to(output)
-            return groups.flatten(0, 1)
+            return groups.view_as(output)
 
         return hook
 

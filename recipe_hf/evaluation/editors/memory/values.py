@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ....datasets import EditExample
 from ....teacher_forcing import IGNORE_INDEX, Row, answer_logits, tokenize_rows
-from .layers import Layer, hidden, hooked, with_hidden
+from .layers import Layer, by_row, hidden, hooked, with_hidden
 
 _BATCH_SIZE = 32
 #: What follows the subject where its essence must stay (ROME, eq. 4).
@@ -103,6 +103,7 @@ def read_at(lm: Any, lookups: Sequence[Lookup], keys: Sequence[Layer], states: S
     found: dict[Any, list[Tensor]] = {}
 
     def keep(name: Any, tensor: Tensor, at: tuple[Tensor, Tensor]) -> None:
+        tensor = by_row(tensor, len(at[0]))
         found.setdefault(name, []).append(tensor[at[0].to(tensor.device), at[1].to(tensor.device)].float())
 
     def on_down(number: int, at: tuple[Tensor, Tensor]) -> Any:
@@ -143,10 +144,11 @@ def adding(module: nn.Module, delta: Tensor, lookups: Sequence[Lookup]) -> Itera
     given: list[Tensor] = []
 
     def add(module: nn.Module, args: Any, output: Any) -> Any:
-        states = hidden(output)
+        states = by_row(hidden(output), len(rows))
         at = rows.to(states.device), columns.to(states.device)
         given.append(states[at][0].detach().float())
-        return with_hidden(output, states.index_put(at, states[at] + delta.to(states)))
+        changed = states.index_put(at, states[at] + delta.to(states))
+        return with_hidden(output, changed.view_as(hidden(output)))
 
     with hooked([module.register_forward_hook(add)]):
         yield given

@@ -18,7 +18,7 @@ from recipe_hf.evaluation.editors.memory.values import (
     subject_end,
 )
 from recipe_hf.teacher_forcing import answer_logits
-from tests.evaluation.editors.memory.editors_at_hand import FACTS
+from tests.evaluation.editors.memory.editors_at_hand import FACTS, recipe
 from tests.tiny_recipe import base_tokenizer, bos_tokenizer, tiny_base
 
 CONTEXTS = ["", "Once. ", "It rained all day. "]
@@ -41,16 +41,17 @@ def test_the_end_of_a_subject(subject: str, end: int | None):
     assert lookup.place == (len(fact.prompt) if end is None else end) - 1
 
 
+@pytest.mark.parametrize("architecture", ["llama", "opt"])
 @torch.no_grad()
-def test_rows_of_a_batch_are_read_as_each_alone():
-    lm, tokenizer = tiny_base(), base_tokenizer()
+def test_rows_of_a_batch_are_read_as_each_alone(architecture: str):
+    lm, tokenizer = recipe(architecture).lm, base_tokenizer()
     layers = find_layers(lm)
     lookups = [lookup for fact in FACTS for lookup in fact_lookups(tokenizer, fact, CONTEXTS)]
     read = read_at(lm, lookups, layers[:1], layers[1:])
     for i, lookup in enumerate(lookups):
         ids = torch.tensor([lookup.row.prompt_ids])
         keys: list[torch.Tensor] = []
-        handle = layers[0].down.register_forward_hook(lambda m, args, o, keys=keys: keys.append(args[0][0]))
+        handle = layers[0].down.register_forward_hook(lambda m, args, o, keys=keys: keys.append(args[0].view(-1, 64)))
         states = []
         other = layers[1].module.register_forward_hook(lambda m, a, o, states=states: states.append(o))
         lm(ids)
