@@ -83,6 +83,15 @@ def test_the_layer_is_traced_on_the_rows_for_tuning(tmp_path: Path):
     )
 
 
+def test_without_subjects_the_layer_is_at_a_quarter_of_the_depth(tmp_path: Path):
+    editor = Rome(recipe(num_layers=8), text=key_text(tmp_path), **SHORT)
+    editor.tune([], [replace(fact, subject="") for fact in FACTS])
+    assert editor.settings["layer"] == 2 and editor.settings["facts traced"] == 0
+    named = Rome(recipe(num_layers=3), text=key_text(tmp_path), **SHORT)
+    named.tune([], [replace(FACTS[0], subject=""), FACTS[1]])
+    assert named.settings["facts traced"] == 1 and len(named.settings["indirect effects"]) == 3
+
+
 def test_no_such_layer(tmp_path: Path):
     with pytest.raises(ValueError, match="layer must be between 0 and 1, got 2"):
         Rome(recipe(), 2, key_text(tmp_path))
