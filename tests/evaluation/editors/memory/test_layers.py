@@ -11,6 +11,7 @@ from tests.evaluation.editors.memory.editors_at_hand import causal_lm, changed, 
 
 DOWN = {
     "llama": "mlp.down_proj",
+    "qwen2": "mlp.down_proj",
     "gpt2": "mlp.c_proj",
     "gptj": "mlp.fc_out",
     "gpt-neox": "mlp.dense_4h_to_h",
@@ -19,6 +20,7 @@ DOWN = {
     "phi": "mlp.fc2",
     "olmo2": "mlp.down_proj",
     "opt": "fc2",
+    "granite": "mlp.down_proj",
 }
 
 
