@@ -319,6 +319,11 @@ class RunConfig(YamlConfig):
     license: str | None = None
     language: list[str] | str | None = None
 
+    @field_validator("mixed_precision", mode="before")
+    @classmethod
+    def _as_yaml_reads_it(cls, value: Any) -> Any:
+        return "no" if value is False else value  # An unquoted `no`.
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         fits = self.hub_model_id is not None or not self.push_to_hub

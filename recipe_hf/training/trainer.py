@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
@@ -256,7 +257,9 @@ class Trainer:
             self._log(metrics)
             is_best = score[0] > self.best_score
             shown = ", ".join(f"{kind} {report.metrics[kind]:.1f}" for kind in KINDS if kind in report.metrics)
-            tqdm.write(f"step {self.step}, on held-out facts: {shown}{' (the best so far)' if is_best else ''}")
+            tqdm.write(
+                f"step {self.step}, on held-out facts: {shown}{' (the best so far)' if is_best else ''}", sys.stderr
+            )
             if is_best:
                 self._save_best(metrics)
         broadcast_object_list(score)

@@ -42,6 +42,10 @@ def test_shipped_config_loads(path: Path):
     assert not any(Path(part).is_absolute() for part in paths)
 
 
+def test_an_unquoted_no_is_a_precision(tmp_path: Path):
+    assert read(tmp_path, {"run.mixed_precision": False}).run.mixed_precision == "no"
+
+
 def test_values_reach_their_fields(tmp_path: Path):
     stage = STAGE | {"loss_weights": {"locality": 0.5}, "encoder_layers": 2}
     config = read(tmp_path, {"run.seed": 7, "objective.hinge_scale": 2, "stages": [stage]})
@@ -142,7 +146,7 @@ def test_every_field_can_be_changed_by_its_name(tmp_path: Path):
         ),
         (
             {"model.checkpoint": "c", "model.encoder_revision": "v1"},
-            "model.encoder_revision must be null with a checkpoint, got 'v1'.",
+            "model.encoder_revision must be null with a checkpoint or a retriever, got 'v1'.",
         ),
         (
             {"model.checkpoint": "c", "stages.0.prompts": "answer", "stages.0.contrastive_batch_size": 0},
@@ -166,7 +170,7 @@ def test_every_field_can_be_changed_by_its_name(tmp_path: Path):
         ({"objective.temperature": True}, "objective.temperature must be a valid number, got True."),
         ({"objective.hinge_scale": 0.5}, "objective.hinge_scale must be greater than or equal to 1, got 0.5."),
         ({"run.max_grad_norm": 10**400}, "run.max_grad_norm must be a valid number, got 1000"),
-        ({"run.mixed_precision": False}, "run.mixed_precision must be 'no', 'fp16' or 'bf16', got False."),
+        ({"run.mixed_precision": True}, "run.mixed_precision must be 'no', 'fp16' or 'bf16', got True."),
         ({"run.language": 5}, "run.language must be a valid list or be a valid string, got 5."),
         ({"run.output_dir": " "}, "run.output_dir must have at least 1 character, got ' '."),
         ({"model.encoder": 5}, "model.encoder must be a valid string, got 5."),

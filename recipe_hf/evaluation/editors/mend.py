@@ -212,7 +212,8 @@ class Mend(Editor):
     def training_loss(self, facts: Sequence[EditExample]) -> Tensor:
         """The loss of an edit of facts: what it misses of their rephrasings, and disturbs of unrelated questions."""
         asked = self._rows([fact.rephrase_prompt for fact in facts], facts)
-        unrelated = tokenize_rows(self.tokenizer, *zip(*(fact.unrelated[0] for fact in facts), strict=True))
+        prompts, answers = zip(*(fact.unrelated[0] for fact in facts), strict=True)
+        unrelated = tokenize_rows(self.tokenizer, prompts, answers)
         with torch.no_grad():
             before = answer_logits(self.lm, unrelated)[0].float().log_softmax(-1)
         factors = gradient_factors(self.lm, self.layers, self._rows([fact.prompt for fact in facts], facts))

@@ -175,7 +175,7 @@ def test_files_that_are_no_record(tmp_path: Path):
     ("changes", "message"),
     [
         ({"editors": []}, r"editors must name one or more, none of them twice, got \[\]"),
-        ({"editors": ["base", "rome"]}, "editors must be among base, recipe, .*, got 'rome'"),
+        ({"editors": ["base", "roma"]}, "editors must be among base, recipe, .*, got 'roma'"),
         ({"protocols": ["lenient"]}, "protocol must be one of"),
         ({"num_edits": [0, 4, 5]}, r"num_edits must be between 1 and the 4 facts of tiny, got \[0, 5\]"),
         ({"seeds": [0, 0]}, "seeds must name one or more, none of them twice"),
