@@ -180,8 +180,8 @@ def test_serving(document: Path, checkpoint: Path, tmp_path: Path, capfd: pytest
     tiny_base().save_pretrained(base)
     base_tokenizer().save_pretrained(base)
     rows = [
-        {"prompt": prompt, "subject": prompt, "target_new": answer, "rephrase_prompt": prompt, "locality_prompt": asked,
-         "locality_ground_truth": "yes"}
+        {"prompt": prompt, "subject": prompt, "target_new": answer, "rephrase_prompt": prompt,
+         "locality_prompt": asked, "locality_ground_truth": "yes"}
         for (prompt, answer), asked in zip(FACTS, UNRELATED, strict=False)
     ]  # fmt: skip
     data = tmp_path / "counterfact.json"
