@@ -67,7 +67,7 @@ def test_chats_and_texts_are_answered_as_by_the_model(client, model):
     told = [answer.choices[0].message.content for answer in answers]
     assert told + [choice.text for choice in completions.choices] == expected
     assert [a.recipe["fired"] for a in answers] + [choice.recipe["fired"] for choice in completions.choices] == fired
-    assert 8 < sum(fired) < len(fired) - 8
+    assert 4 < sum(fired) < len(fired) - 4  # Hits and misses, both of them some.
     assert completions.usage.prompt_tokens == sum(len(ids) for ids in model.tokenizer(PROMPTS)["input_ids"])
 
 
