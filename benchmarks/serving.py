@@ -81,13 +81,15 @@ async def ask(url: str, prompts: Sequence[str], clients: int, options: dict[str,
 
 def loop(model: Any, prompts: Sequence[str], rows: int, max_tokens: int) -> Turn:
     """The base's own `generate` over batches of the prompts, with nothing around it."""
-    turn, started, end = Turn(), time.perf_counter(), model.generation_config.eos_token_id
+    turn, started, ends = Turn(), time.perf_counter(), model.generation_config.eos_token_id
+    ends = torch.tensor([] if ends is None else ends, device=model.device)
     for at in range(0, len(prompts), rows):
         texts = list(prompts[at : at + rows])
         batch = model.tokenizer(texts, return_tensors="pt", padding=True, padding_side="left").to(model.device)
         out = model.lm.generate(**batch, max_new_tokens=max_tokens, do_sample=False)
         new = out[:, batch["input_ids"].shape[1] :]
-        turn.tokens += int((((new == end).cumsum(1) - (new == end).int()) == 0).sum())
+        ended = torch.isin(new, ends)
+        turn.tokens += int(((ended.cumsum(1) - ended.int()) == 0).sum())
     turn.seconds = time.perf_counter() - started
     return turn
 
