@@ -37,7 +37,7 @@ def convert_base(
     model_source("base_model", str(base_model))
     import transformers
 
-    from .modeling.base import load_base, loading, split_gguf
+    from .modeling.frozen_base import load_base, loading, split_gguf
 
     source, gguf = split_gguf(base_model)
     with loading(f"base_model must have a tokenizer, got {str(base_model)!r}"):

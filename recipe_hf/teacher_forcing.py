@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .modeling.base import embedding_width, input_device
+from .modeling.frozen_base import embedding_width, input_device
 from .modeling.places import prompt_places
 from .modeling.prefix import prefixed_forward
 

@@ -13,7 +13,7 @@ import typer
 from tqdm.auto import tqdm
 from transformers import set_seed
 
-from recipe_hf.modeling.base import load_base, load_tokenizer, prepare_tokenizer
+from recipe_hf.modeling.frozen_base import load_base, load_tokenizer, prepare_tokenizer
 
 BEGINNINGS = [
     "Question:",

@@ -56,7 +56,7 @@ OF_TRANSFORMERS = "from transformers import AutoModelForCausalLM"
         f"import recipe_hf; {OF_TRANSFORMERS}; {LOAD}",
         f"{OF_TRANSFORMERS}; import recipe_hf; {LOAD}",
         f"from recipe_hf import KnowledgeBase; import transformers; {OF_TRANSFORMERS}; {LOAD}",
-        f"import transformers; import recipe_hf.modeling.base; {OF_TRANSFORMERS}; {LOAD}",
+        f"import transformers; import recipe_hf.modeling.frozen_base; {OF_TRANSFORMERS}; {LOAD}",
         f"from transformers import AutoConfig; import recipe_hf; {OF_TRANSFORMERS}; "
         "config = AutoConfig.from_pretrained(checkpoint); "
         "print(type(AutoModelForCausalLM.from_config(config)).__module__)",

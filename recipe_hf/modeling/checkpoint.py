@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..knowledge import KnowledgeBase
 from ..publishing import publisher
-from . import base, loading
+from . import frozen_base, loading
 from .configuration import RecipeConfig
 from .delegation import DelegatingPreTrainedModel
 from .editing import KnowledgeMixin
@@ -164,11 +164,11 @@ class RecipePreTrainedModel(KnowledgeMixin, DelegatingPreTrainedModel):
             encoder = directory / loading.ENCODER_DIRECTORY
             if not encoder.is_dir():
                 raise FileNotFoundError(f"{encoder} is missing: the checkpoint lacks its encoder's tokenizer.")
-            with base.loading(f"The tokenizer of {str(encoder)!r} cannot be loaded"):
+            with frozen_base.loading(f"The tokenizer of {str(encoder)!r} cannot be loaded"):
                 tokenizer = AutoTokenizer.from_pretrained(encoder)
             self.retriever.tokenizer = loading.prepare_encoder_tokenizer(tokenizer)
         if (directory / "tokenizer_config.json").is_file():
-            self.tokenizer = base.load_tokenizer(directory)
+            self.tokenizer = frozen_base.load_tokenizer(directory)
         self._has_generation_config = (directory / "generation_config.json").is_file()
         facts = directory / loading.KNOWLEDGE_DIRECTORY
         self.knowledge = KnowledgeBase.load(facts) if facts.is_dir() else KnowledgeBase(self.config.knowledge_dim)
@@ -190,7 +190,7 @@ class RecipePreTrainedModel(KnowledgeMixin, DelegatingPreTrainedModel):
         named = isinstance(source, (str, os.PathLike))
         lm: Any
         try:
-            lm = base.load_base(source, **kwargs)
+            lm = frozen_base.load_base(source, **kwargs)
         except OSError as error:
             if not recorded:
                 raise
@@ -199,27 +199,29 @@ class RecipePreTrainedModel(KnowledgeMixin, DelegatingPreTrainedModel):
                 f"({error.__cause__ or error}). Give it as base_model=: a directory, a GGUF file or a loaded model."
             ) from error
         if self.config.is_of_no_base:
-            name = str(source) if named else base.base_name(lm)
-            revision = base.base_revision(name, kwargs.get("revision"), kwargs.get("cache_dir")) if name else None
+            name = str(source) if named else frozen_base.base_name(lm)
+            revision = (
+                frozen_base.base_revision(name, kwargs.get("revision"), kwargs.get("cache_dir")) if name else None
+            )
             self.config.update({"base_model_name_or_path": name, "base_model_revision": revision})
-            self.config.update(base.describe_base(lm))
-        base.check_base(lm, self.config)
+            self.config.update(frozen_base.describe_base(lm))
+        frozen_base.check_base(lm, self.config)
         if named and self._has_generation_config:
             lm.generation_config = self.generation_config
         hub = {name: kwargs[name] for name in (*HUB_ARGUMENTS, "revision") if name in kwargs}
-        self._set_base(lm, tokenizer_source=str(source) if named else base.base_name(lm), hub=hub)
+        self._set_base(lm, tokenizer_source=str(source) if named else frozen_base.base_name(lm), hub=hub)
 
     def _set_base(self, lm: Any, tokenizer_source: str | None, hub: dict[str, Any]) -> None:
         if self.tokenizer is None and tokenizer_source:
             try:
-                self.tokenizer = base.load_tokenizer(tokenizer_source, **hub)
+                self.tokenizer = frozen_base.load_tokenizer(tokenizer_source, **hub)
             except (OSError, ValueError) as error:
                 logger.warning(f"No tokenizer was found beside the base ({error}): set model.tokenizer.")
         tokenizer = self.tokenizer
         if tokenizer is not None and tokenizer.chat_template and chat_markers(tokenizer) is None:
             logger.warning("The base's chat template marks no turn of a user: a chat is looked up as a whole.")
         if self.config.base_fingerprint is None:
-            self.config.base_fingerprint = base.fingerprint(lm)
+            self.config.base_fingerprint = frozen_base.fingerprint(lm)
         self.lm = lm
         for part in (self.retriever, self.verifier, self.prompt_encoder, self.answer_prompt_encoder):
             if part is not None:

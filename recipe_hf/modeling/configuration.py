@@ -42,7 +42,7 @@ class RecipeConfig(PretrainedConfig):
         base_model_name_or_path: Hub id or directory of the frozen base LLM.
         base_model_revision: Revision of the base the weights were trained against.
         base_fingerprint: Sample of the base's input embeddings, to recognise the base again at load
-            (see [`~recipe_hf.modeling.base.fingerprint`]).
+            (see [`~recipe_hf.modeling.frozen_base.fingerprint`]).
         hidden_size: Width of the base's input embeddings, `d_llm`.
         vocab_size: Vocabulary size of the base.
         max_position_embeddings: Context length of the base.

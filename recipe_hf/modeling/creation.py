@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from . import base, loading
+from . import frozen_base, loading
 from .checkpoint import RecipePreTrainedModel
 from .configuration import OF_ONE_BASE, RecipeConfig
 from .loading import CONFIG_ARGUMENTS, HUB_ARGUMENTS
@@ -84,13 +84,15 @@ class CreatedModel(RecipePreTrainedModel):
         named = isinstance(base_model, (str, os.PathLike))
         revision = kwargs.get("revision")
         trained = None if retriever is None else load_retriever(cls, retriever, retriever_revision, hub, **fields)
-        lm = base.load_base(base_model, **kwargs, **(hub if named else {}))
+        lm = frozen_base.load_base(base_model, **kwargs, **(hub if named else {}))
         if retriever is not None and trained is not None:
             found = {name: getattr(trained.config, name) for name in CONFIG_ARGUMENTS - OF_ONE_BASE}
             found |= {
                 "prompt_form": "text",
                 "retriever_name_or_path": os.path.abspath(retriever) if os.path.isdir(retriever) else str(retriever),
-                "retriever_revision": base.base_revision(str(retriever), retriever_revision, hub.get("cache_dir")),
+                "retriever_revision": frozen_base.base_revision(
+                    str(retriever), retriever_revision, hub.get("cache_dir")
+                ),
                 "retriever_fingerprint": retriever_fingerprint(trained.retriever),
             }
         else:
@@ -103,13 +105,13 @@ class CreatedModel(RecipePreTrainedModel):
                 encoder_config.name_or_path = ""
             found = {"encoder_config": encoder_config}
 
-        name = str(base_model) if named else base.base_name(lm)
+        name = str(base_model) if named else frozen_base.base_name(lm)
         if base_model_name_or_path is None and name is not None:
-            revision = base.base_revision(name, revision, hub.get("cache_dir"))
+            revision = frozen_base.base_revision(name, revision, hub.get("cache_dir"))
         found |= {
             "base_model_name_or_path": base_model_name_or_path or name,
             "base_model_revision": revision,
-            **base.describe_base(lm),
+            **frozen_base.describe_base(lm),
         }
         model = cls(RecipeConfig(**found | fields))
         if trained is not None:
@@ -119,6 +121,6 @@ class CreatedModel(RecipePreTrainedModel):
             # Heads that start equal compare queries and statements as the encoder does.
             model.retriever.mlp_q.load_state_dict(model.retriever.mlp_k.state_dict())
             model.retriever.tokenizer = loading.prepare_encoder_tokenizer(text_tokenizer)
-        model.tokenizer = tokenizer and base.prepare_tokenizer(tokenizer)
+        model.tokenizer = tokenizer and frozen_base.prepare_tokenizer(tokenizer)
         model._set_base(lm, tokenizer_source=name or lm.config.name_or_path, hub=hub | {"revision": revision})
         return model.eval()

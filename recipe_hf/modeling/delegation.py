@@ -14,8 +14,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .base import fingerprint, input_device
 from .configuration import RecipeConfig
+from .frozen_base import fingerprint, input_device
 from .retriever import Retriever
 
 if TYPE_CHECKING:

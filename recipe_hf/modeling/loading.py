@@ -16,8 +16,8 @@ from torch import nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..download import download
-from .base import loading, split_gguf
 from .configuration import RecipeConfig
+from .frozen_base import loading, split_gguf
 
 #: Arguments that say how a part is brought from the Hub.
 HUB_ARGUMENTS = ("token", "cache_dir", "local_files_only", "force_download")

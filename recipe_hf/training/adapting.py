@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from ..cards.model_card import write_model_card
 from ..datasets import load_mixture
-from ..modeling.base import load_tokenizer
+from ..modeling.frozen_base import load_tokenizer
 from ..modeling.model import RecipeForCausalLM
 from .arguments import read_config
 from .config import TrainingConfig

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..modeling.base import input_device
+from ..modeling.frozen_base import input_device
 from ..modeling.prefix import accepts
 from ..teacher_forcing import IGNORE_INDEX, Row, answer_logits
 

@@ -28,7 +28,7 @@ from ..cards.model_card import write_model_card
 from ..evaluation.asking.questions import KINDS
 from ..evaluation.measuring.editing import evaluate_editing
 from ..hub import create_repository, push_checkpoint
-from ..modeling.base import base_revision
+from ..modeling.frozen_base import base_revision
 from .config import StageConfig, TrainingConfig
 from .objective import RecipeObjective, parameter_groups
 from .publishing import METRICS_LOG, RUN_RECORD, describe_run, earlier_runs

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..modeling.base import input_device
+from ..modeling.frozen_base import input_device
 from ..modeling.prompt_encoder import carried_tokens
 
 _SAMPLED_TOKENS = 10_000

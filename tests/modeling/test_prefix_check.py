@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
 
-from recipe_hf.modeling.base import load_base
+from recipe_hf.modeling.frozen_base import load_base
 from recipe_hf.modeling.prefix import CACHE_NAMES, accepts
 from tests.tiny import CONFIGS, VOCAB_SIZE, tiny_causal_lm
 

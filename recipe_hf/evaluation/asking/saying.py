@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...modeling.base import input_device
+from ...modeling.frozen_base import input_device
 from ...modeling.places import prompt_places
 from ...modeling.prefix import hidden_prefix
 from ...teacher_forcing import Row, answer_logits

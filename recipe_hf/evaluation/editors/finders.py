@@ -12,7 +12,7 @@ from torch import Tensor
 from ...datasets import EditExample
 from ...knowledge import KnowledgeBase
 from ...knowledge.facts import compose_statement
-from ...modeling.base import loading
+from ...modeling.frozen_base import loading
 from ..inputs import digest, versions, weights_digest
 from .editor import Found
 from .thresholds import choose_threshold, questions_to_tune

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
-from ...modeling.base import loading
+from ...modeling.frozen_base import loading
 
 
 def load_embeddings(source: str | os.PathLike[str], **hub_kwargs: Any) -> PreTrainedModel:

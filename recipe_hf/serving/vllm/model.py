@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ...modeling.base import check_base
 from ...modeling.configuration import RecipeConfig
+from ...modeling.frozen_base import check_base
 from ...modeling.model import RecipeForCausalLM
 from ...modeling.outputs import Retrieval
 from ...modeling.queries import read_queries

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ....modeling.base import fingerprint, input_device
+from ....modeling.frozen_base import fingerprint, input_device
 from ...inputs import describe_file, digest
 from .layers import Layer, hooked
 from .writing import write_texts

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from ....datasets import EditExample
-from ....modeling.base import input_device
+from ....modeling.frozen_base import input_device
 from .layers import Layer, by_row, hooked
 from .values import find_lookups, subject_end
 

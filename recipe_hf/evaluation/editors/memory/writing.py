@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ....modeling.base import input_device
+from ....modeling.frozen_base import input_device
 
 #: Words that texts begin with, so that they differ: those of MEMIT's authors.
 OPENINGS = ("The", "Therefore", "Because", "I", "You")

@@ -10,7 +10,7 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import MambaConfig, MambaForCausalLM, T5Config, T5ForConditionalGeneration
 
 from recipe_hf import RecipeConfig
-from recipe_hf.modeling.base import (
+from recipe_hf.modeling.frozen_base import (
     base_name,
     base_revision,
     check_base,
