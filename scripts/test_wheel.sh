@@ -61,7 +61,7 @@ run() {
   cd "$env/site"
   "$env/bin/recipe-hf" ask "$env/checkpoint" "The capital of Norland is" --base-model models/smollm2-135m-instruct
   "$env/bin/python" -m pytest --numprocesses "${WORKERS:-auto}" -m "not slow" \
-    tests/modeling/test_{auto,frozen_base,checkpoint,control,editing,model,prefix,prefix_caches,prefix_check}.py \
+    tests/modeling/test_{auto,frozen_base,checkpoint,control,knowledge_mixin,model,prefix,prefix_caches,prefix_check}.py \
     tests/modeling/test_prefixed_forward.py tests/knowledge/test_{exchange,files,load,persistence}.py \
     tests/test_{convert,import}.py tests/test_cli*.py
 }

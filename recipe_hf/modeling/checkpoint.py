@@ -21,7 +21,7 @@ from ..publishing import publisher
 from . import frozen_base, loading
 from .configuration import RecipeConfig
 from .delegation import DelegatingPreTrainedModel
-from .editing import KnowledgeMixin
+from .knowledge_mixin import KnowledgeMixin
 from .loading import CONFIG_ARGUMENTS, HUB_ARGUMENTS
 from .parts import check_parts, config_of, name_of_retriever, named_retriever, weights_of
 from .prompt_encoder import AnswerPromptEncoder

@@ -15,7 +15,7 @@ from transformers.utils import ModelOutput, logging
 from ..knowledge import KnowledgeBase
 from .configuration import RecipeConfig
 from .creation import CreatedModel
-from .editing import check_queries
+from .knowledge_mixin import check_queries
 from .outputs import RecipeCausalLMOutput, Retrieval
 from .places import prompt_places
 from .prefix import CACHE_NAMES, forward_keeping, hidden_prefix, prefixed_forward

@@ -15,7 +15,7 @@ import torch
 from ..knowledge import KnowledgeBase
 from ..knowledge.exchange import read_lines
 from ..knowledge.facts import Fact, NewFact, PastFact, parse_fact, parse_facts
-from ..modeling.editing import OnConflict
+from ..modeling.knowledge_mixin import OnConflict
 from ..modeling.superseding import EncodedFacts
 from .access import Principal
 from .audit import Audit, Change, Recording

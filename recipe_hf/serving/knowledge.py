@@ -20,7 +20,7 @@ from starlette.datastructures import UploadFile
 
 from ..knowledge import KnowledgeBase
 from ..knowledge.facts import Fact
-from ..modeling.editing import OnConflict
+from ..modeling.knowledge_mixin import OnConflict
 from .access import Asks, Edits, Principal, namespace_of
 from .changes import Changes, Made
 from .limits import MAX_NAMESPACE, MAX_PAGE, MAX_TEXT

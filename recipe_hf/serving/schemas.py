@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from ..knowledge.facts import Fact
-from ..modeling.editing import OnConflict
+from ..modeling.knowledge_mixin import OnConflict
 from ..modeling.outputs import Explanation, Retrieval
 from .limits import MAX_FACTS, MAX_NAMES, MAX_NEAREST, MAX_QUESTIONS, MAX_TEXT
 
