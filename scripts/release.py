@@ -20,7 +20,7 @@ from results_page import card_results
 
 from recipe_hf import RecipeForCausalLM
 from recipe_hf.cards.model_card import write_model_card
-from recipe_hf.training.publishing import METRICS_LOG, RUN_RECORD, describe_run
+from recipe_hf.training.run_record import METRICS_LOG, RUN_RECORD, describe_run
 
 app = typer.Typer(pretty_exceptions_enable=False)
 

@@ -17,7 +17,7 @@ from ..modeling.frozen_base import load_tokenizer
 from ..modeling.model import RecipeForCausalLM
 from .arguments import read_config
 from .config import TrainingConfig
-from .publishing import METRICS_LOG, RUN_RECORD, describe_run
+from .run_record import METRICS_LOG, RUN_RECORD, describe_run
 from .trainer import Trainer
 
 #: The schedule, which is the same for every base.

@@ -31,7 +31,7 @@ from ..hub import create_repository, push_checkpoint
 from ..modeling.frozen_base import base_revision
 from .config import StageConfig, TrainingConfig
 from .objective import RecipeObjective, parameter_groups
-from .publishing import METRICS_LOG, RUN_RECORD, describe_run, earlier_runs
+from .run_record import METRICS_LOG, RUN_RECORD, describe_run, earlier_runs
 from .sampling import FactSampler
 from .saving import beside, cut_log, find_best, find_run, refuse_earlier, replace, seal, settle
 from .sharding import check_launch, shard

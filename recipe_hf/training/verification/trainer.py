@@ -16,7 +16,7 @@ from ...evaluation.inputs import versions
 from ...modeling.loading import checkpoint_directory
 from ...modeling.model import RecipeForCausalLM
 from ...modeling.verifier import is_update
-from ..publishing import METRICS_LOG
+from ..run_record import METRICS_LOG
 from ..saving import beside, cut_log, find_run, refuse_earlier, replace, seal, settle
 from .calibration import (
     brier_score,

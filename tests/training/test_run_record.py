@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from recipe_hf.cards import write_model_card
-from recipe_hf.training.publishing import describe_run
+from recipe_hf.training.run_record import describe_run
 from tests.cards.test_model_card import make_checkpoint
 from tests.tiny_training import grouped
 
