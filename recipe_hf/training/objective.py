@@ -16,9 +16,9 @@ from ..modeling.model import RecipeForCausalLM
 from ..modeling.prompt_encoder import AnswerPromptEncoder
 from ..modeling.queries import as_chat
 from ..teacher_forcing import IGNORE_INDEX, Row, answer_logits, tokenize_rows
+from .caches import FactKeys, FeatureCache, KeyMemory
 from .config import StageConfig, TrainingConfig
 from .losses import contrastive_losses, distillation_loss, editing_loss, locality_loss, read_out_loss
-from .memory import FactKeys, FeatureCache, KeyMemory
 from .packing import check_packing, fits_window, packed_answer_logits
 from .sampling import FactSampler, TrainingFact
 from .warm_start import AnswerPool, embedding_scale

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from recipe_hf.training.memory import FactKeys, FeatureCache, KeyMemory
+from recipe_hf.training.caches import FactKeys, FeatureCache, KeyMemory
 from tests.tiny_recipe import untrained_recipe
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
