@@ -164,7 +164,7 @@ def main(
                 with torch.inference_mode():
                     turns.setdefault("loop", []).append(loop(model, texts, clients, max_tokens))
                 typer.echo(f"loop: {turns['loop'][-1]}", err=True)
-    where = machine(model.device)
+    where = machine()
     intro = (
         f"{clients} clients, {prompts} prompts a round, half of them of {len(examples):,} facts, {max_tokens} tokens "
         f"an answer, {rounds} rounds, {where}:"
