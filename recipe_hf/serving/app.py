@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 
 from .. import __version__
@@ -38,7 +39,9 @@ def create_app(settings: ServerSettings, model: RecipeForCausalLM, engine: Engin
             await run_in_threadpool(engine.close)
         app.state.changes.receipts.close()
 
-    app = FastAPI(title="recipe-hf", version=__version__, lifespan=lifespan, root_path=settings.root_path)
+    # /docs from files of this machine: a page that asked another host for them would be blank in a closed network.
+    options: Any = {"lifespan": lifespan, "root_path": settings.root_path}
+    app = FastAPIOffline(redoc_url=None, title="recipe-hf", version=__version__, **options)
     app.state.settings = settings
     app.state.model = model
     app.state.engine = engine

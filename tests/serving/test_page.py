@@ -445,3 +445,9 @@ def test_facts_that_are_read_only_are_not_offered_for_change(browser):
         page.get_by_role("button", name="Session").click()
         expect(page.get_by_role("dialog", name="Session")).to_contain_text("read only")
     context.close()
+
+
+def test_the_page_of_the_api_asks_no_other_host(server, page):
+    page.goto(f"{server.url}/docs")
+    expect(page.get_by_text("/v1/chat/completions")).to_be_visible()
+    expect(page.get_by_text("/v1/knowledge/preview")).to_be_visible()
