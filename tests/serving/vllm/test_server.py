@@ -42,7 +42,7 @@ def url(tmp_path_factory):
     directory = tmp_path_factory.mktemp("vllm")
     running = os.environ.get("RECIPE_TEST_VLLM_URL")
     options = ("--enable-prompt-embeds", "--enable-auto-tool-choice", "--tool-call-parser", "hermes")
-    options += ("--structured-outputs-config", '{"disable_any_whitespace": true}')
+    options += ("--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}')
     facts = {"RECIPE_HF_KNOWLEDGE": str(directory / "facts.db")}
     if running:
         yield _filled(running)
