@@ -24,7 +24,7 @@ wheel = zipfile.ZipFile(sys.argv[1])
 name = next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
 for line in email.message_from_bytes(wheel.read(name)).get_all("Requires-Dist"):
     needed = Requirement(line)
-    extras = ("gguf", "parquet", "plots", "evaluate", "train") if needed.marker else ()
+    extras = ("gguf", "parquet", "plots", "evaluate", "train", "serve") if needed.marker else ()
     if needed.name != "torch" and (not extras or any(needed.marker.evaluate({"extra": e}) for e in extras)):
         print(needed.name, "==", next(bound.version for bound in needed.specifier if bound.operator == ">="), sep="")
 PY
@@ -50,7 +50,7 @@ install() {
   "$env/bin/recipe-hf" explain "$env/checkpoint" "The capital of Norland is" | grep "(used)"
 
   # The tools of the tests are taken as they come.
-  add "$wheel[gguf,parquet,plots,evaluate,train]" pytest pytest-xdist hypothesis peft
+  add "$wheel[gguf,parquet,plots,evaluate,train,serve]" pytest pytest-xdist hypothesis peft
 }
 
 run() {
@@ -63,7 +63,7 @@ run() {
   "$env/bin/python" -m pytest --numprocesses "${WORKERS:-auto}" -m "not slow" \
     tests/modeling/test_{auto,frozen_base,checkpoint,control,knowledge_mixin,model,prefix,prefix_caches,prefix_check}.py \
     tests/modeling/test_prefixed_forward.py tests/knowledge/test_{exchange,files,load,persistence}.py \
-    tests/test_{convert,import}.py tests/test_cli*.py
+    tests/test_{convert,import}.py tests/test_cli*.py tests/serving/test_{openai,settings}.py
 }
 
 [[ $phase == run ]] || install
