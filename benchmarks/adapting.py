@@ -23,7 +23,7 @@ import typer
 import yaml
 
 import recipe_hf.training
-from recipe_hf.evaluation.plots import check_matplotlib
+from recipe_hf.evaluation.reporting.plots import check_matplotlib
 from recipe_hf.training.adapting import adaptation
 from recipe_hf.training.config import TrainingConfig
 

@@ -31,11 +31,11 @@ import numpy as np
 import torch
 import typer
 from openai import AsyncOpenAI
-from recipe_hf.evaluation.efficiency import machine
 from report import publish, table, times
 
 from recipe_hf import RecipeForCausalLM
 from recipe_hf.datasets import EditExample, load_examples
+from recipe_hf.evaluation.inputs import machine
 
 DATA = [Path("data/counterfact-edit.json")]
 Option = typer.Option
