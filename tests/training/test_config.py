@@ -142,7 +142,7 @@ def test_every_field_can_be_changed_by_its_name(tmp_path: Path):
         ),
         (
             {"model.checkpoint": "c", "model.encoder_revision": "v1"},
-            "model.encoder_revision must be null with a checkpoint, got 'v1'.",
+            "model.encoder_revision must be null with a checkpoint or a retriever, got 'v1'.",
         ),
         (
             {"model.checkpoint": "c", "stages.0.prompts": "answer", "stages.0.contrastive_batch_size": 0},
