@@ -21,9 +21,9 @@ from typing import Annotated, Any
 
 import typer
 import yaml
-from recipe_hf.evaluation.plots import check_matplotlib
 
 import recipe_hf.training
+from recipe_hf.evaluation.reporting.plots import check_matplotlib
 from recipe_hf.training.adapting import adaptation
 from recipe_hf.training.config import TrainingConfig
 

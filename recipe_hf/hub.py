@@ -105,6 +105,8 @@ def _retriever_on_hub(
 ) -> dict[str, Any]:
     """The fields of a config that name a retriever otherwise on the Hub than in `directory`."""
     name = config.retriever_name_or_path
+    if revision is not None and retriever is None:
+        raise ValueError(f"retriever_revision must be None without a retriever, got {revision!r}.")
     if name is None and retriever is not None:
         raise ValueError(f"retriever must be None for a checkpoint that has its own, got {retriever!r}.")
     if name is not None and retriever is None and (is_directory_name(name) or (directory / name).is_dir()):

@@ -45,6 +45,16 @@ def data(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py")))
+def test_what_a_benchmark_imports_is_there(document: Path, name: str):
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if str(error.name).startswith("recipe_hf"):
+            raise
+        pytest.skip(f"{error.name} is not installed")
+
+
 def rows_of(document: Path, name: str) -> list[list[str]]:
     """The rows of the one table between the marks of `name`."""
     text = document.read_text(encoding="utf-8")

@@ -42,6 +42,9 @@ def test_what_cannot_be_split_is_refused(checkpoint: Path, tmp_path: Path):
     )
     code, output = split(checkpoint, tmp_path / "parts", "--retriever", "./nowhere")
     assert code == 2 and "--retriever must be a directory that exists, or a Hub id, got './nowhere'" in output
+    code, output = split(checkpoint, tmp_path / "parts", "--retriever-revision", "v1")
+    assert (code, output) == (2, "recipe-hf: --retriever-revision must come with --retriever, got 'v1' alone.")
+    assert not (tmp_path / "parts").exists()
     split(checkpoint, tmp_path / "parts")
     code, output = split(tmp_path / "parts" / "retriever", tmp_path / "more")
     assert code == 2 and "CHECKPOINT must have prompts to be split" in output

@@ -75,6 +75,9 @@ def test_prompts_that_name_a_directory_go_up_with_a_name_of_the_hub(hub, client,
             client.push_directory(tmp_path / "prompts", "org/again", **options)
     with pytest.raises(ClientError, match="retriever must be None for a checkpoint that has its own"):
         client.push_directory(tmp_path / "retriever", "org/again", retriever="org/retriever")
+    for part in ("retriever", "prompts"):
+        with pytest.raises(ClientError, match="retriever_revision must be None without a retriever, got 'v1'"):
+            client.push_directory(tmp_path / part, "org/again", retriever_revision="v1")
     assert not hub.uploads and ("model", "org/again") not in hub.repositories
     code, output = client.invoke("push", tmp_path / "prompts", "org/again", "--retriever", "org/retriever")
     assert code == 0, output

@@ -79,7 +79,7 @@ def adapt(
         "run.push_to_hub": push_to_hub or None,
         "run.hub_model_id": hub_model_id,
     }
-    config = adaptation(model_source("BASE", base_model), output, options, assignments)
+    config = adaptation(model_source("BASE", base_model), output, options, assignments, resume)
     directory = adapt(config, resume)
     say(f"The checkpoint is in {directory}.")
 

@@ -31,6 +31,8 @@ def split(
     """Splits a checkpoint: DIR/retriever serves any base; DIR/prompts, for one base, names it and has the facts."""
     if save_directory.is_file() or (save_directory.is_dir() and any(save_directory.iterdir())):
         raise FileExistsError(f"save_directory must be an empty directory, or none yet, got {str(save_directory)!r}.")
+    if retriever is None and retriever_revision is not None:
+        raise ValueError(f"retriever_revision must come with --retriever, got {retriever_revision!r} alone.")
     model = load_model(checkpoint, base_model=False)
     prompts = save_directory
     if retriever is None:

@@ -146,10 +146,14 @@ def named_retriever(
         if retriever is not None:
             raise ValueError(f"retriever must be None for a checkpoint that has its own, got {str(retriever)!r}.")
         return None
-    revision = options.get("retriever_revision") if retriever else config.retriever_revision
+    own = load_config(directory)
+    # What an Auto class is given arrives inside the config.
+    given = {field: getattr(config, field) for field in CONFIG_ARGUMENTS}
+    given = {field: value for field, value in given.items() if value != getattr(own, field)} | options
+    revision = given.get("retriever_revision") if retriever else config.retriever_revision
     try:
         source = str(retriever or find_beside(name, directory))
-        trained = load_retriever(model_class, source, revision, hub, **options)
+        trained = load_retriever(model_class, source, revision, hub, **given)
     except OSError as error:
         if retriever:
             raise
@@ -184,7 +188,7 @@ def name_of_retriever(
         directory: Where to.
         retriever: The directory or Hub id of a checkpoint that holds the model's retriever; by default the one it
             was taken from.
-        revision: Its revision on the Hub.
+        revision: Its revision on the Hub; by default the one that the model's was taken from.
 
     Raises:
         FileNotFoundError: If `retriever` is neither a directory nor can be a Hub id.
@@ -197,6 +201,8 @@ def name_of_retriever(
     if name is None:
         name, revision = config.retriever_name_or_path, revision or config.retriever_revision
         expected = config.retriever_fingerprint or fingerprint
+    elif (name, fingerprint) == (config.retriever_name_or_path, config.retriever_fingerprint):
+        revision = revision or config.retriever_revision
     if name is None:
         raise ValueError("retriever must be the directory or Hub id of a checkpoint with this model's, got None.")
     if os.path.isdir(name):

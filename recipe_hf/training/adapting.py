@@ -18,6 +18,7 @@ from ..modeling.model import RecipeForCausalLM
 from .arguments import read_config
 from .config import TrainingConfig
 from .run_record import METRICS_LOG, RUN_RECORD, describe_run
+from .saving import find_whole
 from .trainer import Trainer
 
 #: The schedule, which is the same for every base.
@@ -30,7 +31,11 @@ _TRIES = 5
 
 
 def adaptation(
-    base_model: str, output_dir: Path, options: Mapping[str, Any], assignments: Sequence[str] = ()
+    base_model: str,
+    output_dir: Path,
+    options: Mapping[str, Any],
+    assignments: Sequence[str] = (),
+    resume: bool = False,
 ) -> TrainingConfig:
     """The run that trains prompts for a base.
 
@@ -39,15 +44,17 @@ def adaptation(
         output_dir: Where the checkpoint goes. What a run leaves lies in `run` below it.
         options: Values of other fields by dotted name; those that are `None` were not given.
         assignments: Texts `NAME=VALUE`, which come last.
+        resume: Whether it goes on with a run that was stopped, in whose precision it then is.
 
     Raises:
-        OSError: If the base's tokenizer or the facts cannot be found.
-        ValueError: If a field is not as described.
+        OSError: If the base's tokenizer, the facts or the run to be resumed cannot be found.
+        ValueError: If a field is not as described, or the run to be resumed is damaged.
     """
+    run = output_dir / RUN_DIRECTORY
     fitting: dict[str, Any] = {
         "model.base_model": base_model,
-        "run.output_dir": str(output_dir / RUN_DIRECTORY),
-        "run.mixed_precision": faster_precision(),
+        "run.output_dir": str(run),
+        "run.mixed_precision": _precision_of(run) if resume else faster_precision(),
     }
     if not torch.cuda.is_available():
         fitting["model.base_dtype"] = "float32"  # What a CPU multiplies in bfloat16, it is not faster at adding.
@@ -55,7 +62,17 @@ def adaptation(
         fitting["data.sampling.chat_share"] = 0.0
     given = {name: value for name, value in options.items() if value is not None}
     config = read_config(TrainingConfig, SCHEDULE, fitting | given, assignments)
+    if config.run.output_dir != str(run):
+        raise ValueError(
+            f"run.output_dir must be {str(run)!r}, in the output directory, got {config.run.output_dir!r}."
+        )
     return config.changed(_fitting_sizes(config))
+
+
+def _precision_of(run: Path) -> str:
+    """The precision of a run that was stopped: measured again, it might be another."""
+    _, record = find_whole(run / "checkpoint")
+    return record["inputs"]["run"]["mixed_precision"]
 
 
 def _fitting_sizes(config: TrainingConfig) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from recipe_hf import RecipeForCausalLM
+from recipe_hf.modeling.configuration import RETRIEVER_NAME
 from recipe_hf.modeling.weights import retriever_fingerprint
 from tests.tiny_recipe import (
     FACTS,
@@ -138,6 +140,12 @@ def test_the_verifier_comes_with_the_retriever_and_its_settings_too(tmp_path: Pa
     assert (unverified.verifier, unverified.config.num_verified_facts, unverified.config.top_k_facts) == (None, 0, 2)
 
 
+@pytest.mark.parametrize("load", [load, AutoModelForCausalLM.from_pretrained])
+def test_fields_given_at_load_take_the_place_of_the_retrievers(parts: Path, load: Any):
+    model = load(parts / "prompts", base_model=tiny_base(), top_k_facts=2, similarity_scale=0.5)
+    assert (model.config.top_k_facts, model.config.similarity_scale) == (2, 0.5)
+
+
 def test_a_checkpoint_of_prompts_is_read_as_text_too(parts: Path):
     model = load(parts / "prompts", base_model=tiny_base(), prompt_form="text")
     assert model.prompt_encoder is None and model.generate(**batch_of(model, PROMPTS), **GREEDY).shape[0] == 4
@@ -210,6 +218,16 @@ def test_a_hub_id_is_named_as_it_is(model: RecipeForCausalLM, tmp_path: Path):
     config = config_in(tmp_path)
     assert (config["retriever_name_or_path"], config["retriever_revision"]) == ("org/retriever", "v1")
     assert config["retriever_fingerprint"] == retriever_fingerprint(model.retriever)
+
+
+def test_the_commit_that_a_retriever_was_taken_from_is_named_with_it(model: RecipeForCausalLM, tmp_path: Path):
+    taken = model.with_knowledge(model.knowledge)
+    taken.config = copy.deepcopy(model.config)
+    fingerprint = retriever_fingerprint(model.retriever)
+    taken.config.update(dict(zip(RETRIEVER_NAME, ("org/retriever", "c0ffee", fingerprint), strict=True)))
+    for name, expected in (("org/retriever", "c0ffee"), ("org/copy", None)):
+        taken.save_pretrained(tmp_path / name, parts="prompts", retriever=name)
+        assert config_in(tmp_path / name)["retriever_revision"] == expected
 
 
 @pytest.mark.parametrize("dtype", [None, torch.float16])

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from recipe_hf import RecipeForCausalLM
 from recipe_hf.cli import app
+from recipe_hf.training.adapting import faster_precision
 from recipe_hf.training.config import StageConfig
 from recipe_hf.training.objective import RecipeObjective, parameter_groups
 from recipe_hf.training.sampling import FactSampler
@@ -36,6 +38,12 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     other.save_pretrained(directory / "other")
     base_tokenizer().save_pretrained(directory / "other")
     return directory
+
+
+@pytest.fixture(autouse=True)
+def forget_precision() -> None:
+    """Accelerate keeps the precision of a process, and what is measured may be another the next time."""
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def adapt(parts: Path, output: Path, *arguments: object, base: str = "other") -> Any:
@@ -76,6 +84,16 @@ def test_a_finished_checkpoint_is_not_overwritten_and_a_finished_run_resumes_to_
     assert (tmp_path / "new" / "model.safetensors").read_bytes() == weights
 
 
+def test_a_run_goes_on_in_the_precision_that_it_began_in(parts: Path, tmp_path: Path):
+    other = "bf16" if faster_precision() == "no" else "no"
+    result = adapt(parts, tmp_path / "new", "--set", f"run.mixed_precision='{other}'")
+    assert result.exit_code == 0, result.output
+    result = adapt(parts, tmp_path / "new", "--resume")
+    assert result.exit_code == 0, result.output
+    record = json.loads((tmp_path / "new" / "training.json").read_text())
+    assert record["config"]["run"]["mixed_precision"] == other
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -83,6 +101,8 @@ def test_a_finished_checkpoint_is_not_overwritten_and_a_finished_run_resumes_to_
         (["--set", "model.checkpoint=there"], "model.retriever must be null with a checkpoint"),
         (["--set", "model.encoder_revision=main"], "encoder_revision must be null with a checkpoint or a retriever"),
         (["--retriever", "nowhere/at/all"], "retriever must be"),
+        (["--set", "run.output_dir=elsewhere"], ", in the output directory, got 'elsewhere'"),
+        (["--resume"], "does not exist, so there is nothing to resume"),
         (["--push-to-hub"], "run.hub_model_id must be a repository id"),
         (["--push-to-hub", "--hub-model-id", "a/b"], "model.retriever must be on the Hub with push_to_hub"),
     ],
