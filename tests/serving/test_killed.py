@@ -123,7 +123,7 @@ def until_ready(url: str) -> float:
     raise AssertionError("the server does not start")
 
 
-@pytest.mark.parametrize("kills", [10, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [10, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.endurance])])
 def test_a_server_killed_under_load_loses_nothing_acknowledged(checkpoint, forks, tmp_path, kills):
     rng, expected, gone, maybe_gone = random.Random(kills), {}, set(), set()
     changes = answers = 0

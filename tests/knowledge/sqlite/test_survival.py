@@ -94,7 +94,7 @@ class Expected:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked process")
-@pytest.mark.parametrize("kills", [30, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [30, pytest.param(300, marks=[pytest.mark.slow, pytest.mark.endurance])])
 def test_a_writer_killed_at_any_moment_loses_nothing_acknowledged(tmp_path: Path, kills: int):
     rng, changes = random.Random(kills), 0
     for seed in range(kills):
