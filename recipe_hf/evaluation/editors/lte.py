@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -37,11 +38,8 @@ class AsUpdate(Teller):
     """By the statement as updated information before the prompt."""
 
     def tell(self, prompt: Prompt, statement: str, answer: str | None) -> Told:
-        return self.tokenizer(with_update(statement, prompt.text))["input_ids"], (
-            "updated information",
-            statement,
-            None,
-        )
+        ids = self.tokenizer(with_update(statement, prompt.text))["input_ids"]
+        return ids, ("updated information", statement, None)
 
 
 class Lte(LoRA):
@@ -55,14 +53,17 @@ class Lte(LoRA):
     The base is left alone by `tune`. The adapter is in it from the first `edit` until `undo`, and is the same whatever
     the facts are.
 
-    Published: the two phases, the kinds of query, the form of the context. Changed here: the rows for tuning alone,
-    where the paper has 60,000 queries, half of them without a fact, to keep a chat model's other skills: here each
-    query has one. Out of scope the divergence from the base is lowered, as no answer of a base is known to be its own;
-    the paper trains on given answers. The nearest fact alone, in training the right one, where the paper has the
-    nearest three and trains with up to two more; and without the sentence of instruction before the form: a small base
-    reads one short fact better than a list. Of the paper's two ways to train, all weights and LoRA, the latter, which
-    can be kept in a small file and taken out exactly; it is on all linear maps, as that of [`LoRA`], not on three of
-    the attention's.
+    Published: the two phases, in-scope and out-of-scope queries, the form of the context. Changed here:
+
+    - The rows for tuning are all there is to train on. The paper gathers several data sets, and instructions to keep a
+      chat model's other skills, with and without a fact; here each query has one, as when the model is asked.
+    - Out of scope the divergence from the base is lowered, which is what locality measures; the paper trains on given
+      answers, which need not be the base's.
+    - One fact in the context: in training the right one, then the nearest. The paper trains with similar ones beside
+      it, and tells several. A small base reads a short context best.
+    - No sentence of instruction before the form, as bases need not follow any.
+    - Of the paper's two ways to train, all weights and LoRA, the latter, which is kept in a small file and taken out
+      exactly; on all linear maps, as [`LoRA`] is, not on three of the attention's.
 
     Args:
         model: The model.
@@ -108,9 +109,9 @@ class Lte(LoRA):
         if not path.is_file():
             keep(path, *self._align(facts))
         with safe_open(path, "pt") as file:
-            metadata = file.metadata()
+            reached = json.loads(file.metadata()["reached"])
             self._adapter = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        self.settings |= {name: float(value) for name, value in metadata.items()}
+        self.settings |= reached
 
     def _mark(self, facts: Sequence[EditExample]) -> str:
         """Tells alignment on these facts, of this base, from all other."""
@@ -118,7 +119,7 @@ class Lte(LoRA):
         return digest([str(budget), with_update("", ""), base_digest(self.lm), describe_rows(facts)])
 
     def _align(self, facts: Sequence[EditExample]) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """Trains an adapter and takes it out again; gives its weights, and how far it came, as plain text."""
+        """Trains an adapter and takes it out again; gives its weights, and how far it came, for a file."""
         import peft
 
         losses: list[tuple[float, float]] = []
@@ -136,11 +137,12 @@ class Lte(LoRA):
         finally:
             super().undo()
         missed_last, disturbed_last = (sum(last) / len(last) for last in zip(*losses[-50:], strict=True))
-        return state, {
-            "training steps": str(len(losses)),
-            "last loss in scope": f"{missed_last:.4f}",
-            "last divergence out of scope": f"{disturbed_last:.4f}",
+        reached = {
+            "training steps": len(losses),
+            "last loss in scope": round(missed_last, 4),
+            "last divergence out of scope": round(disturbed_last, 4),
         }
+        return state, {"reached": json.dumps(reached)}
 
     def _batches(self, facts: Sequence[EditExample]) -> Iterator[list[EditExample]]:
         rng, started = random.Random(0), time.monotonic()
@@ -159,9 +161,8 @@ class Lte(LoRA):
         statements = [compose_statement(fact.prompt, fact.answer) for fact in facts]
         told = list(zip(statements, facts, strict=True))
         asked = [with_update(said, prompt) for said, fact in told for prompt in (fact.prompt, fact.rephrase_prompt)]
-        missed = answer_loss(
-            self.lm, tokenize_rows(self.tokenizer, asked, [f.answer for f in facts for _ in range(2)])
-        )
+        answers = [fact.answer for fact in facts for _ in range(2)]
+        missed = answer_loss(self.lm, tokenize_rows(self.tokenizer, asked, answers))
         answers = [fact.locality_answer for fact in facts]
         with torch.no_grad(), self._peft.disable_adapter():
             alone = tokenize_rows(self.tokenizer, [fact.locality_prompt for fact in facts], answers)
