@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 
 import torch
+from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from recipe_hf import RecipeForCausalLM
@@ -13,7 +15,7 @@ from recipe_hf.evaluation.asking.saying import predict, write
 from recipe_hf.evaluation.editors.editor import Editor, Prompt
 from recipe_hf.teacher_forcing import answer_logits, tokenize_rows
 from recipe_hf.training.losses import editing_loss
-from tests.tiny_recipe import FACTS, PROMPTS, UNRELATED, tiny_recipe
+from tests.tiny_recipe import FACTS, PROMPTS, UNRELATED, encoder_tokenizer, tiny_encoder, tiny_recipe
 
 # One rephrasing finds no fact, one finds that of another; one unrelated prompt is not so unrelated.
 REPHRASINGS = [PROMPTS[0], UNRELATED[4], PROMPTS[3], PROMPTS[3]]
@@ -38,6 +40,14 @@ def model() -> RecipeForCausalLM:
         loss.backward()
         optimizer.step()
     return model
+
+
+def write_sentence_model(directory: Path, seed: int) -> Path:
+    """A sentence-transformers model in a directory."""
+    tiny_encoder(seed).save_pretrained(directory / "encoder")
+    encoder_tokenizer().save_pretrained(directory / "encoder")
+    SentenceTransformer(str(directory / "encoder")).save(str(directory / "sentences"))
+    return directory / "sentences"
 
 
 def predictions(prompt: str, answer: str, prefix: Tensor | None) -> tuple[list[int], list[int]]:

@@ -43,7 +43,7 @@ def compare(
         list[str],
         typer.Option(
             help="base, recipe, recipe-statements, context, context-minilm, lora, ft, grace: all of these by default; "
-            "and rome, wilke, r-rome, memit, alphaedit, wise, t-patcher, mend, malmen.",
+            "and rome, wilke, r-rome, memit, alphaedit, wise, t-patcher, mend, malmen, lte.",
             show_default=False,
         ),
     ] = [],  # noqa: B006
@@ -57,12 +57,13 @@ def compare(
     validation: Validation = [],  # noqa: B006
     num_validation: NumValidation = 500,
     sentence_model: Annotated[
-        str, typer.Option(help="The sentence-transformers model of context-minilm: Hub id or directory.")
+        str,
+        typer.Option(help="The sentence-transformers model of context-minilm, r-rome and lte: Hub id or directory."),
     ] = "sentence-transformers/all-MiniLM-L6-v2",
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the facts that an editor may train for.")] = 20,
     seconds: Annotated[float, typer.Option(help="No pass over the facts is begun after this long.")] = 120.0,
     learning_rate: Annotated[float, typer.Option(help="Of fine-tuning all weights.")] = 2e-5,
-    lora_learning_rate: Annotated[float, typer.Option(help="Of LoRA.")] = 1e-3,
+    lora_learning_rate: Annotated[float, typer.Option(help="Of LoRA, and of the adapter of lte.")] = 1e-3,
     key_text: Annotated[
         str | None,
         typer.Option(
@@ -81,7 +82,7 @@ def compare(
     from ..evaluation.editors.finetuning import Budget, check_peft
 
     names = editors or list(BASELINES)
-    if "lora" in names:
+    if {"lora", "lte"} & set(names):
         check_peft()
     options = EditorOptions(Budget(epochs, seconds), sentence_model, learning_rate, lora_learning_rate, key_text)
     comparison = _comparison(

@@ -75,7 +75,7 @@ def model_settings(model: RecipeForCausalLM) -> dict[str, Any]:
         "top_k_facts": config.top_k_facts,
         **form,
         "dtype": str(model.dtype).removeprefix("torch."),
-        "base_weights": _base_digest(lm),
+        "base_weights": base_digest(lm),
         "base_config": digest(base),
         "device": model.device.type,
         "versions": versions("torch", "transformers"),
@@ -141,7 +141,7 @@ def weights_digest(module: nn.Module) -> str:
 
 
 @torch.no_grad()
-def _base_digest(lm: nn.Module) -> str:
+def base_digest(lm: nn.Module) -> str:
     """SHA-256 of some values of each weight of the base, which tells its quantisations, fine-tunes and adapters apart.
 
     Some quantised layers keep their weights in buffers, and offloaded ones elsewhere.

@@ -160,7 +160,7 @@ def without_sentinel(model: RecipeForCausalLM) -> ThresholdFinder:
     return ThresholdFinder(model.encode_statements, lambda texts: model.encode_queries(texts) * scale)
 
 
-def sentence_transformer(name_or_path: str) -> ThresholdFinder:
+def sentence_transformer(name_or_path: str, threshold: float | None = None) -> ThresholdFinder:
     """A sentence-transformers model by cosine, as it comes."""
     from sentence_transformers import SentenceTransformer
 
@@ -170,7 +170,7 @@ def sentence_transformer(name_or_path: str) -> ThresholdFinder:
     def encode(texts: list[str]) -> Tensor:
         return encoder.encode(texts, convert_to_tensor=True, normalize_embeddings=True, show_progress_bar=False)
 
-    return ThresholdFinder(encode, encode)
+    return ThresholdFinder(encode, encode, threshold)
 
 
 def describe_sentence_transformer(name_or_path: str) -> dict[str, Any]:

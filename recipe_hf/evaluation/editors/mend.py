@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from collections.abc import Sequence
@@ -10,17 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from huggingface_hub import constants
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...datasets import EditExample
 from ...teacher_forcing import Row, answer_logits, tokenize_rows
 from ..inputs import describe_rows, digest
 from .editor import Editor
-from .memory.gradients import Factors, answer_loss, gradient_factors, updated
+from .kept import keep
+from .memory.gradients import Factors, answer_loss, divergence, gradient_factors, updated
 from .memory.layers import SavedWeights, find_layers
 from .memory.moments import base_mark
 
@@ -178,10 +176,7 @@ class Mend(Editor):
         path = self.directory / f"{self._mark(facts)}.safetensors"
         if not path.is_file():
             steps, loss = self._train(facts)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(f".{os.getpid()}.part")
-            save_file(self.network.state_dict(), part, metadata={"steps": str(steps), "loss": str(round(loss, 4))})
-            part.replace(path)
+            keep(path, self.network.state_dict(), {"steps": str(steps), "loss": str(round(loss, 4))})
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
             self.network.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
@@ -215,7 +210,7 @@ class Mend(Editor):
         prompts, answers = zip(*(fact.unrelated[0] for fact in facts), strict=True)
         unrelated = tokenize_rows(self.tokenizer, prompts, answers)
         with torch.no_grad():
-            before = answer_logits(self.lm, unrelated)[0].float().log_softmax(-1)
+            before, _ = answer_logits(self.lm, unrelated)
         factors = gradient_factors(self.lm, self.layers, self._rows([fact.prompt for fact in facts], facts))
         for index, layer in enumerate(self.layers):
             self.network.learn(index, factors[layer.number])
@@ -223,9 +218,7 @@ class Mend(Editor):
             with updated(self.layers, self.updates(factors)):
                 said = answer_loss(self.lm, asked)
                 logits, labels = answer_logits(self.lm, unrelated)
-            after = logits.float().log_softmax(-1)
-            kept = F.kl_div(after, before, log_target=True, reduction="none").sum(-1)[labels >= 0].mean()
-            return self._edit_weight * said + kept
+            return self._edit_weight * said + divergence(logits, before, labels)
 
     def updates(self, factors: dict[int, Factors]) -> dict[int, Tensor]:
         """The change of each layer's map, `[d_llm, d_key]`, for the factors of its gradient."""

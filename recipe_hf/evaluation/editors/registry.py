@@ -13,6 +13,7 @@ from .editor import Editor, Unedited
 from .finders import Finder, SentinelFinder, describe_sentence_transformer, sentence_transformer, without_sentinel
 from .finetuning import Budget, FineTuning, LoRA, peft_version
 from .grace import Grace
+from .lte import Lte
 from .malmen import Malmen
 from .memit import Memit
 from .memory.moments import KeyText
@@ -34,9 +35,10 @@ class EditorOptions:
 
     Args:
         budget: How long those that train may do so, for each edit of all facts.
-        sentence_model: The sentence-transformers model of `context-minilm` and `r-rome`, on the Hub or in a directory.
+        sentence_model: The sentence-transformers model of `context-minilm`, `r-rome` and `lte`, on the Hub or in a
+            directory.
         learning_rate: Of full fine-tuning.
-        lora_learning_rate: Of LoRA.
+        lora_learning_rate: Of LoRA, and of the adapter of `lte`.
         key_text: A text file whose keys those that write into MLPs disturb as little as they can; by default the base
             writes the text.
     """
@@ -101,6 +103,10 @@ def _absolute(model: RecipeForCausalLM, options: EditorOptions) -> Finder:
     return without_sentinel(model)
 
 
+def _nearest(options: EditorOptions) -> Finder:
+    return sentence_transformer(options.sentence_model, threshold=-2.0)  # Below every cosine: the nearest is used.
+
+
 EDITORS: Mapping[str, EditorKind] = {
     "base": EditorKind("the unedited model", lambda m, o: Unedited(m)),
     "recipe": EditorKind("RECIPE, facts told as prompt and answer", lambda m, o: recipe(m)),
@@ -153,6 +159,12 @@ EDITORS: Mapping[str, EditorKind] = {
     ),
     "malmen": EditorKind(
         "MALMEN, MEND's edits of all facts joined by least squares", lambda m, o: Malmen(m), trains=True, is_tuned=True
+    ),
+    "lte": EditorKind(
+        "LTE, the nearest fact as text before the prompt, to a base aligned on the rows for tuning to use it if asked",
+        lambda m, o: Lte(m, _nearest(o), o.budget, learning_rate=o.lora_learning_rate),
+        is_tuned=True,
+        inputs=lambda o: peft_version() | describe_sentence_transformer(o.sentence_model),
     ),
     "no-prompts": _retrieval(
         "without continuous prompts: the statement's word embeddings instead", _sentinel, ByWordEmbeddings

@@ -17,10 +17,10 @@ from recipe_hf.evaluation.editors.finetuning import Budget
 from recipe_hf.evaluation.editors.memory.values import ValueSearch
 from recipe_hf.evaluation.measuring.editing import edited, run_trial
 from recipe_hf.teacher_forcing import Row
-from tests.tiny_evaluation import EXAMPLES, prompts_of, said_by
+from tests.tiny_evaluation import EXAMPLES, prompts_of, said_by, write_sentence_model
 from tests.tiny_recipe import PROMPTS, UNRELATED, tiny_recipe
 
-NAMES = [name for name in EDITORS if name not in ("context-minilm", "r-rome")]  # They need a model of their own.
+NAMES = list(EDITORS)
 #: What editors that search or train take many steps for, cut short.
 SHORT = {"search": ValueSearch(steps=2), "steps": 2, "_contexts": [""]}
 ANSWERS = [example.answer for example in EXAMPLES] + ["a"] * len(UNRELATED)
@@ -31,12 +31,19 @@ def nothing_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(constants, "HF_HOME", str(tmp_path))
 
 
+def sentence_model(name: str) -> str:
+    if name not in ("context-minilm", "r-rome", "lte"):
+        return "none"
+    return str(write_sentence_model(Path(constants.HF_HOME), 0))
+
+
 def made(name: str) -> Editor:
     model = tiny_recipe()
     model.add_knowledge(["Zork is a game."])
     file = Path(constants.HF_HOME) / "text.txt"
     file.write_text("Rivers run to the sea. " * 20, encoding="utf-8")
-    editor = EDITORS[name].make(model, EditorOptions(Budget(epochs=2), learning_rate=0.01, key_text=str(file)))
+    options = EditorOptions(Budget(epochs=2), sentence_model(name), learning_rate=0.01, key_text=str(file))
+    editor = EDITORS[name].make(model, options)
     for attribute in vars(editor).keys() & SHORT.keys():
         setattr(editor, attribute, SHORT[attribute])
     if EDITORS[name].is_tuned:

@@ -24,6 +24,18 @@ def answer_loss(lm: Any, rows: Sequence[Row]) -> Tensor:
     return F.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=IGNORE_INDEX)
 
 
+def divergence(logits: Tensor, before: Tensor, labels: Tensor) -> Tensor:
+    """Mean divergence KL(before || now) of what is said at the tokens of answers, where `labels` are not negative.
+
+    Args:
+        logits: What a model says now, `[batch, n, vocab]`.
+        before: What it, or another, said before.
+        labels: The answers, `[batch, n]`.
+    """
+    now, then = (scores.float().log_softmax(-1) for scores in (logits, before))
+    return F.kl_div(now, then, log_target=True, reduction="none").sum(-1)[labels >= 0].mean()
+
+
 def gradient_factors(lm: Any, layers: Sequence[Layer], rows: Sequence[Row]) -> dict[int, Factors]:
     """Factors of the gradients of the last maps of MLPs, of the mean loss of answers.
 

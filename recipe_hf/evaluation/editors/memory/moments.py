@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,12 +12,12 @@ from typing import Any
 import torch
 from huggingface_hub import constants
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ....modeling.frozen_base import fingerprint, input_device
 from ...inputs import describe_file, digest
+from ..kept import keep
 from .layers import Layer, hooked
 from .writing import write_texts
 
@@ -170,11 +169,8 @@ class MomentStore:
 
     def _write(self, number: int) -> None:
         path, moments = self.path(number), self._held[number]
-        path.parent.mkdir(parents=True, exist_ok=True)
         facts = {"base": self.base, "layer": str(number), "count": str(moments.count), "source": moments.source}
-        part = path.with_suffix(f".{os.getpid()}.part")
-        save_file({"second_moment": moments.second.contiguous().cpu()}, part, metadata=facts)
-        part.replace(path)
+        keep(path, {"second_moment": moments.second.contiguous().cpu()}, facts)
 
     @torch.no_grad()
     def _count(self, numbers: Sequence[int]) -> dict[int, Moments]:
