@@ -180,12 +180,12 @@ class Changes:
             make(knowledge, made, recording)
             if claim is not None:
                 last = (None, None) if made.last is None else (made.last.id, made.last.created_at)
-                claim.write(Receipt(made.answer, *last))
+                claim.write(Receipt(made.answer, namespace, *last))
         return made
 
-    def was_made(self, namespace: str, receipt: Receipt) -> bool:
+    def was_made(self, receipt: Receipt) -> bool:
         """Whether the change of a receipt came to be: no other fact has both this id and this time."""
-        fact = self.knowledge(namespace).find(receipt.id)
+        fact = self.knowledge(receipt.namespace).find(receipt.id)
         return receipt.id is None or (fact is not None and fact.created_at == receipt.created_at)
 
 

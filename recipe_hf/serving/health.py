@@ -12,8 +12,8 @@ router = APIRouter(tags=["operation"])
 
 
 @router.get("/health")
-def health() -> dict[str, str]:
-    """Whether the process answers."""
+async def health() -> dict[str, str]:
+    """Whether the process answers, also while all its threads are at work."""
     return {"status": "ok"}
 
 

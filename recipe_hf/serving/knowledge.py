@@ -93,11 +93,7 @@ class Place:
 
     def claim(self, key: str | None, request: bytes) -> AbstractContextManager[Claim | None]:
         """The right to carry a request out, once."""
-
-        def was_made(receipt: Any) -> bool:
-            return self.changes.was_made(self.namespace, receipt)
-
-        return self.changes.receipts.claim(self.who.name, key, request, was_made)
+        return self.changes.receipts.claim(self.who.name, key, request, self.changes.was_made)
 
 
 _Namespace = Annotated[

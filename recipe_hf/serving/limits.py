@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from http import HTTPStatus
+from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -12,6 +14,7 @@ from .problems import Problem, respond
 MAX_FACTS = 1000
 MAX_TEXT = 8192
 MAX_METADATA = 16384
+MAX_DEPTH = 32
 MAX_QUESTIONS = 16
 MAX_NAMES = 32
 MAX_NEAREST = 100
@@ -23,7 +26,8 @@ def check_size(place: str, fact: NewFact) -> None:
     """Refuses a fact that is too large to be taken from a client.
 
     Raises:
-        ValueError: If a text is too long, or there are too many metadata.
+        ValueError: If a text is too long, or there are too many metadata, or too deep ones: what is too deep to be
+            answered would spoil every list that it is in.
     """
     for name in ("statement", "prompt", "answer"):
         text = getattr(fact, name)
@@ -32,6 +36,17 @@ def check_size(place: str, fact: NewFact) -> None:
     size = len(canonical(fact.metadata))
     if size > MAX_METADATA:
         raise ValueError(f"{place}.metadata must be of at most {MAX_METADATA} characters of JSON, got {size}.")
+    level: list[Any] = [fact.metadata]
+    for _ in range(MAX_DEPTH):
+        level = [inner for outer in level for inner in _inner(outer)]
+    if level:
+        raise ValueError(f"{place}.metadata must be nested at most {MAX_DEPTH} levels deep, got more.")
+
+
+def _inner(value: Any) -> Iterable[Any]:
+    if isinstance(value, Mapping):
+        return value.values()
+    return value if isinstance(value, (list, tuple)) else ()
 
 
 class BodyLimit:

@@ -43,13 +43,30 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
+class TextFormatter(logging.Formatter):
+    """Makes lines for people of a record.
+
+    Args:
+        with_texts: As of [`JsonFormatter`].
+    """
+
+    def __init__(self, with_texts: bool = False) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+        self._with_texts = with_texts
+
+    def formatException(self, ei: Any) -> str:
+        """The exception, where it was raised, and what it says if that is wanted."""
+        if self._with_texts:
+            return super().formatException(ei)
+        kind, _, trace = ei
+        return "".join(traceback.format_tb(trace)) + kind.__name__
+
+
 def configure(settings: ServerSettings) -> None:
     """Sends what is logged to standard error, as the settings say. For a program, not for a library."""
     handler = logging.StreamHandler()
-    if settings.log_format == "json":
-        handler.setFormatter(JsonFormatter(settings.log_texts))
-    else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    formatter = JsonFormatter if settings.log_format == "json" else TextFormatter
+    handler.setFormatter(formatter(settings.log_texts))
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
     transformers.utils.logging.disable_default_handler()

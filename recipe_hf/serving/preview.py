@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from http import HTTPStatus
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ import torch
 from ..knowledge.facts import Fact, NewFact, parse_facts
 from ..modeling.queries import as_chat
 from .limits import check_size
+from .problems import busy
 from .schemas import FactsToPreview, Named, Outcome, Preview, PreviewedFact, PreviewedQuestion
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 # How many of the facts nearest to a question matter to it, beside those that would leave.
 _NEAR = 64
 _generating = threading.Lock()
+# How many are tried at once: each waits in a thread of those that answer all other routes, too.
+_trying = threading.BoundedSemaphore(8)
 
 
 def preview(model: RecipeForCausalLM, namespace: str, given: FactsToPreview) -> Preview:
@@ -28,8 +32,18 @@ def preview(model: RecipeForCausalLM, namespace: str, given: FactsToPreview) -> 
 
     Raises:
         KeyError: If `in_place_of` is not the id of a fact.
+        Problem: If too many are being tried.
         ValueError: As in `add_knowledge`, where the facts could not be added.
     """
+    if not _trying.acquire(blocking=False):
+        raise busy("Other previews are being tried: try again later.", HTTPStatus.TOO_MANY_REQUESTS)
+    try:
+        return _preview(model, namespace, given)
+    finally:
+        _trying.release()
+
+
+def _preview(model: RecipeForCausalLM, namespace: str, given: FactsToPreview) -> Preview:
     parsed = {f"facts[{position}]": fact for position, fact in enumerate(parse_facts(given.facts))}
     for place, fact in parsed.items():
         check_size(place, fact)

@@ -18,7 +18,8 @@ from .problems import Problem, busy
 
 _KEPT = 7 * 24 * 3600  # Seconds.
 _SCHEMA = """CREATE TABLE IF NOT EXISTS receipts (
-    who TEXT, key TEXT, request TEXT, at REAL, id INTEGER, created_at TEXT, answer TEXT, PRIMARY KEY (who, key)
+    who TEXT, key TEXT, request TEXT, at REAL, namespace TEXT, id INTEGER, created_at TEXT, answer TEXT,
+    PRIMARY KEY (who, key)
 ) WITHOUT ROWID"""
 
 
@@ -28,11 +29,13 @@ class Receipt:
 
     Attributes:
         answer: The answer, as JSON.
+        namespace: Whose facts were changed.
         id: The fact's id; None if none came.
         created_at: When it came.
     """
 
     answer: dict[str, Any]
+    namespace: str
     id: int | None = None
     created_at: str | None = None
 
@@ -91,9 +94,9 @@ class Receipts:
     def _find(self, who: str, key: str, digest: str, was_made: Callable[[Receipt], bool]) -> Receipt | None:
         with self._lock:
             found = self._connection.execute(
-                "SELECT request, answer, id, created_at FROM receipts WHERE who = ? AND key = ?", (who, key)
+                "SELECT request, answer, namespace, id, created_at FROM receipts WHERE who = ? AND key = ?", (who, key)
             ).fetchone()
-        if found is None or not was_made(receipt := Receipt(json.loads(found[1]), found[2], found[3])):
+        if found is None or not was_made(receipt := Receipt(json.loads(found[1]), *found[2:])):
             return None
         if found[0] != digest:
             raise Problem(
@@ -105,7 +108,7 @@ class Receipts:
     def _write(self, *values: Any) -> None:
         with self._lock:
             self._connection.execute("DELETE FROM receipts WHERE at < ?", (time.time() - _KEPT,))
-            self._connection.execute("INSERT OR REPLACE INTO receipts VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+            self._connection.execute("INSERT OR REPLACE INTO receipts VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
 
 
 @dataclass(frozen=True)
@@ -128,4 +131,5 @@ class Claim:
     def write(self, receipt: Receipt) -> None:
         """Writes what is about to be answered."""
         answer = json.dumps(receipt.answer, ensure_ascii=False)
-        self._receipts._write(self._who, self._key, self._request, time.time(), receipt.id, receipt.created_at, answer)
+        made = (receipt.namespace, receipt.id, receipt.created_at, answer)
+        self._receipts._write(self._who, self._key, self._request, time.time(), *made)

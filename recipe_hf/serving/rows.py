@@ -19,6 +19,9 @@ from ..modeling.outputs import Retrieval
 from .engine import Failed, FinishReason, Piece, Prompt, Sampling, TokenLogprobs
 from .text import Decoder, StopStrings
 
+# Below it, logits are divided into what is no number; the most likely token is all but certain there.
+_GREEDY_BELOW = 1e-5
+
 
 class Row:
     """A prompt while it waits and is continued."""
@@ -116,12 +119,13 @@ class Choice:
 
     def __init__(self, sampling: Sampling, device: torch.device) -> None:
         self._sampling = sampling
+        self._is_greedy = sampling.temperature < _GREEDY_BELOW
         self._warpers: list[Any] = []
         self._bias: tuple[Tensor, Tensor] | None = None
         if sampling.logit_bias:
             ids, values = zip(*sampling.logit_bias.items(), strict=True)
             self._bias = torch.tensor(ids, device=device), torch.tensor(values, device=device, dtype=torch.float32)
-        if sampling.temperature > 0:
+        if not self._is_greedy:
             self._chance = torch.Generator(device)
             if sampling.seed is None:
                 self._chance.seed()
@@ -142,7 +146,7 @@ class Choice:
         if penalized:
             ids, counts = torch.tensor(so_far, device=logits.device).unique(return_counts=True)
             logits[ids] -= sampling.presence_penalty + sampling.frequency_penalty * counts
-        if sampling.temperature == 0:
+        if self._is_greedy:
             return logits
         scores = (logits / sampling.temperature).unsqueeze(0)
         for warper in self._warpers:

@@ -85,6 +85,13 @@ def test_rows_sample_apart_and_a_seed_repeats_a_row_in_any_batch(model, engine):
     assert top == alone(model, UNRELATED[0], max_new_tokens=12)
 
 
+@pytest.mark.parametrize("temperature", [1e-6, 1e-45, 1e-320])
+def test_a_temperature_near_zero_is_greedy_and_harms_no_other_row(model, engine, temperature):
+    text = PROMPTS[0]
+    hot, cold = Asking(engine, [prompt(model, text, temperature=temperature), prompt(model, text)]).texts()
+    assert hot == cold == alone(model, text)
+
+
 def test_a_stop_string_ends_its_row_alone_and_is_not_shown(model, engine):
     whole = alone(model, PROMPTS[0], max_new_tokens=12)
     stop = whole[4:6]

@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from recipe_hf.serving import ServerSettings, create_app
+from recipe_hf.serving.preview import _trying
 from tests.running_server import serving
 from tests.tiny_recipe import FACTS, PROMPTS, tiny_recipe, verified_recipe
 
@@ -94,6 +95,21 @@ def test_what_is_too_large_is_refused(client):
     problem(client.post(URL, json={"facts": ["a"] * 1001}), 422)
 
 
+def test_metadata_too_deep_to_be_answered_are_refused(client, model):
+    def nested(levels):
+        metadata = json.loads('{"a":' * levels + "1" + "}" * levels)
+        return {"statement": "Dogs bark.", "metadata": metadata}
+
+    for url in (URL, f"{URL}/preview"):
+        answer = client.post(url, json={"facts": [nested(300)]})
+        assert problem(answer, 422) == "facts[0].metadata must be nested at most 32 levels deep, got more."
+    line = json.dumps(nested(300))
+    assert "line 1.metadata" in problem(client.post(f"{URL}/import", content=line, headers=LINES), 422)
+    assert len(model.knowledge) == 0
+    add(client, nested(31))
+    assert client.get(URL).json()["facts"][0]["metadata"] == nested(31)["metadata"]
+
+
 def test_on_conflict_is_that_of_python_and_what_left_is_named(client):
     (old,) = add(client, ["Zork was", "a game"])["ids"]
     assert add(client, ["Zork was", "a toy"], on_conflict="keep") == {"ids": [old], "superseded": [], "reported": []}
@@ -148,6 +164,17 @@ def test_the_same_request_again_is_answered_again_and_not_carried_out(client, mo
     id_ = model.knowledge.history()[-1].id
     url, headers = f"{URL}/{id_}/restore", {"Idempotency-Key": "three"}
     assert client.post(url, headers=headers).json() == client.post(url, headers=headers).json()
+
+
+def test_an_idempotency_key_is_of_one_namespace(client, model):
+    def send(namespace):
+        headers, params = {"Idempotency-Key": "of one"}, {"namespace": namespace}
+        return client.post(URL, json={"facts": ["Dogs bark."]}, headers=headers, params=params)
+
+    first, elsewhere, again = send("here"), send("there"), send("here")
+    assert "Idempotency-Key must be a new one for another request" in problem(elsewhere, 422)
+    assert again.headers["idempotency-replayed"] == "true" and again.json() == first.json()
+    assert len(model.knowledge.namespace("here")) == 1 and len(model.knowledge.namespace("there")) == 0
 
 
 def test_a_request_that_failed_may_be_sent_again(client):
@@ -287,6 +314,17 @@ def test_a_preview_may_be_of_a_fact_put_in_the_place_of_another(client, model):
     assert second["after"]["fired"] and second["after"]["fact"]["id"] is None
     assert list(model.knowledge.ids()) == [old]
     problem(client.post(f"{URL}/preview", json=given | {"in_place_of": old + 1}), 404)
+
+
+def test_previews_are_refused_where_too_many_wait_and_the_server_answers_others(client):
+    given = {"facts": ["Dogs bark."], "questions": ["Do dogs bark?"]}
+    taken = [_trying.acquire(blocking=False) for _ in range(100)].count(True)
+    try:
+        answer = client.post(f"{URL}/preview", json=given)
+        assert problem(answer, 429) and answer.headers["retry-after"]
+    finally:
+        _trying.release(taken)
+    assert client.post(f"{URL}/preview", json=given).status_code == 200
 
 
 def test_a_preview_is_refused_as_adding_would_be(client):

@@ -10,7 +10,7 @@ import pytest
 
 from recipe_hf.serving import ServerSettings, create_app
 from recipe_hf.serving.generating import TransformersEngine
-from recipe_hf.serving.logs import JsonFormatter
+from recipe_hf.serving.logs import JsonFormatter, TextFormatter
 from tests.running_server import serving
 from tests.tiny_recipe import PROMPTS, edited_recipe
 
@@ -93,3 +93,7 @@ def test_an_exceptions_own_message_is_logged_only_if_texts_are():
     assert line["exception"] == "ValueError" and said not in JsonFormatter().format(record)
     assert "test_operation" in line["trace"]
     assert said in JsonFormatter(with_texts=True).format(record)
+    record.exc_text = None  # Where formatters of text keep what they made of an exception.
+    assert said not in TextFormatter().format(record) and "ValueError" in TextFormatter().format(record)
+    record.exc_text = None
+    assert said in TextFormatter(with_texts=True).format(record)
