@@ -184,9 +184,10 @@ class Lte(LoRA):
         import peft
 
         if self._peft is None:
-            self.trained()
+            parameters = self.trained()
             peft.set_peft_model_state_dict(self._peft, self._adapter)
-            self._peft.requires_grad_(False)
+            for parameter in parameters:
+                parameter.requires_grad_(False)
 
     def undo(self) -> None:
         super().undo()
