@@ -16,6 +16,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from limits import RateLimitItem, parse
 from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
+from starlette.concurrency import run_in_threadpool
 
 from .keys import ROLES, Key, Keys, Role
 from .problems import Problem, busy
@@ -110,15 +111,25 @@ def principal(
         return LOCAL
     key = _key_of(keys, sent)
     if key is None:
-        rates.count_stranger(request.client.host if request.client else "")
-        raise Problem(
-            HTTPStatus.UNAUTHORIZED,
-            "A valid key is needed: `Authorization: Bearer KEY`.",
-            {"WWW-Authenticate": "Bearer"},
-        )
+        raise _stranger(request)
     found = request.state.principal = Principal(key.id, key.role, key.namespace)
     rates.count(found)
     return found
+
+
+async def admit(request: Request) -> None:
+    """Refuses who has no good key before the body of the request is read, as FastAPI does before any dependency."""
+    keys: Keys | None = request.app.state.keys
+    if keys is not None and await run_in_threadpool(_key_of, keys, await _bearer(request)) is None:
+        raise _stranger(request)
+
+
+def _stranger(request: Request) -> Problem:
+    """The refusal of a request without a good key, which is counted."""
+    rates: Rates = request.app.state.rates
+    rates.count_stranger(request.client.host if request.client else "")
+    needed = "A valid key is needed: `Authorization: Bearer KEY`."
+    return Problem(HTTPStatus.UNAUTHORIZED, needed, {"WWW-Authenticate": "Bearer"})
 
 
 def _key_of(keys: Keys, sent: HTTPAuthorizationCredentials | None) -> Key | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 
 from ..knowledge.files import user_path
-from .access import Rates, check_address
+from .access import Rates, admit, check_address
 from .audit import Audit
 from .changes import Changes
 from .keys import Keys
@@ -32,6 +32,7 @@ def add_facts(app: FastAPI, settings: ServerSettings, model: RecipeForCausalLM) 
     check_address(settings.host, keys)
     app.state.keys = keys
     app.state.rates = Rates(settings.rate)
+    app.state.admit = admit
     app.state.secrets = _secrets(settings)
     audit = settings.audit or _beside(settings, "-audit.jsonl")
     receipts = None if settings.read_only else _beside(settings, "-receipts")

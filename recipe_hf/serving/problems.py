@@ -97,13 +97,17 @@ def as_problem(error: Exception, secrets: tuple[str, ...] = ()) -> Problem:
 
 
 class TellingRoute(APIRoute):
-    """A route whose errors in Python are told as problems. `app.state.secrets` are the texts that nobody may see."""
+    """A route whose errors in Python are told as problems. `app.state.secrets` are the texts that nobody may see.
+
+    `app.state.admit` refuses strangers before their body is read.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
 
         async def telling(request: Request) -> Response:
             try:
+                await request.app.state.admit(request)
                 return await handle(request)
             except (HTTPException, RequestValidationError):
                 raise

@@ -392,3 +392,16 @@ def test_a_body_may_be_only_so_large(tmp_path):
         for content in (b"x" * 1001, (b"x" * 100 for _ in range(1000))):
             answer = client.post(URL, content=content, headers={"Content-Type": "application/json"})
             assert answer.status_code == 413 and answer.json()["detail"] == "The body must be of at most 1000 bytes."
+
+
+def test_a_strangers_body_is_not_read(tmp_path):
+    keys = Keys(tmp_path / "keys.json")
+    keys.add("edit", None)
+    model = tiny_recipe()
+    app = create_app(ServerSettings(keys=tmp_path / "keys.json"), model, TransformersEngine(model))
+    with serving(app) as running, running.http() as client:
+        for path in (URL, f"{URL}/search", "/v1/chat/completions", "/v1/completions"):
+            said = client.post(path, content=b"{no JSON", headers={"Content-Type": "application/json"})
+            assert said.status_code == 401 and said.headers["WWW-Authenticate"] == "Bearer", path
+        codes = {client.post(URL, content=b"{", headers=bearer("wrong")).status_code for _ in range(70)}
+        assert codes == {401, 429}

@@ -51,7 +51,7 @@ def of_validation(errors: Sequence[Any]) -> OpenAIError:
 
 
 class OpenAIRoute(APIRoute):
-    """A route whose refusals are OpenAI's."""
+    """A route whose refusals are OpenAI's, of strangers before their body is read."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """The route as FastAPI makes it, with what it raises told in OpenAI's way."""
@@ -59,6 +59,7 @@ class OpenAIRoute(APIRoute):
 
         async def handler(request: Request) -> Response:
             try:
+                await request.app.state.admit(request)
                 return await handle(request)
             except OpenAIError as refused:
                 error = refused
