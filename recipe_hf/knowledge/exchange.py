@@ -84,7 +84,7 @@ def _is_past(row: object) -> bool:
     )
 
 
-def _as_told(row: Any) -> Any:
+def _as_told(row: object) -> object:
     """A row without what the knowledge base added to the fact, and without the empty columns of past facts."""
     if not isinstance(row, dict):
         return row

@@ -111,7 +111,7 @@ class PastFact(Fact):
     replaced_by: int | None = None
 
 
-def canonical(value: Any) -> str:
+def canonical(value: object) -> str:
     """The JSON text of a value, the same for equal values."""
     return json.dumps(value, sort_keys=True)
 
@@ -182,7 +182,7 @@ def parse_facts(facts: Iterable[object]) -> list[NewFact]:
     return parsed
 
 
-def parse_fact(item: Any, where: str) -> NewFact:
+def parse_fact(item: object, where: str) -> NewFact:
     """Checks one fact in any of these forms; `where` names it in errors.
 
     Raises:

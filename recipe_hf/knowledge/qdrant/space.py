@@ -228,5 +228,5 @@ def _about(names: Sequence[str]) -> models.FieldCondition:
     return models.FieldCondition(key="about", match=models.MatchAny(any=list(names)))
 
 
-def _label(name: str, value: Any) -> str:
+def _label(name: str, value: object) -> str:
     return f"{canonical(name)}: {canonical(value)}"

@@ -30,10 +30,10 @@ from .calibration import (
 from .config import VerifierConfig
 from .mining import mine
 from .objective import losses
-from .publishing import publish
 from .rows import load_data
 from .sampling import PairSampler
 from .start import new_verifier, run_inputs
+from .verified_checkpoint import write_checkpoint
 
 _STATE = "state.pt"
 _LEAST_RATE = 0.02
@@ -197,7 +197,7 @@ class VerifierTrainer:
             "metrics": metrics,
             "config": self.config.model_dump(mode="json"),
         }
-        publish(self.directory, best, self.verifier, self.config, record, self.output_dir / METRICS_LOG)
+        write_checkpoint(self.directory, best, self.verifier, self.config, record, self.output_dir / METRICS_LOG)
         self.verifier.to(self.device)
 
     def _log(self, **values: Any) -> None:

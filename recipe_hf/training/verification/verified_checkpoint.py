@@ -22,7 +22,7 @@ METRICS_LOG = "verifier-metrics.jsonl"
 _HEADING = "## Verifier"
 
 
-def publish(
+def write_checkpoint(
     checkpoint: Path,
     directory: Path,
     verifier: Verifier,
