@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiny_evaluation import EXAMPLES
 from tests.tiny_recipe import tiny_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -32,3 +33,17 @@ def test_the_examples_of_knowledge_md(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "\nFinnish replaced 20" in said and "\nFinnish\n['Estonian']\n1 ['', 'acme'] [None]\n" in said
     assert "Who owns Skerry Air?\n  threshold " in said and said.endswith("Kvaløy is painted green.\n")
     names["model"].knowledge.close()
+
+
+def test_the_editor_of_editors_md_is_measured(capsys: pytest.CaptureFixture):
+    (block,) = re.findall(r"```python\n(.*?)```", (DOCS / "editors.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    lines = block[block.index("class ") : block.index("(report,)")].strip().splitlines()
+    assert len(lines) <= 40
+    names = {"model": tiny_recipe(), "examples": EXAMPLES}
+    exec(compile(block, "docs/editors.md", "exec"), names)
+    assert capsys.readouterr().out.startswith("{'reliability': ")
+    report = names["report"]
+    # Each prompt is told its own fact, and an unrelated one that names no subject is answered as by the base.
+    assert report.metrics["reliability_right_fact"] == 100
+    unnamed = [o for o in report.outcomes if o.kind == "locality" and o.retrieved_id is None]
+    assert unnamed and all(outcome.accuracy == 1 for outcome in unnamed)
