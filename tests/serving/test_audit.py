@@ -126,17 +126,17 @@ def test_receipts_outlast_the_process_and_a_week(tmp_path, monkeypatch):
     path = tmp_path / "receipts"
     receipts = Receipts(path)
     with receipts.claim("ann", "k", b"request", lambda receipt: True) as claim:
-        claim.write(Receipt({"ids": [1]}, 1, "now"))
+        claim.write(Receipt({"ids": [1]}, "", 1, "now"))
     receipts.close()
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
     again = Receipts(path)
     with again.claim("ann", "k", b"request", lambda receipt: receipt.id == 1) as claim:
-        assert claim.earlier == Receipt({"ids": [1]}, 1, "now")
+        assert claim.earlier == Receipt({"ids": [1]}, "", 1, "now")
     for who, made in (("bo", True), ("ann", False)):  # Of another, or never made.
         with again.claim(who, "k", b"request", lambda receipt, made=made: made) as claim:
             assert claim.earlier is None
     monkeypatch.setattr("recipe_hf.serving.receipts._KEPT", -1)
     with again.claim("ann", "l", b"", lambda receipt: True) as claim:
-        claim.write(Receipt({}))
+        claim.write(Receipt({}, ""))
     with again.claim("ann", "k", b"request", lambda receipt: True) as claim:
         assert claim.earlier is None
